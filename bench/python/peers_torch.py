@@ -1,0 +1,231 @@
+"""torch eager and torch.compile as peers, on tensors that share the workload's memory.
+
+Backward calls the native backward functions with the statistics saved by forward, as we do;
+through autograd only where torch has none on the CPU (rms_norm). Channels-last cases are tensors
+of NCHW shape in channels_last memory, as torch users have them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from bench.python.formulas import eps_of
+from bench.python.peers import Prepared
+from bench.python.workload import Unsupported, Workload
+
+aten = torch.ops.aten
+Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of tensors, and those tensors
+ALL = [True, True, True]
+
+
+class TorchEager:
+    """torch as called without a compiler."""
+
+    name = "torch"
+    version = torch.__version__
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def prepare(self, work: Workload, kernel: bool) -> Prepared:
+        """torch.nn.functional, or the native backward."""
+        if work.case.direction == "backward" and work.case.op == "rms_norm":
+            return Prepared(_rms_autograd(work), _to_numpy(work))
+        function, tensors = _call_of(work)
+        return Prepared(_without_grad(function, tensors), _to_numpy(work))
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+class TorchCompile:
+    """The same functions through torch.compile, for exactly these shapes."""
+
+    name = "compile"
+    version = torch.__version__
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def prepare(self, work: Workload, kernel: bool) -> Prepared:
+        """The compiled function; the compiler runs at the first call."""
+        function, tensors = _call_of(work)
+        compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        return Prepared(_without_grad(compiled, tensors), _to_numpy(work))
+
+    def forget(self) -> None:
+        """Drop compiled code, or torch stops compiling after a number of shapes."""
+        torch._dynamo.reset()
+
+
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """A tensor over the array's memory, bfloat16 too."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _without_grad(function: Callable[..., Any], tensors: tuple[Any, ...]) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.inference_mode():
+            return function(*tensors)
+
+    return call
+
+
+def _to_numpy(work: Workload) -> Callable[[Any], list[np.ndarray]]:
+    def results(output: Any) -> list[np.ndarray]:
+        parts = output if isinstance(output, tuple) else (output,)
+        arrays = [part for part in parts if part is not None]
+        if work.case.layout == "NHWC":
+            arrays[0] = arrays[0].permute(0, 2, 3, 1)
+        return [part.detach().float().contiguous().numpy() for part in arrays]
+
+    return results
+
+
+def _call_of(work: Workload) -> Call:
+    case = work.case
+    x, dy = tensor_of(work.x), tensor_of(work.dy)
+    if case.layout == "NHWC":
+        x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
+    builder = _BUILDERS.get((case.op, case.direction))
+    if builder is None:
+        raise Unsupported(f"no {case.op} {case.direction}")
+    weight = tensor_of(work.weight)
+    bias = None if work.bias is None else tensor_of(work.bias)
+    with torch.no_grad():
+        return builder(work, dy, x, weight, bias)
+
+
+def _layer_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, size = eps_of(work.case), [w.numel()]
+    if work.case.option("axis", -1) == -1:
+        return lambda x, w, b: functional.layer_norm(x, size, w, b, eps), (x, w, b)
+
+    # torch normalizes trailing axes only: channels to the end, and y back to x's order.
+    def over_channels(x: Any, w: Any, b: Any) -> Any:
+        y = functional.layer_norm(x.permute(0, 2, 3, 1), size, w, b, eps)
+        return y.permute(0, 3, 1, 2).contiguous()
+
+    return over_channels, (x, w, b)
+
+
+def _layer_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, size = eps_of(work.case), [w.numel()]
+    native = aten.native_layer_norm_backward
+    if work.case.option("axis", -1) == -1:
+        _, mean, rstd = aten.native_layer_norm(x, size, w, b, eps)
+        return lambda *args: native(*args[:2], size, *args[2:], ALL), (dy, x, mean, rstd, w, b)
+
+    _, mean, rstd = aten.native_layer_norm(x.permute(0, 2, 3, 1).contiguous(), size, w, b, eps)
+
+    def over_channels(dy: Any, x: Any, mean: Any, rstd: Any, w: Any, b: Any) -> Any:
+        dy, x = (t.permute(0, 2, 3, 1).contiguous() for t in (dy, x))
+        dx, dw, db = native(dy, x, size, mean, rstd, w, b, ALL)
+        return dx.permute(0, 3, 1, 2).contiguous(), dw, db
+
+    return over_channels, (dy, x, mean, rstd, w, b)
+
+
+def _rms_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, size = eps_of(work.case), [w.numel()]
+    return lambda x, w: functional.rms_norm(x, size, w, eps), (x, w)
+
+
+def _rms_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps_of(work.case))
+
+    def formula(dy: Any, x: Any, rstd: Any, w: Any) -> Any:
+        dy, x_hat = dy.float(), x.float() * rstd
+        g = dy * w.float()
+        dx = rstd * (g - x_hat * (g * x_hat).mean(-1, keepdim=True))
+        return dx.to(x.dtype), (dy * x_hat).sum(0).to(w.dtype)
+
+    return formula, (dy, x, rstd, w)
+
+
+def _rms_autograd(work: Workload) -> Callable[[], Any]:
+    x = tensor_of(work.x).requires_grad_()
+    w = tensor_of(work.weight).requires_grad_()
+    y = functional.rms_norm(x, [w.numel()], w, eps_of(work.case))
+    dy = tensor_of(work.dy)
+    return lambda: torch.autograd.grad(y, (x, w), dy, retain_graph=True)
+
+
+def _batch_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, training = eps_of(work.case), work.case.option("training")
+    # Copies: torch must not move the buffers that the other contenders read.
+    mean, var = (tensor_of(np.array(a)) for a in work.running)
+    function = functional.batch_norm
+    return lambda x, w, b, m, v: function(x, m, v, w, b, training, 0.1, eps), (x, w, b, mean, var)
+
+
+def _batch_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, training = eps_of(work.case), work.case.option("training")
+    mean, var = (tensor_of(np.array(a)) for a in work.running)
+    _, save_mean, save_rstd = aten.native_batch_norm(
+        x, w, b, mean.clone(), var.clone(), training, 0.1, eps
+    )
+    native = aten.native_batch_norm_backward
+    tensors = (dy, x, w, mean, var, save_mean, save_rstd)
+    return lambda *args: native(*args, training, eps, ALL), tensors
+
+
+def _group_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, groups = eps_of(work.case), work.case.option("num_groups")
+    return lambda x, w, b: functional.group_norm(x, groups, w, b, eps), (x, w, b)
+
+
+def _group_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps, groups = eps_of(work.case), work.case.option("num_groups")
+    n, c, space = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+    _, mean, rstd = aten.native_group_norm(x, w, b, n, c, space, groups, eps)
+    native = aten.native_group_norm_backward
+    return lambda *args: native(*args, n, c, space, groups, ALL), (dy, x, mean, rstd, w)
+
+
+def _instance_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    eps = eps_of(work.case)
+    return (
+        lambda x, w, b: functional.instance_norm(x, None, None, w, b, True, 0.1, eps),
+        (x, w, b),
+    )
+
+
+def _instance_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+    # As torch's autograd: batch norm of one sample with N * C channels.
+    eps, n = eps_of(work.case), x.shape[0]
+    flat = (1, n * x.shape[1], *x.shape[2:])
+    _, mean, rstd = aten.native_batch_norm(
+        x.reshape(flat), w.repeat(n), b.repeat(n), None, None, True, 0.1, eps
+    )
+
+    def backward(dy: Any, x: Any, w: Any, mean: Any, rstd: Any) -> Any:
+        dx, dw, db = aten.native_batch_norm_backward(
+            *(dy.reshape(flat), x.reshape(flat), w.repeat(n)),
+            *(None, None, mean, rstd, True, eps, ALL),
+        )
+        return dx.reshape(x.shape), dw.view(n, -1).sum(0), db.view(n, -1).sum(0)
+
+    return backward, (dy, x, w, mean, rstd)
+
+
+_BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
+    ("layer_norm", "forward"): _layer_norm,
+    ("layer_norm", "backward"): _layer_norm_backward,
+    ("rms_norm", "forward"): _rms_norm,
+    ("rms_norm", "backward"): _rms_norm_backward,
+    ("batch_norm", "forward"): _batch_norm,
+    ("batch_norm", "backward"): _batch_norm_backward,
+    ("group_norm", "forward"): _group_norm,
+    ("group_norm", "backward"): _group_norm_backward,
+    ("instance_norm", "forward"): _instance_norm,
+    ("instance_norm", "backward"): _instance_norm_backward,
+}

@@ -1,0 +1,37 @@
+// Where and how a call runs: the device, its stream and the number of CPU threads; and the settings
+// of the process.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "normcore/export.h"
+
+namespace normcore {
+
+enum class Device { kCpu, kCuda };
+
+struct Context {
+  Device device = Device::kCpu;
+  void* stream = nullptr;  // of the device; unused on the CPU
+  int threads = 0;         // 0: as set_num_threads says
+};
+
+// Threads of calls that do not say: what was set here, else what OpenMP offers.
+NORMCORE_API int get_num_threads();
+NORMCORE_API void set_num_threads(int n);  // throws for n < 1
+
+// The instruction set of the CPU kernels: "x86-64-v2", "x86-64-v3", "x86-64-v4" or "generic". The
+// best that the CPU has is chosen at start; the environment variable NORMCORE_ISA forces one.
+NORMCORE_API std::string get_isa();
+NORMCORE_API void set_isa(const std::string& name);  // "v3" will do
+NORMCORE_API std::vector<std::string> available_isas();
+
+NORMCORE_API bool has_openmp();
+NORMCORE_API const char* compiler();
+
+namespace cuda {
+NORMCORE_API bool is_available();
+}
+
+}  // namespace normcore

@@ -1,0 +1,20 @@
+// Errors are found before any output is written. Both kinds are std::invalid_argument; Python sees
+// a TypeError and a ValueError.
+#pragma once
+
+#include <stdexcept>
+
+namespace normcore {
+
+class value_error : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+// The element type or the kind of an argument is not one that the call takes.
+class type_error : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+}  // namespace normcore

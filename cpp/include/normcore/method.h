@@ -1,0 +1,55 @@
+// What a normalization method is. The pipeline views x as [N, C, S] and does four steps: reduce x to
+// moments per (n, c); pool them as the method declares; ask the method for the coefficients of
+// y = a * x + b; apply them. Backward: reduce sum(dy) and sum(dy * x); ask the method for their
+// pullback to the pooled statistics; spread that over each pool's members; apply. A method is two
+// scalar functions, host and device alike, and names no loop, layout, dtype or thread.
+//
+// The pipeline counts positions from a centre near the mean of the first pool, so the means that a
+// method sees are small and a * x + b loses nothing to cancellation; every formula that does not
+// care where zero lies is right as written. It also folds in weight and bias.
+//
+// A worked example is methods/standardize.h, which serves five methods by its pool alone.
+#pragma once
+
+#include <cmath>
+
+#include "normcore/export.h"
+
+namespace normcore {
+
+// Which elements of [N, C, S] share one mean and one variance.
+enum class Pool {
+  instance,  // (n, c)
+  batch,     // (c)
+  sample,    // (n)
+  group,     // (n, c / channels per group)
+};
+
+struct Stats {
+  double mean;   // from the centre; zero where the pool is raw
+  double var;    // biased; the mean square where the pool is raw
+  double count;  // elements in the pool
+};
+
+struct Coef {
+  double a, b;  // y = a * x + b before weight and bias, x from the centre
+};
+
+// Gradients of the loss with respect to a Coef, summed over the elements of one (n, c).
+struct CoefGrad {
+  double a, b;
+};
+struct StatsGrad {
+  double mean, var;
+};
+
+// A method M has
+//   static constexpr Pool pools[];      the pools it reads
+//   static constexpr bool raw;          moments about zero instead of about the mean
+//   struct Params;                      scalars of the call
+//   static Coef coefficients(const Stats (&)[P], const Params&);
+//   static void pullback(const Stats (&)[P], const Params&, CoefGrad, StatsGrad (&)[P]);
+template <class M>
+inline constexpr int kPoolCount = static_cast<int>(sizeof(M::pools) / sizeof(Pool));
+
+}  // namespace normcore

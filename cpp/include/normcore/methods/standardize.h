@@ -1,0 +1,31 @@
+// Subtract the mean of one pool and divide by its standard deviation. Batch, layer, instance, group
+// and RMS normalization are this one formula over different pools.
+//   r = 1 / sqrt(var + eps),  y = r * (x - mean)
+#pragma once
+
+#include "normcore/method.h"
+
+namespace normcore {
+
+template <Pool kPool, bool kRaw = false>
+struct Standardize {
+  static constexpr Pool pools[] = {kPool};
+  static constexpr bool raw = kRaw;
+  struct Params {
+    double eps;
+  };
+
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p) {
+    const double r = 1 / std::sqrt(s[0].var + p.eps);
+    return {r, -r * s[0].mean};
+  }
+
+  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, CoefGrad g,
+                                   StatsGrad (&ds)[1]) {
+    const double r = 1 / std::sqrt(s[0].var + p.eps);
+    // dr/dvar = -r^3 / 2, taken in two factors: r^3 alone leaves the range for tiny data.
+    ds[0] = {-r * g.b, -0.5 * (r * r) * (r * (g.a - s[0].mean * g.b))};
+  }
+};
+
+}  // namespace normcore

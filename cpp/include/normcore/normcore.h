@@ -1,0 +1,10 @@
+// normcore: normalization layers of deep learning, forward and backward. This header is the library.
+#pragma once
+
+#include "normcore/context.h"
+#include "normcore/dtype.h"
+#include "normcore/errors.h"
+#include "normcore/method.h"
+#include "normcore/ops.h"
+#include "normcore/tensor.h"
+#include "normcore/version.h"

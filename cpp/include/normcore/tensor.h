@@ -1,0 +1,100 @@
+// Views over the caller's memory: a pointer, an element type, sizes and strides in elements. They own
+// nothing and copy nothing. `Tensor` may be written through, `ConstTensor` may not; a
+// default-constructed one stands for an argument that was not given.
+#pragma once
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "normcore/dtype.h"
+
+namespace normcore {
+
+inline constexpr int kMaxDims = 32;
+
+template <bool kConst>
+class BasicTensor {
+ public:
+  using Pointer = std::conditional_t<kConst, const void*, void*>;
+
+  BasicTensor() = default;
+  BasicTensor(Pointer data, DType dtype, int ndim) : data_(data), dtype_(dtype), ndim_(ndim) {}
+
+  // C-contiguous memory.
+  template <class T>
+    requires(kConst || !std::is_const_v<T>)
+  BasicTensor(T* data, std::initializer_list<Index> shape)
+      : BasicTensor(data, DTypeOf<std::remove_const_t<T>>::value, static_cast<int>(shape.size())) {
+    int i = 0;
+    for (Index n : shape) shape_[i++] = n;
+    set_contiguous();
+  }
+  template <class T>
+    requires(kConst || !std::is_const_v<T>)
+  BasicTensor(T* data, std::initializer_list<Index> shape, std::initializer_list<Index> strides)
+      : BasicTensor(data, shape) {
+    int i = 0;
+    for (Index s : strides) strides_[i++] = s;
+  }
+  // What may be written may be read.
+  template <bool kOther>
+    requires(kConst && !kOther)
+  BasicTensor(const BasicTensor<kOther>& other)
+      : BasicTensor(other.data(), other.dtype(), other.ndim()) {
+    for (int i = 0; i < ndim_; ++i) set_dim(i, other.shape(i), other.stride(i));
+  }
+
+  explicit operator bool() const { return ndim_ >= 0; }
+  Pointer data() const { return data_; }
+  DType dtype() const { return dtype_; }
+  int ndim() const { return ndim_; }
+  Index shape(int i) const { return shape_[i]; }
+  Index stride(int i) const { return strides_[i]; }
+
+  Index size() const {
+    Index n = 1;
+    for (int i = 0; i < ndim_; ++i) n *= shape_[i];
+    return n;
+  }
+  bool contiguous() const {
+    Index expected = 1;
+    for (int i = ndim_ - 1; i >= 0; --i) {
+      if (shape_[i] != 1 && strides_[i] != expected) return false;
+      expected *= shape_[i];
+    }
+    return true;
+  }
+
+  void set_dim(int i, Index size, Index stride) {
+    shape_[i] = size;
+    strides_[i] = stride;
+  }
+  void set_contiguous() {
+    Index stride = 1;
+    for (int i = ndim_ - 1; i >= 0; --i) {
+      strides_[i] = stride;
+      stride *= shape_[i];
+    }
+  }
+
+ private:
+  Pointer data_ = nullptr;
+  DType dtype_ = DType::kFloat32;
+  int ndim_ = -1;
+  Index shape_[kMaxDims];
+  Index strides_[kMaxDims];
+};
+
+using Tensor = BasicTensor<false>;
+using ConstTensor = BasicTensor<true>;
+
+template <bool A, bool B>
+bool same_shape(const BasicTensor<A>& a, const BasicTensor<B>& b) {
+  if (a.ndim() != b.ndim()) return false;
+  for (int i = 0; i < a.ndim(); ++i) {
+    if (a.shape(i) != b.shape(i)) return false;
+  }
+  return true;
+}
+
+}  // namespace normcore

@@ -1,0 +1,308 @@
+// Python arrays as views: NumPy arrays directly, anything with __dlpack__ through DLPack, lists as
+// NumPy reads them; and new arrays of the same library for results.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "dlpack.h"
+#include "normcore/normcore.h"
+
+namespace normcore::python {
+
+namespace py = pybind11;
+
+inline constexpr const char* kExpectedDtypes = "expected float16, bfloat16, float32 or float64";
+
+// ---- dtypes
+
+// NumPy's number of ml_dtypes.bfloat16, which is registered at run time; 0 until it is seen.
+inline std::atomic<int>& bfloat16_number() {
+  static std::atomic<int> number{0};
+  return number;
+}
+
+inline DType dtype_of(const py::dtype& d, const char* name) {
+  constexpr int kHalf = 23, kFloat = 11, kDouble = 12;
+  const int number = d.num();
+  const bool swapped = d.byteorder() == '>';
+  if (!swapped) {
+    if (number == kFloat) return DType::kFloat32;
+    if (number == kDouble) return DType::kFloat64;
+    if (number == kHalf) return DType::kFloat16;
+    if (number == bfloat16_number().load(std::memory_order_relaxed) && number != 0) {
+      return DType::kBFloat16;
+    }
+    if (number >= 256 && py::str(d.attr("name")).cast<std::string>() == "bfloat16") {
+      bfloat16_number() = number;
+      return DType::kBFloat16;
+    }
+  }
+  throw type_error(std::string(name) + " has dtype " + py::str(d).cast<std::string>() + ", " +
+                   kExpectedDtypes + (swapped ? " in native byte order" : ""));
+}
+
+// ---- results of libraries other than NumPy
+
+// Memory that other libraries take over through DLPack.
+class Buffer {
+ public:
+  Buffer(const ConstTensor& like_shape, DType dtype) : tensor_(nullptr, dtype, like_shape.ndim()) {
+    for (int i = 0; i < like_shape.ndim(); ++i) tensor_.set_dim(i, like_shape.shape(i), 0);
+    const std::size_t bytes = static_cast<std::size_t>(tensor_.size()) * size_of(dtype);
+    memory_ = std::shared_ptr<void>(::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
+                                    [](void* p) {
+                                      ::operator delete(p, std::align_val_t(kAlignment));
+                                    });
+    Tensor view(memory_.get(), dtype, like_shape.ndim());
+    for (int i = 0; i < like_shape.ndim(); ++i) view.set_dim(i, like_shape.shape(i), 0);
+    tensor_ = view;
+  }
+  Tensor& tensor() { return tensor_; }
+
+  py::capsule to_capsule() const {
+    struct Export {
+      dlpack::Managed managed;
+      std::shared_ptr<void> memory;
+      std::int64_t shape[kMaxDims], strides[kMaxDims];
+    };
+    auto* e = new Export;
+    e->memory = memory_;
+    for (int i = 0; i < tensor_.ndim(); ++i) {
+      e->shape[i] = tensor_.shape(i);
+      e->strides[i] = tensor_.stride(i);
+    }
+    const DType t = tensor_.dtype();
+    const dlpack::DataType type{t == DType::kBFloat16 ? dlpack::kBfloat : dlpack::kFloat,
+                                static_cast<std::uint8_t>(8 * size_of(t)), 1};
+    e->managed = {{memory_.get(), {dlpack::kCpu, 0}, tensor_.ndim(), type, e->shape, e->strides, 0},
+                  e,
+                  [](dlpack::Managed* m) { delete static_cast<Export*>(m->context); }};
+    return py::capsule(&e->managed, dlpack::Managed::kName, [](PyObject* capsule) {
+      // Renamed by whoever took it over; otherwise it is still ours.
+      if (!PyCapsule_IsValid(capsule, dlpack::Managed::kName)) return;
+      auto* m = static_cast<dlpack::Managed*>(
+          PyCapsule_GetPointer(capsule, dlpack::Managed::kName));
+      m->deleter(m);
+    });
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 64;
+  Tensor tensor_;
+  std::shared_ptr<void> memory_;
+};
+
+// Turns a Buffer into an array of the library that `like` is of: normcore._interop.adopt.
+inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
+  const py::object& f =
+      storage
+          .call_once_and_store_result(
+              [] { return py::object(py::module_::import("normcore._interop").attr("adopt")); })
+          .get_stored();
+  return f(like, py::cast(std::move(buffer)));
+}
+
+// ---- arguments
+
+class Array {
+ public:
+  Array() = default;
+  // Any array or what NumPy makes of `object`.
+  Array(py::handle object, const char* name) { read(object, name, /*convert=*/true); }
+  Array(Array&&) = default;
+  Array& operator=(Array&&) = default;
+
+  // None gives an absent one.
+  static Array optional(py::handle object, const char* name) {
+    return object.is_none() ? Array() : Array(object, name);
+  }
+  // An array to be written: lists and read-only arrays will not do.
+  static Array writable(py::handle object, const char* name) {
+    Array a;
+    if (object.is_none()) return a;
+    a.read(object, name, /*convert=*/false);
+    if (!a.writable_) {
+      throw value_error(std::string(name) + " is read-only, expected a writeable array");
+    }
+    return a;
+  }
+
+  explicit operator bool() const { return static_cast<bool>(tensor_); }
+  const Tensor& tensor() const { return tensor_; }
+  py::handle object() const { return object_; }
+  bool numpy() const { return numpy_; }
+
+  // A new array of this one's library: its shape and dtype, and its order in memory.
+  py::object new_like(Tensor* view) const {
+    int order[kMaxDims];
+    const int n = tensor_.ndim();
+    for (int i = 0; i < n; ++i) {
+      int at = i;
+      const Index s = std::abs(tensor_.stride(i));
+      while (at > 0 && tensor_.shape(i) > 1 && s > std::abs(tensor_.stride(order[at - 1])) &&
+             tensor_.stride(order[at - 1]) != 0) {
+        order[at] = order[at - 1];
+        --at;
+      }
+      order[at] = i;
+    }
+    return new_array(tensor_, tensor_.dtype(), order, view);
+  }
+  // C-contiguous, of another shape or dtype.
+  py::object new_contiguous(const ConstTensor& shape, DType dtype, Tensor* view) const {
+    int order[kMaxDims];
+    for (int i = 0; i < shape.ndim(); ++i) order[i] = i;
+    return new_array(shape, dtype, order, view);
+  }
+
+ private:
+  void read(py::handle object, const char* name, bool convert) {
+    object_ = py::reinterpret_borrow<py::object>(object);
+    if (py::isinstance<py::array>(object)) return read_numpy(name);
+    if (py::hasattr(object, "__dlpack__")) return read_dlpack(name);
+    if (!convert || object.is_none()) {
+      throw type_error(std::string(name) + " is " +
+                       (object.is_none() ? "None" : Py_TYPE(object.ptr())->tp_name) +
+                       ", expected an array");
+    }
+    object_ = py::module_::import("numpy").attr("asarray")(object);
+    read_numpy(name);
+  }
+
+  void read_numpy(const char* name) {
+    numpy_ = true;
+    const auto& a = reinterpret_cast<const py::array&>(object_);
+    dtype_ = a.dtype();
+    const DType dtype = dtype_of(dtype_, name);
+    const int ndim = check_ndim(static_cast<Index>(a.ndim()), name);
+    const auto* proxy = py::detail::array_proxy(a.ptr());
+    const Index element = static_cast<Index>(size_of(dtype));
+    tensor_ = Tensor(proxy->data, dtype, ndim);
+    bool aligned = reinterpret_cast<std::uintptr_t>(proxy->data) % element == 0;
+    for (int i = 0; i < ndim; ++i) {
+      const Index stride = proxy->strides[i];
+      aligned = aligned && (stride % element == 0 || proxy->dimensions[i] <= 1);
+      tensor_.set_dim(i, proxy->dimensions[i], stride / element);
+    }
+    if (!aligned) {
+      throw value_error(std::string(name) +
+                        " is not aligned to its elements, expected an aligned array");
+    }
+    writable_ = (proxy->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
+  }
+
+  template <class M>
+  bool take_capsule(const py::object& capsule, const char* name) {
+    if (!PyCapsule_IsValid(capsule.ptr(), M::kName)) return false;
+    auto* m = static_cast<M*>(PyCapsule_GetPointer(capsule.ptr(), M::kName));
+    PyCapsule_SetName(capsule.ptr(), M::kUsed);
+    owner_ = std::shared_ptr<void>(m, [](void* p) {
+      auto* managed = static_cast<M*>(p);
+      if (managed->deleter) managed->deleter(managed);
+    });
+    writable_ = true;
+    if constexpr (std::is_same_v<M, dlpack::ManagedVersioned>) {
+      writable_ = (m->flags & M::kReadOnly) == 0;
+    }
+    view_dlpack(m->tensor, name);
+    return true;
+  }
+
+  void read_dlpack(const char* name) {
+    const auto device = object_.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+    if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
+      throw value_error(std::string(name) + " is on device " + std::to_string(device.first) + ":" +
+                        std::to_string(device.second) +
+                        " (DLPack numbers), expected the CPU: this build has no CUDA backend");
+    }
+    py::object capsule;
+    try {
+      capsule = object_.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (py::error_already_set& e) {
+      if (!e.matches(PyExc_TypeError)) throw;
+      capsule = object_.attr("__dlpack__")();  // an exporter of before version 1
+    }
+    if (!take_capsule<dlpack::ManagedVersioned>(capsule, name) &&
+        !take_capsule<dlpack::Managed>(capsule, name)) {
+      throw type_error(std::string(name) + ".__dlpack__() gave no DLPack capsule");
+    }
+  }
+
+  void view_dlpack(const dlpack::DLTensor& t, const char* name) {
+    DType dtype = DType::kFloat32;
+    if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 64) {
+      dtype = DType::kFloat64;
+    } else if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 16) {
+      dtype = DType::kFloat16;
+    } else if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kBfloat && t.dtype.bits == 16) {
+      dtype = DType::kBFloat16;
+    } else if (t.dtype.lanes != 1 || t.dtype.code != dlpack::kFloat || t.dtype.bits != 32) {
+      throw type_error(std::string(name) + " has dtype " +
+                       py::str(object_.attr("dtype")).cast<std::string>() + ", " +
+                       kExpectedDtypes);
+    }
+    const int ndim = check_ndim(t.ndim, name);
+    tensor_ = Tensor(static_cast<char*>(t.data) + t.byte_offset, dtype, ndim);
+    for (int i = 0; i < ndim; ++i) tensor_.set_dim(i, t.shape[i], t.strides ? t.strides[i] : 0);
+    if (!t.strides) tensor_.set_contiguous();
+  }
+
+  static int check_ndim(Index ndim, const char* name) {
+    if (ndim <= kMaxDims) return static_cast<int>(ndim);
+    throw value_error(std::string(name) + " has " + std::to_string(ndim) +
+                      " axes, expected at most " + std::to_string(kMaxDims));
+  }
+
+  // `order`: axes from the outermost in memory.
+  py::object new_array(const ConstTensor& shape, DType dtype, const int* order,
+                       Tensor* view) const {
+    const int n = shape.ndim();
+    Index strides[kMaxDims];
+    Index stride = 1;
+    for (int i = n - 1; i >= 0; --i) {
+      strides[order[i]] = stride;
+      stride *= std::max<Index>(1, shape.shape(order[i]));
+    }
+    if (!numpy_) {
+      auto buffer = std::make_unique<Buffer>(shape, dtype);
+      for (int i = 0; i < n; ++i) buffer->tensor().set_dim(i, shape.shape(i), strides[i]);
+      *view = buffer->tensor();
+      return adopt(object_, std::move(buffer));
+    }
+    const Index element = static_cast<Index>(size_of(dtype));
+    Py_intptr_t dims[kMaxDims], bytes[kMaxDims];
+    for (int i = 0; i < n; ++i) {
+      dims[i] = shape.shape(i);
+      bytes[i] = strides[i] * element;
+    }
+    const auto& api = py::detail::npy_api::get();
+    py::dtype d = dtype == tensor_.dtype()    ? dtype_
+                  : dtype == DType::kFloat64  ? py::dtype::of<double>()
+                                              : py::dtype::of<float>();
+    PyObject* p = api.PyArray_NewFromDescr_(api.PyArray_Type_, d.release().ptr(), n, dims, bytes,
+                                            nullptr, 0, nullptr);
+    if (!p) throw py::error_already_set();
+    auto array = py::reinterpret_steal<py::object>(p);
+    *view = Tensor(py::detail::array_proxy(p)->data, dtype, n);
+    for (int i = 0; i < n; ++i) view->set_dim(i, shape.shape(i), strides[i]);
+    return array;
+  }
+
+  py::object object_;
+  py::dtype dtype_;
+  Tensor tensor_;
+  std::shared_ptr<void> owner_;
+  bool numpy_ = false;
+  bool writable_ = false;
+};
+
+}  // namespace normcore::python

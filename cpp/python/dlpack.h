@@ -1,0 +1,51 @@
+// The DLPack exchange structures (ABI versions 0 and 1), as the specification lays them out in memory.
+#pragma once
+
+#include <cstdint>
+
+namespace normcore::dlpack {
+
+enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
+enum TypeCode : std::uint8_t { kFloat = 2, kBfloat = 4 };
+
+struct Device {
+  std::int32_t type;
+  std::int32_t id;
+};
+struct DataType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+};
+struct DLTensor {
+  void* data;
+  Device device;
+  std::int32_t ndim;
+  DataType dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;  // in elements; null: C-contiguous
+  std::uint64_t byte_offset;
+};
+
+struct Managed {
+  static constexpr const char* kName = "dltensor";
+  static constexpr const char* kUsed = "used_dltensor";
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(Managed*);
+};
+
+struct ManagedVersioned {
+  static constexpr const char* kName = "dltensor_versioned";
+  static constexpr const char* kUsed = "used_dltensor_versioned";
+  static constexpr std::uint64_t kReadOnly = 1;
+  struct {
+    std::uint32_t major, minor;
+  } version;
+  void* context;
+  void (*deleter)(ManagedVersioned*);
+  std::uint64_t flags;
+  DLTensor tensor;
+};
+
+}  // namespace normcore::dlpack

@@ -1,0 +1,330 @@
+// The operations as functions of the module: read the arguments, make the results, call ops.h.
+// Arguments come by position in the order of normcore.functional, which documents them.
+#include "bind.h"
+
+namespace normcore::python {
+namespace {
+
+// Where results go: `out`, or a new array like x.
+struct Output {
+  py::object object;
+  Tensor tensor;
+
+  Output(py::handle out, const Array& x) {
+    if (out.is_none()) {
+      object = x.new_like(&tensor);
+    } else {
+      array_ = Array::writable(out, "out");
+      tensor = array_.tensor();
+      object = py::reinterpret_borrow<py::object>(out);
+    }
+  }
+
+ private:
+  Array array_;
+};
+
+// A parameter's gradient: a new array like the parameter, or None.
+struct ParameterGradient {
+  py::object object = py::none();
+  Tensor tensor;
+
+  explicit ParameterGradient(const Array& parameter) {
+    if (parameter) {
+      object = parameter.new_contiguous(parameter.tensor(), parameter.tensor().dtype(), &tensor);
+    }
+  }
+};
+
+// Arrays for the statistics of a call: (mean, rstd, pooled), of x's library.
+struct Statistics {
+  py::object mean = py::none(), rstd, pooled;
+  StatsOut out;
+
+  Statistics(bool wanted, const Array& x, ConstTensor shape, bool with_mean) {
+    if (!wanted) return;
+    const DType dtype = statistics_dtype(x.tensor().dtype());
+    if (with_mean) mean = x.new_contiguous(shape, dtype, &out.mean);
+    rstd = x.new_contiguous(shape, dtype, &out.rstd);
+    ConstTensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
+    for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
+    pairs.set_dim(shape.ndim(), 2, 0);
+    pooled = x.new_contiguous(pairs, DType::kFloat64, &out.pooled);
+  }
+  py::object tuple() const { return py::make_tuple(mean, rstd, pooled); }
+};
+
+ConstTensor kept_shape(const Array& x, const Axes& axes) {
+  const Tensor& t = x.tensor();
+  ConstTensor shape(nullptr, t.dtype(), t.ndim());
+  for (int i = 0; i < t.ndim(); ++i) shape.set_dim(i, t.shape(i), 0);
+  for (int i = 0; i < axes.count; ++i) {
+    const int a = axes.values[i] < 0 ? axes.values[i] + t.ndim() : axes.values[i];
+    if (a >= 0 && a < t.ndim()) shape.set_dim(a, 1, 0);
+  }
+  return shape;
+}
+
+// (C,), (N, C) or (N, groups); wrong arguments are for the operation to refuse.
+ConstTensor channel_shape(const Array& x, int channel_axis, bool per_sample, Index groups) {
+  const Tensor& t = x.tensor();
+  const int axis = channel_axis < 0 ? channel_axis + t.ndim() : channel_axis;
+  const Index channels = axis >= 0 && axis < t.ndim() ? t.shape(axis) : 0;
+  ConstTensor shape(nullptr, t.dtype(), per_sample ? 2 : 1);
+  if (per_sample) shape.set_dim(0, t.ndim() > 0 ? t.shape(0) : 0, 0);
+  shape.set_dim(per_sample ? 1 : 0, groups > 0 ? groups : channels, 0);
+  return shape;
+}
+
+py::object result(const Output& y, const Statistics& stats, bool return_stats) {
+  if (!return_stats) return y.object;
+  return py::make_tuple(y.object, stats.tuple());
+}
+py::object result(const Output& y, const py::object& h, const Statistics& stats,
+                  bool return_stats) {
+  if (h.is_none()) return result(y, stats, return_stats);
+  if (!return_stats) return py::make_tuple(y.object, h);
+  return py::make_tuple(y.object, h, stats.tuple());
+}
+
+// ---- layer and rms norm
+
+template <class Options>
+struct ResidualArguments {
+  Array residual;
+  py::object h = py::none();
+
+  ResidualArguments(py::handle object, const Array& x, Options* options) {
+    residual = Array::optional(object, "residual");
+    options->residual = residual.tensor();
+    if (residual) h = x.new_like(&options->h);
+  }
+};
+
+py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::handle axis,
+                       py::handle eps, py::handle residual_, py::handle out, bool return_stats) {
+  const Array x(x_, "x");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
+  const ResidualArguments<LayerNormOptions> residual(residual_, x, &options);
+  const Output y(out, x);
+  const Statistics stats(return_stats, x, kept_shape(x, options.axes), true);
+  {
+    const ReleaseGil release(x.tensor().size());
+    layer_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
+  }
+  return result(y, residual.h, stats, return_stats);
+}
+
+py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::handle eps,
+                     py::handle weight_offset, py::handle residual_, py::handle out,
+                     bool return_stats) {
+  const Array x(x_, "x");
+  const Array weight = Array::optional(weight_, "weight");
+  RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
+                         as_double(weight_offset, "weight_offset")};
+  const ResidualArguments<RMSNormOptions> residual(residual_, x, &options);
+  const Output y(out, x);
+  const Statistics stats(return_stats, x, kept_shape(x, options.axes), false);
+  {
+    const ReleaseGil release(x.tensor().size());
+    rms_norm(x.tensor(), weight.tensor(), y.tensor, options, stats.out);
+  }
+  return result(y, residual.h, stats, return_stats);
+}
+
+py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
+                                py::handle bias_, py::handle axis, py::handle eps, py::handle dh_,
+                                py::handle pooled_, py::handle out) {
+  const Array x(x_, "x"), dy(dy_, "dy");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
+  const LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
+  const Output dx(out, x);
+  const ParameterGradient dweight(weight), dbias(bias);
+  {
+    const ReleaseGil release(x.tensor().size());
+    layer_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
+                        {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.tensor(),
+                        pooled.tensor());
+  }
+  return py::make_tuple(dx.object, dweight.object, dbias.object);
+}
+
+py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle axis,
+                              py::handle eps, py::handle weight_offset, py::handle dh_,
+                              py::handle pooled_, py::handle out) {
+  const Array x(x_, "x"), dy(dy_, "dy");
+  const Array weight = Array::optional(weight_, "weight");
+  const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
+  const RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
+                               as_double(weight_offset, "weight_offset")};
+  const Output dx(out, x);
+  const ParameterGradient dweight(weight);
+  {
+    const ReleaseGil release(x.tensor().size());
+    rms_norm_backward(dy.tensor(), x.tensor(), weight.tensor(), {dx.tensor, dweight.tensor, {}},
+                      options, dh.tensor(), pooled.tensor());
+  }
+  return py::make_tuple(dx.object, dweight.object);
+}
+
+// ---- batch, instance and group norm
+
+// Running buffers: to be written when the call updates them, to be read when it uses them.
+struct Buffers {
+  Array mean, var;
+  Buffers(py::handle m, py::handle v, bool written)
+      : mean(written ? Array::writable(m, "running_mean") : Array::optional(m, "running_mean")),
+        var(written ? Array::writable(v, "running_var") : Array::optional(v, "running_var")) {}
+};
+
+py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_,
+                       py::handle running_mean, py::handle running_var, py::handle training_,
+                       py::handle momentum, py::handle eps, py::handle unbiased,
+                       py::handle channel_axis, py::handle out, bool return_stats) {
+  const bool training = as_bool(training_, "training");
+  const Array x(x_, "x");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const Buffers buffers(running_mean, running_var, training);
+  const BatchNormOptions options{buffers.mean.tensor(),
+                                 buffers.var.tensor(),
+                                 training,
+                                 as_double(momentum, "momentum"),
+                                 as_double(eps, "eps"),
+                                 as_bool(unbiased, "unbiased_running_var"),
+                                 as_axis(channel_axis, "channel_axis")};
+  const Output y(out, x);
+  const Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0), true);
+  {
+    const ReleaseGil release(x.tensor().size());
+    batch_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
+  }
+  return result(y, stats, return_stats);
+}
+
+py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
+                                py::handle bias_, py::handle running_mean,
+                                py::handle running_var, py::handle training, py::handle eps,
+                                py::handle channel_axis, py::handle pooled_, py::handle out) {
+  const Array x(x_, "x"), dy(dy_, "dy");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const Array pooled = Array::optional(pooled_, "stats.pooled");
+  const Buffers buffers(running_mean, running_var, false);
+  BatchNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
+                           as_bool(training, "training")};
+  options.eps = as_double(eps, "eps");
+  options.channel_axis = as_axis(channel_axis, "channel_axis");
+  const Output dx(out, x);
+  const ParameterGradient dweight(weight), dbias(bias);
+  {
+    const ReleaseGil release(x.tensor().size());
+    batch_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
+                        {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor());
+  }
+  return py::make_tuple(dx.object, dweight.object, dbias.object);
+}
+
+py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
+                          py::handle running_mean, py::handle running_var,
+                          py::handle use_input_stats_, py::handle momentum, py::handle eps,
+                          py::handle channel_axis, py::handle out, bool return_stats) {
+  const bool use_input_stats = as_bool(use_input_stats_, "use_input_stats");
+  const Array x(x_, "x");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const Buffers buffers(running_mean, running_var, use_input_stats);
+  const InstanceNormOptions options{buffers.mean.tensor(),
+                                    buffers.var.tensor(),
+                                    use_input_stats,
+                                    as_double(momentum, "momentum"),
+                                    as_double(eps, "eps"),
+                                    as_axis(channel_axis, "channel_axis")};
+  const Output y(out, x);
+  const Statistics stats(return_stats, x,
+                         channel_shape(x, options.channel_axis, use_input_stats, 0), true);
+  {
+    const ReleaseGil release(x.tensor().size());
+    instance_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
+  }
+  return result(y, stats, return_stats);
+}
+
+py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
+                                   py::handle bias_, py::handle running_mean,
+                                   py::handle running_var, py::handle use_input_stats,
+                                   py::handle eps, py::handle channel_axis, py::handle pooled_,
+                                   py::handle out) {
+  const Array x(x_, "x"), dy(dy_, "dy");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const Array pooled = Array::optional(pooled_, "stats.pooled");
+  const Buffers buffers(running_mean, running_var, false);
+  InstanceNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
+                              as_bool(use_input_stats, "use_input_stats")};
+  options.eps = as_double(eps, "eps");
+  options.channel_axis = as_axis(channel_axis, "channel_axis");
+  const Output dx(out, x);
+  const ParameterGradient dweight(weight), dbias(bias);
+  {
+    const ReleaseGil release(x.tensor().size());
+    instance_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
+                           {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor());
+  }
+  return py::make_tuple(dx.object, dweight.object, dbias.object);
+}
+
+py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_,
+                       py::handle bias_, py::handle eps, py::handle channel_axis, py::handle out,
+                       bool return_stats) {
+  const Array x(x_, "x");
+  const Index num_groups = as_index(num_groups_, "num_groups");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
+  const Output y(out, x);
+  const Statistics stats(return_stats && num_groups > 0, x,
+                         channel_shape(x, options.channel_axis, true, num_groups), true);
+  {
+    const ReleaseGil release(x.tensor().size());
+    group_norm(x.tensor(), num_groups, weight.tensor(), bias.tensor(), y.tensor, options,
+               stats.out);
+  }
+  return result(y, stats, return_stats);
+}
+
+py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_groups,
+                                py::handle weight_, py::handle bias_, py::handle eps,
+                                py::handle channel_axis, py::handle pooled_, py::handle out) {
+  const Array x(x_, "x"), dy(dy_, "dy");
+  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const Array pooled = Array::optional(pooled_, "stats.pooled");
+  const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
+  const Output dx(out, x);
+  const ParameterGradient dweight(weight), dbias(bias);
+  {
+    const ReleaseGil release(x.tensor().size());
+    group_norm_backward(dy.tensor(), x.tensor(), as_index(num_groups, "num_groups"),
+                        weight.tensor(), {dx.tensor, dweight.tensor, dbias.tensor}, options,
+                        pooled.tensor());
+  }
+  return py::make_tuple(dx.object, dweight.object, dbias.object);
+}
+
+}  // namespace
+
+void register_functions(py::module_& m) {
+  py::class_<Buffer>(m, "Buffer", "Memory of a result, for another library to take over.")
+      .def("__dlpack__", [](const Buffer& b, const py::kwargs&) { return b.to_capsule(); })
+      .def("__dlpack_device__",
+           [](const Buffer&) { return py::make_tuple(int(dlpack::kCpu), 0); });
+  m.def("layer_norm", &layer_norm_);
+  m.def("layer_norm_backward", &layer_norm_backward_);
+  m.def("rms_norm", &rms_norm_);
+  m.def("rms_norm_backward", &rms_norm_backward_);
+  m.def("batch_norm", &batch_norm_);
+  m.def("batch_norm_backward", &batch_norm_backward_);
+  m.def("instance_norm", &instance_norm_);
+  m.def("instance_norm_backward", &instance_norm_backward_);
+  m.def("group_norm", &group_norm_);
+  m.def("group_norm_backward", &group_norm_backward_);
+}
+
+}  // namespace normcore::python

@@ -1,0 +1,68 @@
+// Settings and facts of the process, and what tests and benchmarks need of the kernels.
+#include <pybind11/stl.h>
+
+#include "bind.h"
+#include "cpu/dispatch.h"
+#include "pipeline.h"
+
+namespace normcore::python {
+namespace {
+
+// All threads copy src to dst, both C-contiguous: the yardstick of the benchmarks.
+void copy(py::handle dst_object, py::handle src_object, bool stream) {
+  const Array dst = Array::writable(dst_object, "dst");
+  const Array src(src_object, "src");
+  const Tensor& d = dst.tensor();
+  const Tensor& s = src.tensor();
+  if (!same_shape(d, s) || d.dtype() != s.dtype() || !d.contiguous() || !s.contiguous()) {
+    throw value_error("dst and src must be contiguous, of one shape and dtype");
+  }
+  const py::gil_scoped_release release;
+  cpu::parallel_copy(s.data(), d.data(), s.size() * static_cast<Index>(size_of(s.dtype())), stream);
+}
+
+// Converts between float32 and a 16-bit dtype, both C-contiguous.
+void convert(py::handle src_object, py::handle dst_object) {
+  const Array src(src_object, "src");
+  const Array dst = Array::writable(dst_object, "dst");
+  const Tensor& s = src.tensor();
+  const Tensor& d = dst.tensor();
+  if (!same_shape(d, s) || !d.contiguous() || !s.contiguous()) {
+    throw value_error("dst and src must be contiguous, of one shape");
+  }
+  if (s.dtype() == DType::kFloat64 || d.dtype() == DType::kFloat64) {
+    throw type_error("src and dst must be float32 or a 16-bit dtype");
+  }
+  const cpu::KernelTable& table = cpu::kernels();
+  if (d.dtype() == DType::kFloat32) {
+    cpu::kernel_set<float>(table, s.dtype()).load(s.data(), static_cast<float*>(d.data()),
+                                                  s.size());
+  } else if (s.dtype() == DType::kFloat32) {
+    cpu::kernel_set<float>(table, d.dtype()).store(static_cast<const float*>(s.data()), d.data(),
+                                                   s.size());
+  } else {
+    throw type_error("src or dst must be float32");
+  }
+}
+
+}  // namespace
+
+void register_system(py::module_& m) {
+  m.attr("__version__") = NORMCORE_VERSION;
+  m.def("methods", &method_names);
+  m.def("get_isa", &get_isa);
+  m.def("set_isa", &set_isa, py::arg("name"));
+  m.def("available_isas", &available_isas);
+  m.def("get_num_threads", &get_num_threads);
+  m.def("set_num_threads", [](py::handle n) {
+    const Index v = as_index(n, "n");
+    set_num_threads(static_cast<int>(std::clamp<Index>(v, -1, 1 << 20)));
+  }, py::arg("n"));
+  m.def("has_openmp", &has_openmp);
+  m.def("compiler", &compiler);
+  m.def("cuda_is_available", &cuda::is_available);
+  m.def("copy", &copy, py::arg("dst"), py::arg("src"), py::arg("stream"));
+  m.def("convert", &convert, py::arg("src"), py::arg("dst"));
+}
+
+}  // namespace normcore::python

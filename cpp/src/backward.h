@@ -1,0 +1,336 @@
+// The backward pipeline: reduce sum(dy) and sum(dy * x), let the method pull them back to its pools,
+// spread that over each pool's members, apply. With u = (x - center) * unit (see kernels.h),
+//   dx = p * dy + q * u + r,
+//   p = weight * a,  q = sum_P 2 dvar_P / n_P / unit,
+//   r = sum_P (dmean_P - 2 dvar_P * (mean_P - center)) / n_P.
+#pragma once
+
+#include <algorithm>
+
+#include "forward.h"
+#include "tuning.h"
+
+namespace normcore {
+
+template <class C>
+struct BackwardArgs {
+  const void* x;
+  const void* dy;
+  void* dx;
+  const void* dh = nullptr;  // gradient of what was normalized from elsewhere; elementwise only
+
+  const double* channel_weight = nullptr;  // [cells]
+  const C* element_weight = nullptr;       // [count]; set where the parameters are elementwise
+
+  const double* given_mean = nullptr;  // [cells]
+  const double* given_var = nullptr;
+  const double* forward_mean = nullptr;  // statistics that the forward call wrote
+  const double* forward_var = nullptr;
+
+  // Gradients of weight and bias, [cells] or [count]; null where nobody asks for either.
+  double* dweight = nullptr;
+  double* dbias = nullptr;
+
+  const double* saved_mean() const { return forward_mean; }
+  const double* saved_var() const { return forward_var; }
+};
+
+// Coefficients of a block's cells, before and after the sums over dy are known.
+template <class C>
+struct GradientTable {
+  double* a;  // y0 = a * (x - center) + b
+  double* b;
+  double* unit;
+  C* center;
+  C* unit_c;
+  C* hat_a;  // y0 = hat_a * u + hat_b
+  C* hat_b;
+  C *p, *q, *r;
+
+  template <class Scope>
+  GradientTable(Scope& scope, Index cells, C* c) : center(c) {
+    a = scope.template take<double>(cells);
+    b = scope.template take<double>(cells);
+    unit = scope.template take<double>(cells);
+    unit_c = scope.template take<C>(cells);
+    hat_a = scope.template take<C>(cells);
+    hat_b = scope.template take<C>(cells);
+    p = scope.template take<C>(cells);
+    q = scope.template take<C>(cells);
+    r = scope.template take<C>(cells);
+  }
+};
+
+template <class Method, class Backend>
+class Backward {
+  using C = typename Backend::Compute;
+  using Scope = typename Backend::Scope;
+  static constexpr int P = kPoolCount<Method>;
+
+ public:
+  Backward(const Backend& be, const BackwardArgs<C>& args, const typename Method::Params& params)
+      : be_(be), plan_(be.plan()), args_(args), params_(params) {}
+
+  void run() {
+    Scope scope(be_.workspace());
+    if (elementwise()) {
+      run_elementwise(scope);
+    } else {
+      run_channelwise(scope);
+    }
+  }
+
+ private:
+  bool elementwise() const { return args_.element_weight != nullptr; }
+  bool given() const { return args_.given_mean != nullptr; }
+  Index blocks() const { return plan_.outer_blocks() * plan_.cell_blocks(); }
+
+  // Each block leaves its part of the channels' gradients in a row of its own, summed at the end.
+  void run_channelwise(Scope& scope) {
+    const Index rows = plan_.outer_blocks(), n = rows * plan_.cells;
+    double* dweight = args_.dweight ? scope.template take<double>(n) : nullptr;
+    double* dbias = args_.dweight ? scope.template take<double>(n) : nullptr;
+    auto run_block = [&](Index i) {
+      const Block b = block_at(plan_, i);
+      const Index at = b.o0 / plan_.block_outer * plan_.cells + b.k0;
+      block(b, dweight ? dweight + at : nullptr, dbias ? dbias + at : nullptr, nullptr, nullptr);
+    };
+    if (plan_.fused) {
+      be_.parallel(blocks(), run_block);
+    } else {
+      run_block(0);
+    }
+    if (dweight) {
+      sum_rows(dweight, rows, plan_.cells, args_.dweight);
+      sum_rows(dbias, rows, plan_.cells, args_.dbias);
+    }
+  }
+
+  // Blocks are dealt out in a fixed number of runs, and each run sums the elements' gradients.
+  void run_elementwise(Scope& scope) {
+    const Index n = plan_.count;
+    const Index cells = plan_.outer * plan_.cells;
+    Index runs = 1;
+    if (plan_.fused) {
+      runs = std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) /
+                                   tuning::kParameterTaskCells,
+                               1, std::min(tuning::kParameterTasks, blocks()));
+    }
+    C* dweight = scope.template take_filled<C>(runs * n, 0);
+    C* dbias = scope.template take_filled<C>(runs * n, 0);
+    if (plan_.fused) {
+      be_.parallel(runs, [&](Index run) {
+        C* dw = dweight + run * n;
+        C* db = dbias + run * n;
+        Scope inner(be_.workspace());
+        double* wide_dw = nullptr;
+        double* wide_db = nullptr;
+        Index since_flush = 0;
+        const Index first = run * blocks() / runs, last = (run + 1) * blocks() / runs;
+        for (Index i = first; i < last; ++i) {
+          const Block b = block_at(plan_, i);
+          if (since_flush + b.on * b.kn > tuning::kParameterFlushCells && since_flush > 0) {
+            if (!wide_dw) {
+              wide_dw = inner.template take_filled<double>(n, 0);
+              wide_db = inner.template take_filled<double>(n, 0);
+            }
+            flush(dw, n, wide_dw);
+            flush(db, n, wide_db);
+            since_flush = 0;
+          }
+          block(b, nullptr, nullptr, dw, db);
+          since_flush += b.on * b.kn;
+        }
+        for (Index s = 0; wide_dw && s < n; ++s) {
+          dw[s] = C(wide_dw[s] + double(dw[s]));
+          db[s] = C(wide_db[s] + double(db[s]));
+        }
+      });
+    } else {
+      block(block_at(plan_, 0), nullptr, nullptr, dweight, dbias);
+    }
+    if (args_.dweight) {
+      sum_rows(dweight, runs, n, args_.dweight);
+      sum_rows(dbias, runs, n, args_.dbias);
+    }
+  }
+
+  static void flush(C* from, Index n, double* to) {
+    for (Index s = 0; s < n; ++s) {
+      to[s] += double(from[s]);
+      from[s] = 0;
+    }
+  }
+
+  // out[j] = sum over rows of table[row, j], in the order of the rows.
+  template <class T>
+  void sum_rows(const T* table, Index rows, Index n, double* out) const {
+    constexpr Index kStrip = 1024;
+    be_.parallel((n + kStrip - 1) / kStrip, [&](Index strip) {
+      const Index first = strip * kStrip, last = std::min(n, first + kStrip);
+      for (Index j = first; j < last; ++j) out[j] = double(table[j]);
+      for (Index i = 1; i < rows; ++i) {
+        for (Index j = first; j < last; ++j) out[j] += double(table[i * n + j]);
+      }
+    });
+  }
+
+  // One closed block. dweight, dbias: [kn] of the channels, or dw, db: [count] of the elements.
+  void block(const Block& b, double* dweight, double* dbias, C* dw, C* db) {
+    Scope scope(be_.workspace());
+    Solved<Method, C> s;
+    block_statistics<Method>(be_, args_, b, scope, s);
+    const Index cells = s.rows * b.kn;
+    GradientTable<C> t(scope, cells, s.center);
+    solve(b, s, t);
+
+    const Units units(plan_, b);
+    const Index pieces = units.pieces();
+    const typename Backend::Table table{b.o0, b.k0, s.row_step};
+    auto sum_unit = [&](Index i, double* dy_u, double* dy_1) {
+      const Range range = units.range(i);
+      const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
+      be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight, args_.dy, args_.x,
+               dy_u + at, dy_1 + at);
+    };
+    auto grad_range = [&](const Range& range) {
+      be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, {t.hat_a, t.hat_b},
+               args_.element_weight, dw, db, args_.dy, args_.x, args_.dh, args_.dx);
+    };
+
+    const Index n = units.count();
+    double* dy_u = scope.template take<double>(pieces * b.kn);
+    double* dy_1 = scope.template take<double>(pieces * b.kn);
+    if (given()) {
+      // No gradient flows through the statistics: one sweep does both.
+      for (Index c = 0; c < cells; ++c) t.q[c] = t.r[c] = 0;
+      for_units(be_, n, [&](Index i) {
+        if (dweight) sum_unit(i, dy_u, dy_1);
+        grad_range(units.range(i));
+      });
+      if (dweight) {
+        merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
+        channel_gradients(b, s, t, dy_u, dy_1, dweight, dbias);
+      }
+      return;
+    }
+
+    for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
+    merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
+    if (dweight) channel_gradients(b, s, t, dy_u, dy_1, dweight, dbias);
+    pull_back(b, s, t, dy_u, dy_1, scope);
+    if (elementwise() && !plan_.fused) {
+      // Cells share the elements' gradients: one task per stretch of the cells.
+      be_.parallel(units.space_pieces, [&](Index i) {
+        const Index s0 = (units.space_pieces - 1 - i) * plan_.piece_space;
+        grad_range({b.o0, b.on, b.k0, b.kn, s0, std::min(plan_.piece_space, plan_.count - s0)});
+      });
+    } else {
+      for_units(be_, n, [&](Index i) { grad_range(units.range(n - 1 - i)); });
+    }
+  }
+
+  void solve(const Block& b, const Solved<Method, C>& s, GradientTable<C>& t) const {
+    for (Index o = 0; o < s.rows; ++o) {
+      for (Index k = 0; k < b.kn; ++k) {
+        const Index cell = o * b.kn + k;
+        Stats stats[P];
+        cell_stats(s, o, k, cell, stats);
+        const Coef f = Method::coefficients(stats, params_);
+        const double unit = unit_of(f.a);
+        t.a[cell] = f.a;
+        t.b[cell] = f.b;
+        t.unit[cell] = unit;
+        t.unit_c[cell] = C(unit);
+        t.hat_a[cell] = C(f.a / unit);
+        t.hat_b[cell] = C(f.b);
+        t.p[cell] = C(channel_weight(b, k) * f.a);
+      }
+    }
+  }
+
+  double channel_weight(const Block& b, Index k) const {
+    return args_.channel_weight ? args_.channel_weight[b.k0 + k] : 1;
+  }
+
+  // Sums of the pieces of each row of the table into its first `rows` entries.
+  static void merge_pieces(Index pieces, Index rows, Index kn, double* dy_u, double* dy_1) {
+    const Index per_row = pieces / rows;
+    for (Index o = 0; o < rows; ++o) {
+      const Index first = o * per_row;
+      for (Index j = 1; j < per_row; ++j) {
+        for (Index k = 0; k < kn; ++k) {
+          dy_u[first * kn + k] += dy_u[(first + j) * kn + k];
+          dy_1[first * kn + k] += dy_1[(first + j) * kn + k];
+        }
+      }
+      for (Index k = 0; o > 0 && k < kn; ++k) {
+        dy_u[o * kn + k] = dy_u[first * kn + k];
+        dy_1[o * kn + k] = dy_1[first * kn + k];
+      }
+    }
+  }
+
+  static void channel_gradients(const Block& b, const Solved<Method, C>& s,
+                                const GradientTable<C>& t, const double* dy_u, const double* dy_1,
+                                double* dweight, double* dbias) {
+    for (Index k = 0; k < b.kn; ++k) dweight[k] = dbias[k] = 0;
+    for (Index o = 0; o < s.rows; ++o) {
+      for (Index k = 0; k < b.kn; ++k) {
+        const Index cell = o * b.kn + k;
+        dweight[k] += t.a[cell] * (dy_u[cell] / t.unit[cell]) + t.b[cell] * dy_1[cell];
+        dbias[k] += dy_1[cell];
+      }
+    }
+  }
+
+  // From the sums over dy to q and r, through the gradients of the pooled statistics.
+  void pull_back(const Block& b, const Solved<Method, C>& s, GradientTable<C>& t,
+                 const double* dy_u, const double* dy_1, Scope& scope) const {
+    StatsGrad* pooled[P];
+    for (int i = 0; i < P; ++i) {
+      pooled[i] = scope.template take_filled<StatsGrad>(s.pools[i].rows * s.pools[i].cols, {0, 0});
+    }
+    for (Index o = 0; o < s.rows; ++o) {
+      for (Index k = 0; k < b.kn; ++k) {
+        const Index cell = o * b.kn + k;
+        const double w = channel_weight(b, k);
+        Stats stats[P];
+        StatsGrad ds[P];
+        cell_stats(s, o, k, cell, stats);
+        Method::pullback(stats, params_, {w * dy_u[cell] / t.unit[cell], w * dy_1[cell]}, ds);
+        for (int i = 0; i < P; ++i) {
+          StatsGrad& to = pooled[i][s.pools[i].entry(o, k)];
+          // A gradient with respect to a mean that counts from the centre.
+          to.mean += ds[i].mean;
+          to.var += ds[i].var;
+        }
+      }
+    }
+    for (Index o = 0; o < s.rows; ++o) {
+      for (Index k = 0; k < b.kn; ++k) {
+        const Index cell = o * b.kn + k;
+        double q = 0, r = 0;
+        for (int i = 0; i < P; ++i) {
+          const PoolTable& pool = s.pools[i];
+          const Index e = pool.entry(o, k);
+          const double share = 2 * pooled[i][e].var / pool.count;
+          q += share;
+          if (!Method::raw) {
+            const double mean = pool.mean[e] - double(s.center[cell]);
+            r += pooled[i][e].mean / pool.count - share * mean;
+          }
+        }
+        t.q[cell] = C(q / t.unit[cell]);
+        t.r[cell] = C(r);
+      }
+    }
+  }
+
+  const Backend& be_;
+  const Plan& plan_;
+  const BackwardArgs<C>& args_;
+  const typename Method::Params& params_;
+};
+
+}  // namespace normcore

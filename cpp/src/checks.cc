@@ -1,0 +1,182 @@
+#include "checks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+
+#include "normcore/errors.h"
+
+namespace normcore {
+namespace {
+
+std::string number(double v) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", v);
+  return text;
+}
+
+struct Dim {
+  Index size, stride;
+};
+
+// Dimensions of more than one element with positive strides, longest first, and the first address.
+int normalized_dims(const ConstTensor& t, Dim* dims, std::intptr_t* first) {
+  int n = 0;
+  Index offset = 0;
+  for (int i = 0; i < t.ndim(); ++i) {
+    if (t.shape(i) == 1) continue;
+    Index stride = t.stride(i);
+    if (stride < 0) {
+      offset += stride * (t.shape(i) - 1);
+      stride = -stride;
+    }
+    dims[n++] = {t.shape(i), stride};
+  }
+  std::sort(dims, dims + n, [](const Dim& a, const Dim& b) { return a.stride > b.stride; });
+  *first = reinterpret_cast<std::intptr_t>(t.data()) +
+           offset * static_cast<Index>(size_of(t.dtype()));
+  return n;
+}
+
+Index span(const Dim* dims, int n) {
+  Index last = 0;
+  for (int i = 0; i < n; ++i) last += (dims[i].size - 1) * dims[i].stride;
+  return last + 1;
+}
+
+// Two boxes with the same strides, the second `distance` elements on: is there a place where
+// distance = sum (i_d - j_d) * stride_d with every index in its range?
+bool boxes_meet(const Dim* a, const Dim* b, int n, Index distance) {
+  if (n == 0) return distance == 0;
+  const Index stride = a[0].stride;
+  if (stride == 0) return boxes_meet(a + 1, b + 1, n - 1, distance);
+  const Index low = static_cast<Index>(std::floor(double(distance) / double(stride)));
+  for (Index steps = low; steps <= low + 1; ++steps) {
+    if (steps > a[0].size - 1 || steps < 1 - b[0].size) continue;
+    if (boxes_meet(a + 1, b + 1, n - 1, distance - steps * stride)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string shape_text(const Index* shape, int ndim) {
+  std::string s = "(";
+  for (int i = 0; i < ndim; ++i) {
+    s += std::to_string(shape[i]);
+    if (i + 1 < ndim) s += ", ";
+  }
+  return s + (ndim == 1 ? ",)" : ")");
+}
+
+void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& expected) {
+  bool same = t.ndim() == expected.ndim;
+  for (int i = 0; same && i < t.ndim(); ++i) same = t.shape(i) == expected.shape[i];
+  if (same) return;
+  throw value_error(std::string(name) + " has shape " + shape_text(t) + ", expected " +
+                    shape_text(expected.shape, expected.ndim) + ": " + expected.rule);
+}
+
+void check_like(const char* name, const ConstTensor& t, const ConstTensor& x) {
+  if (t.dtype() != x.dtype()) {
+    throw type_error(std::string(name) + " has dtype " + name_of(t.dtype()) + ", expected " +
+                     name_of(x.dtype()) + ": x's");
+  }
+  if (!same_shape(t, x)) {
+    throw value_error(std::string(name) + " has shape " + shape_text(t) + ", expected " +
+                      shape_text(x) + ": x's");
+  }
+}
+
+void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x) {
+  if (!same_shape(out, x)) {
+    throw value_error(std::string(name) + " has shape " + shape_text(out) + ", expected " +
+                      shape_text(x) + ": x's");
+  }
+  if (out.dtype() != x.dtype()) {
+    throw value_error(std::string(name) + " has dtype " + name_of(out.dtype()) + ", expected " +
+                      name_of(x.dtype()) + ": x's");
+  }
+  for (int i = 0; i < out.ndim(); ++i) {
+    if (out.stride(i) == 0 && out.shape(i) > 1) {
+      throw value_error(std::string(name) + " is broadcast along axis " + std::to_string(i) +
+                        ", expected memory of its own for every element");
+    }
+  }
+  if (overlap(out, x) && !(may_be_x && same_memory(out, x))) {
+    throw value_error(std::string(name) + " overlaps x in memory, expected " +
+                      (may_be_x ? "x itself or " : "") + "memory of its own");
+  }
+}
+
+void check_disjoint(const char* name, const Tensor& out, const char* other_name,
+                    const ConstTensor& other) {
+  if (!out || !other || !overlap(out, other)) return;
+  throw value_error(std::string(name) + " overlaps " + other_name +
+                    " in memory, expected memory of its own");
+}
+
+void check_eps(double eps, bool positive) {
+  if (std::isfinite(eps) && (positive ? eps > 0 : eps >= 0)) return;
+  throw value_error("eps is " + number(eps) + ", expected a finite number " +
+                    (positive ? "> 0 when training" : ">= 0"));
+}
+
+void check_finite(const char* name, double value) {
+  if (std::isfinite(value)) return;
+  throw value_error(std::string(name) + " is " + number(value) + ", expected a finite number");
+}
+
+void check_device(const Context& context) {
+  if (context.device == Device::kCpu) return;
+  throw value_error("context.device is CUDA, expected the CPU: this build has no CUDA backend");
+}
+
+int check_axis(const char* name, int axis, int ndim) {
+  if (axis >= -ndim && axis < ndim) return axis < 0 ? axis + ndim : axis;
+  throw value_error(std::string(name) + " is " + std::to_string(axis) + ", expected " +
+                    std::to_string(-ndim) + " to " + std::to_string(ndim - 1) + " for x with " +
+                    std::to_string(ndim) + " axes");
+}
+
+void check_axes(const Axes& axes, int ndim, bool (&normalized)[kMaxDims]) {
+  if (axes.count == 0) throw value_error("axis is (), expected at least one axis");
+  for (int i = 0; i < ndim; ++i) normalized[i] = false;
+  for (int i = 0; i < axes.count; ++i) {
+    const int a = check_axis("axis", axes.values[i], ndim);
+    if (normalized[a]) {
+      throw value_error("axis names " + std::to_string(axes.values[i]) +
+                        " twice, expected distinct axes");
+    }
+    normalized[a] = true;
+  }
+}
+
+bool same_memory(const ConstTensor& a, const ConstTensor& b) {
+  if (a.data() != b.data() || a.dtype() != b.dtype() || !same_shape(a, b)) return false;
+  for (int i = 0; i < a.ndim(); ++i) {
+    if (a.shape(i) > 1 && a.stride(i) != b.stride(i)) return false;
+  }
+  return true;
+}
+
+bool overlap(const ConstTensor& a, const ConstTensor& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
+  Dim da[kMaxDims], db[kMaxDims];
+  std::intptr_t first_a, first_b;
+  const int na = normalized_dims(a, da, &first_a), nb = normalized_dims(b, db, &first_b);
+  const Index size_a = static_cast<Index>(size_of(a.dtype()));
+  const Index size_b = static_cast<Index>(size_of(b.dtype()));
+  if (first_a + span(da, na) * size_a <= first_b) return false;
+  if (first_b + span(db, nb) * size_b <= first_a) return false;
+  bool sliced_alike = na == nb && size_a == size_b && (first_b - first_a) % size_a == 0;
+  // Slices of one array: equal strides, each at least the span of all shorter ones.
+  for (int i = 0; sliced_alike && i < na; ++i) {
+    const Index inner = std::max(span(da + i + 1, na - i - 1), span(db + i + 1, na - i - 1));
+    sliced_alike = da[i].stride == db[i].stride && (i + 1 == na || da[i].stride >= inner);
+  }
+  return !sliced_alike || boxes_meet(da, db, na, (first_b - first_a) / size_a);
+}
+
+}  // namespace normcore

@@ -1,0 +1,194 @@
+// The CPU's answer to what forward.h and backward.h ask of a backend: reduce and apply over a range
+// of the table, tile by tile, and loops over tasks.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+#include "cpu/tiles.h"
+
+namespace normcore::cpu {
+
+inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+static_assert(int(Layout::rows) == kRows && int(Layout::columns) == kCols);
+
+// C is the compute type of the element type.
+template <class C>
+class Backend {
+ public:
+  using Compute = C;
+  using Scope = Workspace::Scope;
+
+  Backend(const Plan& plan, DType dtype, int threads)
+      : plan_(plan),
+        table_(kernels()),
+        set_(kernel_set<C>(table_, dtype)),
+        tiles_(plan, dtype),
+        layout_(static_cast<int>(plan.layout)),
+        threads_(threads_for(plan.bytes, threads)) {}
+
+  const Plan& plan() const { return plan_; }
+  int threads() const { return threads_; }
+  static Workspace& workspace() { return Workspace::local(); }
+
+  template <class F>
+  void parallel(Index tasks, F&& f) const {
+    parallel_for(tasks, threads_, f);
+  }
+
+  void merge(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
+             const double* mean_b, const double* m2_b) const {
+    table_.merge(n, count_a, mean_a, m2_a, count_b, mean_b, m2_b);
+  }
+
+  // Moments of the cells of a range, over its rows too: mean[kn], m2[kn].
+  void reduce(const Range& range, bool raw, const void* x, double* mean, double* m2) const {
+    Scope scope(workspace());
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    double* tile_mean = scope.take<double>(plan_.tile_cells);
+    double* tile_m2 = scope.take<double>(plan_.tile_cells);
+    auto kernel = raw ? set_.squares[layout_] : set_.moments[layout_];
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch);
+      const Index before = (t.o - range.o0) * range.sn + (t.s0 - range.s0);
+      double* to_mean = mean + (t.k0 - range.k0);
+      double* to_m2 = m2 + (t.k0 - range.k0);
+      if (before == 0) {
+        kernel(xt, height(t), width(t), to_mean, to_m2);
+      } else {
+        kernel(xt, height(t), width(t), tile_mean, tile_m2);
+        merge(t.kn, double(before), to_mean, to_m2, double(t.sn), tile_mean, tile_m2);
+      }
+    });
+  }
+
+  // Coefficients are indexed by the cells of the range; with `per_row` each row has its own.
+  struct Table {
+    Index o0, k0, row;  // first cell, and cells from row to row: 0 where rows share
+    Index at(const TileRange& t) const { return (t.o - o0) * row + (t.k0 - k0); }
+  };
+
+  // y = a * (x - center) + b, and with elementwise parameters weight * that + bias.
+  void apply(const Range& range, const Table& table, Affine<C> f, const C* weight, const C* bias,
+             const void* x, void* y) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_y = scope.take<char>(tiles_.scratch_bytes(1));
+    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch_x);
+      const Out yt = tiles_.out(1, y, t, scratch_y);
+      const Index i = table.at(t);
+      const Affine<C> at{f.a + i, f.center + i, f.b + i};
+      if (weight) {
+        set_.scale[layout_](xt, yt, height(t), width(t), at, weight + t.s0, bias + t.s0);
+      } else {
+        set_.affine[layout_](xt, yt, height(t), width(t), at);
+      }
+      tiles_.commit(1, y, t, yt);
+    });
+  }
+
+  // h = x + residual. What is normalized is operand 0, here h; x and the residual are 3 and 2.
+  void add(const Range& range, const void* x, const void* residual, void* h) const {
+    Scope scope(workspace());
+    void* scratch_h = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_r = scope.take<char>(tiles_.scratch_bytes(2));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(3));
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(3, x, t, scratch_x);
+      const In rt = tiles_.in(2, residual, t, scratch_r);
+      Out ht = tiles_.out(0, h, t, scratch_h);
+      ht.stream = false;  // it is read again at once
+      set_.add(xt, rt, ht, height(t), width(t));
+      tiles_.commit(0, h, t, ht);
+    });
+  }
+
+  // sum dy * u and sum dy of the cells of a range, over its rows too; weight as in apply.
+  void sums(const Range& range, const Table& table, Centering<C> f, const C* weight,
+            const void* dy, const void* x, double* dy_u, double* dy_1) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    double* tile_u = scope.take<double>(plan_.tile_cells);
+    double* tile_1 = scope.take<double>(plan_.tile_cells);
+    for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch_x);
+      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const Index i = table.at(t);
+      const Centering<C> at{f.center + i, f.unit + i};
+      if (weight) {
+        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight + t.s0, tile_u,
+                                         tile_1);
+      } else {
+        set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u, tile_1);
+      }
+      const Index k = t.k0 - range.k0;
+      for (Index j = 0; j < t.kn; ++j) {
+        dy_u[k + j] += tile_u[j];
+        dy_1[k + j] += tile_1[j];
+      }
+    });
+  }
+
+  // dx of a range. With elementwise parameters their gradients are added to dweight and dbias.
+  void grad(const Range& range, const Table& table, const Gradient<C>& f, Normalized<C> xhat,
+            const C* weight, C* dweight, C* dbias, const void* dy, const void* x, const void* dh,
+            void* dx) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
+    void* scratch_dh = dh ? scope.take<char>(tiles_.scratch_bytes(3)) : nullptr;
+    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch_x);
+      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const Index i = table.at(t);
+      const Gradient<C> at{f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}};
+      if (weight) {
+        const In dht = dh ? tiles_.in(3, dh, t, scratch_dh) : In{nullptr, 0};
+        set_.grad_scale[layout_](dyt, xt, dht, dxt, height(t), width(t), at,
+                                      {xhat.a + i, xhat.b + i}, weight + t.s0, dweight + t.s0,
+                                      dbias + t.s0);
+      } else {
+        set_.grad[layout_](dyt, xt, dxt, height(t), width(t), at);
+      }
+      tiles_.commit(2, dx, t, dxt);
+    });
+  }
+
+ private:
+  bool rows() const { return plan_.layout == Layout::rows; }
+  Index height(const TileRange& t) const { return rows() ? t.kn : t.sn; }
+  Index width(const TileRange& t) const { return rows() ? t.sn : t.kn; }
+
+  // f(tile) over a range, in memory order or against it: the second sweep goes backwards, so that
+  // its start is still in cache.
+  template <class F>
+  void for_tiles(const Range& r, bool reverse, F f) const {
+    const Index chunks = ceil_div(r.sn, plan_.chunk), strips = ceil_div(r.kn, plan_.tile_cells);
+    // Long cells side by side are taken one after the other, columns chunk by chunk.
+    const bool cell_first = rows();
+    const Index inner = cell_first ? chunks : strips, tiles = r.on * chunks * strips;
+    for (Index i = 0; i < tiles; ++i) {
+      const Index t = reverse ? tiles - 1 - i : i;
+      const Index o = t / (chunks * strips), rest = t % (chunks * strips);
+      const Index chunk = cell_first ? rest % inner : rest / inner;
+      const Index strip = cell_first ? rest / inner : rest % inner;
+      const Index k = strip * plan_.tile_cells, s = chunk * plan_.chunk;
+      f(TileRange{r.o0 + o, r.k0 + k, std::min(plan_.tile_cells, r.kn - k), r.s0 + s,
+                  std::min(plan_.chunk, r.sn - s)});
+    }
+  }
+
+  const Plan& plan_;
+  const KernelTable& table_;
+  const KernelSet<C>& set_;
+  TileAccess tiles_;
+  int layout_;
+  int threads_;
+};
+
+}  // namespace normcore::cpu

@@ -1,0 +1,92 @@
+// The table of kernels: what the pipeline may ask of an instruction set. One table per ISA, filled
+// by kernels.inl. Every kernel works on one tile, `rows` x `cols` elements with unit stride along a
+// row, and knows no norm. Kernels come in pairs: a cell of the statistics table lies along a row
+// (kRows: its coefficients are indexed by row) or down a column (kCols: indexed by column).
+// Kernels never allocate and never throw.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace normcore::cpu {
+
+using Index = std::int64_t;
+
+enum Orientation : int { kRows = 0, kCols = 1 };
+
+struct In {
+  const void* data;
+  Index stride;  // elements from row to row
+};
+struct Out {
+  void* data;
+  Index stride;
+  bool stream;  // write past the caches
+};
+
+// Centred element: u = (x - center) * unit, with `unit` a power of two that brings u near 1, so that
+// products neither overflow nor underflow for data of any magnitude.
+template <class C>
+struct Centering {
+  const C* center;
+  const C* unit;
+};
+
+// y = a * (x - center) + b, per cell.
+template <class C>
+struct Affine {
+  const C* a;
+  const C* center;
+  const C* b;
+};
+
+// dx = p * dy + q * u + r, per cell.
+template <class C>
+struct Gradient {
+  const C* p;
+  const C* q;
+  const C* r;
+  Centering<C> x;
+};
+
+// Normalized element of a cell, xhat = a * u + b, for the gradients of elementwise parameters.
+template <class C>
+struct Normalized {
+  const C* a;
+  const C* b;
+};
+
+template <class C>
+struct KernelSet {
+  // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
+  void (*moments[2])(In x, Index rows, Index cols, double* mean, double* m2);
+  void (*squares[2])(In x, Index rows, Index cols, double* mean, double* m2);
+  void (*affine[2])(In x, Out y, Index rows, Index cols, Affine<C> f);
+  // y = weight * (a * (x - center) + b) + bias; weight and bias run across the cell.
+  void (*scale[2])(In x, Out y, Index rows, Index cols, Affine<C> f, const C* weight,
+                   const C* bias);
+  // sum dy * u and sum dy per cell; `weighted_sums` with weight * dy, weight running across it.
+  void (*sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, double* dy_u, double* dy_1);
+  void (*weighted_sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, const C* weight,
+                           double* dy_u, double* dy_1);
+  void (*grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f);
+  // As grad with weight * dy (+ dh, unless its data is null); dweight and dbias are added to.
+  void (*grad_scale[2])(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C> f,
+                        Normalized<C> xhat, const C* weight, C* dweight, C* dbias);
+  void (*add)(In x, In residual, Out h, Index rows, Index cols);
+  void (*load)(const void* src, C* dst, Index n);
+  void (*store)(const C* src, void* dst, Index n);
+};
+
+struct KernelTable {
+  const char* isa;
+  KernelSet<float> f32, bf16, f16;
+  KernelSet<double> f64;
+  // Chan's merge of n pairs of moments of uniform counts: a <- a + b.
+  void (*merge)(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
+                const double* mean_b, const double* m2_b);
+  // Copies bytes; the yardstick of the benchmarks.
+  void (*copy)(const void* src, void* dst, std::size_t bytes, bool stream);
+};
+
+}  // namespace normcore::cpu

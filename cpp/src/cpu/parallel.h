@@ -1,0 +1,44 @@
+// Threads: OpenMP where the build has it. Work comes as a fixed number of tasks that does not depend
+// on the number of threads, so neither do the results.
+#pragma once
+
+#include <exception>
+#include <utility>
+
+#include "normcore/dtype.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace normcore::cpu {
+
+// Threads that a call over `bytes` of data should use: `wanted` (0: the process setting), one where
+// starting threads costs more than they save, and one in a child forked after threads had started,
+// where OpenMP runtimes may hang.
+int threads_for(Index bytes, int wanted);
+void note_threads_started();
+
+// Calls f(task) for task in [0, tasks).
+template <class F>
+void parallel_for(Index tasks, [[maybe_unused]] int threads, F&& f) {
+#ifdef _OPENMP
+  if (threads > 1 && tasks > 1) {
+    note_threads_started();
+    std::exception_ptr error;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads < tasks ? threads : int(tasks))
+    for (Index task = 0; task < tasks; ++task) {
+      try {
+        f(task);
+      } catch (...) {
+#pragma omp critical(normcore_parallel_error)
+        error = std::current_exception();
+      }
+    }
+    if (error) std::rethrow_exception(error);
+    return;
+  }
+#endif
+  for (Index task = 0; task < tasks; ++task) f(task);
+}
+
+}  // namespace normcore::cpu

@@ -1,0 +1,310 @@
+// The vector shim: loads, stores and conversions between storage types and vectors of the compute
+// type, on the vector extensions of GCC and Clang. Included only by the kernel sources, one per ISA.
+// All of it sits in an anonymous namespace inside a namespace per ISA, and it uses nothing of the
+// standard library: an inline function shared by two sources of different flags could be taken
+// from the wrong one by the linker and fault on an older CPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__SSE2__) && !defined(NORMCORE_KERNELS_GENERIC)
+#include <immintrin.h>
+#define NORMCORE_X86 1
+#endif
+
+#define SI [[gnu::always_inline]] inline
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
+
+struct BF16 {
+  std::uint16_t bits;
+};
+struct F16 {
+  std::uint16_t bits;
+};
+
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+template <class T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+template <class C>
+constexpr int kLanes = kBytes / int(sizeof(C));
+
+template <class E, int N>
+struct VecOf {
+  typedef E reg __attribute__((vector_size(N * sizeof(E))));
+  typedef E mem __attribute__((vector_size(N * sizeof(E)), aligned(alignof(E)), may_alias));
+};
+template <class C>
+using Vec = typename VecOf<C, kLanes<C>>::reg;
+
+using F32 = Vec<float>;
+using U32 = typename VecOf<std::uint32_t, kLanes<float>>::reg;
+
+// How much of a vector a step of a sweep covers. Stream: all of it, stored past the caches.
+struct Full {};
+struct Stream {};
+struct Part {
+  int lanes;  // 1 .. kLanes - 1
+};
+
+template <class C>
+SI Vec<C> splat(C v) {
+  return v - Vec<C>{};
+}
+
+template <class To, class From>
+SI To bitcast(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  return (To)v;
+}
+
+template <class E, int N>
+SI typename VecOf<E, N / 2>::reg fold_halves(typename VecOf<E, N>::reg v) {
+  typename VecOf<E, N / 2>::reg half[2];
+  __builtin_memcpy(half, &v, sizeof(v));
+  return half[0] + half[1];
+}
+// Sum of the lanes, by halves: few steps, and the same order on every run.
+template <class E, int N>
+SI E sum_lanes(typename VecOf<E, N>::reg v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    return sum_lanes<E, N / 2>(fold_halves<E, N>(v));
+  }
+}
+template <class C>
+SI C hsum(Vec<C> v) {
+  return sum_lanes<C, kLanes<C>>(v);
+}
+
+// Mask whose first `lanes` lanes are all ones.
+template <class C>
+SI auto lane_mask(int lanes) {
+  if constexpr (sizeof(C) == 4) {
+    typename VecOf<std::int32_t, kLanes<C>>::reg index;
+    for (int i = 0; i < kLanes<C>; ++i) index[i] = i;
+    return index < lanes;
+  } else {
+    typename VecOf<std::int64_t, kLanes<C>>::reg index;
+    for (int i = 0; i < kLanes<C>; ++i) index[i] = i;
+    return index < std::int64_t(lanes);
+  }
+}
+
+// Zero in the lanes that a partial step does not cover.
+template <class C>
+SI Vec<C> keep(Vec<C> v, Full) {
+  return v;
+}
+template <class C>
+SI Vec<C> keep(Vec<C> v, Stream) {
+  return v;
+}
+template <class C>
+SI Vec<C> keep(Vec<C> v, Part p) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)_mm512_maskz_mov_ps(__mmask16((1u << p.lanes) - 1), (__m512)v);
+  } else {
+    return (Vec<C>)_mm512_maskz_mov_pd(__mmask8((1u << p.lanes) - 1), (__m512d)v);
+  }
+#else
+  auto mask = lane_mask<C>(p.lanes);
+  return (Vec<C>)((decltype(mask))v & mask);
+#endif
+}
+
+// ---- 16-bit patterns <-> 32-bit lanes. GCC 12 lowers the generic conversion poorly: name it.
+using U16Mem = typename VecOf<std::uint16_t, kLanes<float>>::mem;
+
+SI U32 widen(const std::uint16_t* p) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  return (U32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  return (U32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(NORMCORE_X86) && defined(__SSE4_1__)
+  return (U32)_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  return __builtin_convertvector(*(const U16Mem*)p, U32);
+#endif
+}
+
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+using Narrow = __m256i;
+SI Narrow narrow(U32 v) { return _mm512_cvtepi32_epi16((__m512i)v); }
+SI void put(std::uint16_t* p, Narrow v, Full) { _mm256_storeu_si256((__m256i*)p, v); }
+SI void put(std::uint16_t* p, Narrow v, Stream) { _mm256_stream_si256((__m256i*)p, v); }
+SI void put(std::uint16_t* p, Narrow v, Part t) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << t.lanes) - 1), v);
+}
+#else
+#if defined(NORMCORE_X86) && defined(__AVX2__)
+using Narrow = __m128i;
+SI Narrow narrow(U32 v) {
+  __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+}
+SI void put(std::uint16_t* p, Narrow v, Full) { _mm_storeu_si128((__m128i*)p, v); }
+SI void put(std::uint16_t* p, Narrow v, Stream) { _mm_stream_si128((__m128i*)p, v); }
+#else
+using Narrow = typename VecOf<std::uint16_t, kLanes<float>>::reg;
+SI Narrow narrow(U32 v) {
+#if defined(NORMCORE_X86) && defined(__SSE4_1__)
+  return (Narrow)_mm_cvtsi128_si64(_mm_packus_epi32((__m128i)v, (__m128i)v));
+#else
+  return __builtin_convertvector(v, Narrow);
+#endif
+}
+SI void put(std::uint16_t* p, Narrow v, Full) { *(U16Mem*)p = v; }
+SI void put(std::uint16_t* p, Narrow v, Stream) { *(U16Mem*)p = v; }
+#endif
+SI void put(std::uint16_t* p, Narrow v, Part t) {
+  std::uint16_t lanes[kLanes<float>];
+  __builtin_memcpy(lanes, &v, sizeof(lanes));
+  for (int i = 0; i < t.lanes; ++i) p[i] = lanes[i];
+}
+#endif
+
+// ---- storage <-> compute, both ways exact or rounded once to nearest even
+SI F32 bf16_to_f32(U32 bits) { return bitcast<F32>(bits << 16); }
+
+SI Narrow f32_to_bf16(F32 v) {
+  U32 u = bitcast<U32>(v);
+  U32 nan = bitcast<U32>(v != v);
+  U32 rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  // A NaN must not round up into infinity, and comes out quiet.
+  return narrow(((nan & (u | 0x400000u)) | (~nan & rounded)) >> 16);
+}
+
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+SI F32 load_f16(const std::uint16_t* p) {
+  return (F32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+SI Narrow f32_to_f16(F32 v) { return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(NORMCORE_X86) && defined(__F16C__)
+SI F32 load_f16(const std::uint16_t* p) {
+  return (F32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+SI Narrow f32_to_f16(F32 v) { return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+SI F32 load_f16(const std::uint16_t* p) {
+  U32 h = widen(p), sign = (h & 0x8000u) << 16, em = h & 0x7fffu;
+  U32 finite = bitcast<U32>(bitcast<F32>(em << 13) * 0x1p112f);  // exact, subnormals too
+  U32 special = bitcast<U32>(em >= 0x7c00u);
+  U32 quiet = bitcast<U32>(em > 0x7c00u) & 0x400000u;
+  return bitcast<F32>((special & ((em << 13) | 0x7f800000u | quiet)) | (~special & finite) | sign);
+}
+SI Narrow f32_to_f16(F32 v) {
+  U32 u = bitcast<U32>(v), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  U32 nan = bitcast<U32>(a > 0x7f800000u), big = bitcast<U32>(a >= 0x477ff000u);
+  U32 tiny = bitcast<U32>(a < 0x38800000u);
+  U32 normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13;
+  U32 subnormal = bitcast<U32>(bitcast<F32>(a) + 0.5f) - 0x3f000000u;  // the adder rounds at 2^-24
+  U32 r = (tiny & subnormal) | (~tiny & normal);
+  r = (big & 0x7c00u) | (~big & r);
+  r = (nan & (0x7e00u | ((a >> 13) & 0x3ffu))) | (~nan & r);
+  return narrow(r | sign);
+}
+#endif
+
+// ---- load: storage type -> compute vector; lanes beyond a partial step are zero
+SI Vec<float> load(const float* p, Full) { return *(const VecOf<float, kLanes<float>>::mem*)p; }
+SI Vec<double> load(const double* p, Full) {
+  return *(const VecOf<double, kLanes<double>>::mem*)p;
+}
+SI F32 load(const BF16* p, Full) { return bf16_to_f32(widen(&p->bits)); }
+SI F32 load(const F16* p, Full) { return load_f16(&p->bits); }
+
+template <class T>
+SI Vec<Compute<T>> load(const T* p, Stream) {
+  return load(p, Full{});
+}
+
+template <class T>
+SI Vec<Compute<T>> load(const T* p, Part t) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << t.lanes) - 1), p);
+  } else if constexpr (sizeof(T) == 8) {
+    return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8((1u << t.lanes) - 1), p);
+  } else {
+    T lanes[kLanes<float>];
+    __m256i v = _mm256_maskz_loadu_epi16(__mmask16((1u << t.lanes) - 1), p);
+    __builtin_memcpy(lanes, &v, sizeof(lanes));
+    return load(lanes, Full{});
+  }
+#else
+  T lanes[kLanes<Compute<T>>] = {};
+  for (int i = 0; i < t.lanes; ++i) lanes[i] = p[i];
+  return load(lanes, Full{});
+#endif
+}
+
+// ---- store: compute vector -> storage
+SI void store(float* p, Vec<float> v, Full) { *(VecOf<float, kLanes<float>>::mem*)p = v; }
+SI void store(double* p, Vec<double> v, Full) { *(VecOf<double, kLanes<double>>::mem*)p = v; }
+template <class C>
+SI void store_stream(C* p, Vec<C> v) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(NORMCORE_X86)
+  _mm_stream_si128((__m128i*)p, (__m128i)v);
+#else
+  store(p, v, Full{});
+#endif
+}
+SI void store(float* p, Vec<float> v, Stream) { store_stream(p, v); }
+SI void store(double* p, Vec<double> v, Stream) { store_stream(p, v); }
+template <class C>
+SI void store_part(C* p, Vec<C> v, Part t) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << t.lanes) - 1), (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(p, __mmask8((1u << t.lanes) - 1), (__m512d)v);
+  }
+#else
+  for (int i = 0; i < t.lanes; ++i) p[i] = v[i];
+#endif
+}
+SI void store(float* p, Vec<float> v, Part t) { store_part(p, v, t); }
+SI void store(double* p, Vec<double> v, Part t) { store_part(p, v, t); }
+template <class Tag>
+SI void store(BF16* p, F32 v, Tag t) {
+  put(&p->bits, f32_to_bf16(v), t);
+}
+template <class Tag>
+SI void store(F16* p, F32 v, Tag t) {
+  put(&p->bits, f32_to_f16(v), t);
+}
+
+// Streamed stores are ordered before whatever tells another thread that they are done.
+SI void stream_fence() {
+#if defined(NORMCORE_X86)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

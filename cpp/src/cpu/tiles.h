@@ -1,0 +1,125 @@
+// Tiles: the part of an operand that a kernel is handed. Where the operand's memory has the plan's
+// layout the tile is the memory itself; otherwise it is gathered into, or scattered from, a small
+// buffer, so arrays of any strides need no copy of the tensor.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/workspace.h"
+#include "plan.h"
+
+namespace normcore::cpu {
+
+// Cells [k0, k0 + kn) of row o of the table, elements [s0, s0 + sn) of each.
+struct TileRange {
+  Index o, k0, kn, s0, sn;
+};
+
+class TileAccess {
+ public:
+  TileAccess(const Plan& plan, DType dtype)
+      : plan_(plan), size_(static_cast<Index>(size_of(dtype))) {}
+
+  // Elements of scratch that an operand needs: none where it is used in place.
+  Index scratch_bytes(int operand) const {
+    if (plan_.access[operand].direct) return 0;
+    const Index length = std::min(plan_.count, plan_.chunk);
+    return std::max<Index>(1, length) * plan_.tile_cells * size_;
+  }
+
+  In in(int operand, const void* base, const TileRange& r, void* scratch) const {
+    if (plan_.access[operand].direct) return {address(operand, base, r), stride(operand)};
+    const Index packed = rows() ? r.sn : r.kn;
+    copy(operand, const_cast<void*>(base), r, scratch, packed, /*gather=*/true);
+    return {scratch, packed};
+  }
+  Out out(int operand, void* base, const TileRange& r, void* scratch) const {
+    if (plan_.access[operand].direct) {
+      return {const_cast<char*>(address(operand, base, r)), stride(operand), plan_.stream};
+    }
+    return {scratch, rows() ? r.sn : r.kn, false};
+  }
+  void commit(int operand, void* base, const TileRange& r, const Out& tile) const {
+    if (plan_.access[operand].direct) return;
+    copy(operand, base, r, tile.data, tile.stride, /*gather=*/false);
+  }
+
+ private:
+  bool rows() const { return plan_.layout == Layout::rows; }
+  Index stride(int operand) const {
+    const Access& a = plan_.access[operand];
+    return rows() ? a.cell : plan_.space_dims == 0 ? 0 : a.space[0];
+  }
+
+  Index outer_offset(const Access& a, Index o) const {
+    Index offset = 0;
+    for (int d = plan_.outer_dims - 1; d > 0; --d) {
+      offset += o % plan_.outer_sizes[d] * a.outer[d];
+      o /= plan_.outer_sizes[d];
+    }
+    return plan_.outer_dims > 0 ? offset + o * a.outer[0] : 0;
+  }
+  const char* address(int operand, const void* base, const TileRange& r) const {
+    const Access& a = plan_.access[operand];
+    const Index offset = outer_offset(a, r.o) + r.k0 * a.cell +
+                         (plan_.space_dims > 0 ? r.s0 * a.space[0] : 0);
+    return static_cast<const char*>(base) + offset * size_;
+  }
+
+  // Copies a tile between the operand and a buffer, run by run along the innermost space axis.
+  void copy(int operand, void* base, const TileRange& r, void* buffer, Index packed,
+            bool gather) const {
+    switch (size_) {
+      case 2:
+        return copy_as<std::uint16_t>(operand, base, r, buffer, packed, gather);
+      case 4:
+        return copy_as<std::uint32_t>(operand, base, r, buffer, packed, gather);
+      default:
+        return copy_as<std::uint64_t>(operand, base, r, buffer, packed, gather);
+    }
+  }
+  template <class E>
+  void copy_as(int operand, void* base, const TileRange& r, void* buffer, Index packed,
+               bool gather) const {
+    const Access& a = plan_.access[operand];
+    E* origin = static_cast<E*>(base) + outer_offset(a, r.o) + r.k0 * a.cell;
+    E* tile = static_cast<E*>(buffer);
+    const int last = plan_.space_dims - 1;
+    const Index run_size = last >= 0 ? plan_.space_sizes[last] : 1;
+    const Index run_stride = last >= 0 ? a.space[last] : 0;
+    const Index tile_k = rows() ? packed : 1, tile_s = rows() ? 1 : packed;
+    for (Index s = r.s0; s < r.s0 + r.sn;) {
+      const Index start = s % run_size;
+      const Index length = std::min(run_size - start, r.s0 + r.sn - s);
+      Index offset = start * run_stride, rest = s / run_size;
+      for (int d = last - 1; d >= 0; --d) {
+        offset += rest % plan_.space_sizes[d] * a.space[d];
+        rest /= plan_.space_sizes[d];
+      }
+      E* there = origin + offset;
+      E* here = tile + (s - r.s0) * tile_s;
+      // The shorter stride of the operand goes innermost.
+      if (std::abs(a.cell) < std::abs(run_stride)) {
+        copy_plane(there, run_stride, a.cell, here, tile_s, tile_k, length, r.kn, gather);
+      } else {
+        copy_plane(there, a.cell, run_stride, here, tile_k, tile_s, r.kn, length, gather);
+      }
+      s += length;
+    }
+  }
+  template <class E>
+  static void copy_plane(E* there, Index there_i, Index there_j, E* here, Index here_i, Index here_j,
+                         Index ni, Index nj, bool gather) {
+    for (Index i = 0; i < ni; ++i, there += there_i, here += here_i) {
+      if (gather) {
+        for (Index j = 0; j < nj; ++j) here[j * here_j] = there[j * there_j];
+      } else {
+        for (Index j = 0; j < nj; ++j) there[j * there_j] = here[j * here_j];
+      }
+    }
+  }
+
+  const Plan& plan_;
+  Index size_;
+};
+
+}  // namespace normcore::cpu

@@ -1,0 +1,253 @@
+// The forward pipeline: reduce, pool, solve, apply; once for all methods and backends.
+#pragma once
+
+#include "pool.h"
+
+namespace normcore {
+
+// Everything but geometry. Arrays are in the order of the plan's tables; absent ones are null.
+template <class C>
+struct ForwardArgs {
+  const void* x;  // what is normalized: h where there is a residual
+  void* y;
+  const void* x_in = nullptr;  // with a residual: its two terms, and x is written first
+  const void* residual = nullptr;
+
+  const double* channel_weight = nullptr;  // [cells]
+  const double* channel_bias = nullptr;
+  const C* element_weight = nullptr;  // [count]
+  const C* element_bias = nullptr;
+
+  const double* given_mean = nullptr;  // [cells]: statistics that are not computed from x
+  const double* given_var = nullptr;
+
+  double* mean = nullptr;  // statistics of the (one) pool, for who asks
+  double* var = nullptr;
+  double* rstd = nullptr;  // the coefficient a
+
+  const double* saved_mean() const { return nullptr; }
+  const double* saved_var() const { return nullptr; }
+};
+
+// A block of the table that is closed under all pools of the method.
+struct Block {
+  Index o0, on, k0, kn;
+};
+
+inline Block block_at(const Plan& plan, Index i) {
+  const Index across = plan.cell_blocks();
+  const Index o0 = i / across * plan.block_outer, k0 = i % across * plan.block_cells;
+  return {o0, std::min(plan.block_outer, plan.outer - o0), k0,
+          std::min(plan.block_cells, plan.cells - k0)};
+}
+
+// The work units of a block: pieces of the table and of long cells, times strips of cells. Partial
+// results have one row per piece.
+struct Units {
+  const Plan& plan;
+  Block block;
+  Index outer_pieces, space_pieces, strips;
+
+  Units(const Plan& p, const Block& b)
+      : plan(p),
+        block(b),
+        outer_pieces((b.on + p.piece_outer - 1) / p.piece_outer),
+        space_pieces(p.space_pieces()),
+        strips((b.kn + p.unit_cells - 1) / p.unit_cells) {}
+
+  Index pieces() const { return outer_pieces * space_pieces; }
+  Index count() const { return pieces() * strips; }
+  Index piece_of(Index unit) const { return unit / strips; }
+  Range range(Index unit) const {
+    const Index piece = unit / strips, k = unit % strips * plan.unit_cells;
+    const Index o = piece / space_pieces * plan.piece_outer;
+    const Index s = piece % space_pieces * plan.piece_space;
+    return {block.o0 + o,
+            std::min(plan.piece_outer, block.on - o),
+            block.k0 + k,
+            std::min(plan.unit_cells, block.kn - k),
+            s,
+            std::min(plan.piece_space, plan.count - s)};
+  }
+};
+
+// Within a fused block everything runs on one thread; otherwise the one block is spread over them.
+template <class Backend, class F>
+void for_units(const Backend& be, Index units, F&& f) {
+  if (be.plan().fused) {
+    for (Index i = 0; i < units; ++i) f(i);
+  } else {
+    be.parallel(units, f);
+  }
+}
+
+template <class Method, class C>
+struct Solved {
+  PoolTable pools[kPoolCount<Method>];
+  Index rows, row_step;  // of coefficients; row_step 0 where rows of the table share them
+  C* center;
+};
+
+// Statistics of the pools of a block: reduce and pool, or take what is given.
+template <class Method, class Backend, class Args>
+void block_statistics(const Backend& be, const Args& args, const Block& b,
+                      typename Backend::Scope& scope,
+                      Solved<Method, typename Backend::Compute>& out) {
+  using C = typename Backend::Compute;
+  const Plan& plan = be.plan();
+  const Index rows = plan.merged_outer ? 1 : b.on;
+  out.rows = rows;
+  out.row_step = plan.merged_outer ? 0 : b.kn;
+  for (int i = 0; i < kPoolCount<Method>; ++i) {
+    PoolTable& t = out.pools[i];
+    const Extent extent =
+        args.given_mean ? Extent::column : extent_of(Method::pools[i], plan.affinity);
+    t = pool_shape(extent, plan, b.on, b.kn);
+    t.mean = scope.template take<double>(t.rows * t.cols);
+    t.var = scope.template take<double>(t.rows * t.cols);
+  }
+  out.center = scope.template take<C>(rows * b.kn);
+
+  if (args.given_mean) {
+    PoolTable& t = out.pools[0];
+    for (Index k = 0; k < b.kn; ++k) {
+      t.mean[k] = args.given_mean[b.k0 + k];
+      t.var[k] = args.given_var[b.k0 + k];
+    }
+  } else if (args.saved_mean()) {
+    PoolTable& t = out.pools[0];
+    const Index cols = plan.pool_cols(t.extent);
+    for (Index o = 0; o < t.rows; ++o) {
+      for (Index j = 0; j < t.cols; ++j) {
+        const Index from = (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j;
+        t.mean[o * t.cols + j] = args.saved_mean()[from];
+        t.var[o * t.cols + j] = args.saved_var()[from];
+      }
+    }
+  } else {
+    const Units units(plan, b);
+    const Index pieces = units.pieces();
+    double* mean = scope.template take<double>(pieces * b.kn);
+    double* m2 = scope.template take<double>(pieces * b.kn);
+    for_units(be, units.count(), [&](Index i) {
+      const Range range = units.range(i);
+      const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
+      be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
+    });
+    // Pieces of one row of the table follow each other: merge them into its first.
+    const Index per_row = pieces / rows;
+    if (per_row > 1) {
+      for (Index o = 0; o < rows; ++o) {
+        const Index first = o * per_row;
+        double before = 0;
+        for (Index j = 0; j < per_row; ++j) {
+          const Range range = units.range((first + j) * units.strips);
+          const double n = double(range.on) * double(range.sn);
+          if (j > 0) {
+            be.merge(b.kn, before, mean + first * b.kn, m2 + first * b.kn, n,
+                     mean + (first + j) * b.kn, m2 + (first + j) * b.kn);
+          }
+          before += n;
+        }
+        if (o > 0) {
+          for (Index k = 0; k < b.kn; ++k) {
+            mean[o * b.kn + k] = mean[first * b.kn + k];
+            m2[o * b.kn + k] = m2[first * b.kn + k];
+          }
+        }
+      }
+    }
+    const double cell_count = double(plan.count) * double(plan.merged_outer ? b.on : 1);
+    for (PoolTable& t : out.pools) pool_moments(be, mean, m2, rows, b.kn, cell_count, t);
+  }
+
+  // The centre: the mean of the first pool as the compute type holds it.
+  const PoolTable& first = out.pools[0];
+  for (Index o = 0; o < rows; ++o) {
+    for (Index k = 0; k < b.kn; ++k) {
+      out.center[o * b.kn + k] = Method::raw ? C(0) : C(first.mean[first.entry(o, k)]);
+    }
+  }
+}
+
+// What the method sees of cell (o, k).
+template <class Method, class C>
+void cell_stats(const Solved<Method, C>& s, Index o, Index k, Index cell,
+                Stats (&stats)[kPoolCount<Method>]) {
+  for (int i = 0; i < kPoolCount<Method>; ++i) {
+    const PoolTable& t = s.pools[i];
+    const Index e = t.entry(o, k);
+    stats[i] = {t.mean[e] - double(s.center[cell]), t.var[e], t.count};
+  }
+}
+
+// Writes the statistics of the one pool of a block where the caller wants them.
+template <class Method, class Backend, class Args>
+void export_statistics(const Backend& be, const Args& args, const typename Method::Params& params,
+                       const Block& b, const Solved<Method, typename Backend::Compute>& s) {
+  if (!args.mean) return;
+  const PoolTable& t = s.pools[0];
+  const Index cols = be.plan().pool_cols(t.extent);
+  for (Index o = 0; o < t.rows; ++o) {
+    for (Index j = 0; j < t.cols; ++j) {
+      const Index e = o * t.cols + j;
+      const Index to = (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j;
+      const Stats stats[1] = {{0, t.var[e], t.count}};
+      args.mean[to] = t.mean[e];
+      args.var[to] = t.var[e];
+      args.rstd[to] = Method::coefficients(stats, params).a;
+    }
+  }
+}
+
+template <class Method, class Backend>
+void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& args,
+             const typename Method::Params& params) {
+  using C = typename Backend::Compute;
+  const Plan& plan = be.plan();
+  const Index blocks = plan.outer_blocks() * plan.cell_blocks();
+
+  auto run_block = [&](Index i) {
+    const Block b = block_at(plan, i);
+    const Units units(plan, b);
+    typename Backend::Scope scope(be.workspace());
+
+    if (args.residual) {
+      for_units(be, units.count(), [&](Index u) {
+        be.add(units.range(u), args.x_in, args.residual, const_cast<void*>(args.x));
+      });
+    }
+    Solved<Method, C> s;
+    block_statistics<Method>(be, args, b, scope, s);
+    export_statistics<Method>(be, args, params, b, s);
+
+    C* a = scope.template take<C>(s.rows * b.kn);
+    C* shift = scope.template take<C>(s.rows * b.kn);
+    for (Index o = 0; o < s.rows; ++o) {
+      for (Index k = 0; k < b.kn; ++k) {
+        const Index cell = o * b.kn + k;
+        Stats stats[kPoolCount<Method>];
+        cell_stats(s, o, k, cell, stats);
+        const Coef f = Method::coefficients(stats, params);
+        const double w = args.channel_weight ? args.channel_weight[b.k0 + k] : 1;
+        const double c = args.channel_bias ? args.channel_bias[b.k0 + k] : 0;
+        a[cell] = C(w * f.a);
+        shift[cell] = C(w * f.b + c);
+      }
+    }
+    const typename Backend::Table table{b.o0, b.k0, s.row_step};
+    const Index n = units.count();
+    for_units(be, n, [&](Index u) {
+      be.apply(units.range(n - 1 - u), table, {a, s.center, shift}, args.element_weight,
+               args.element_bias, args.x, args.y);
+    });
+  };
+
+  if (plan.fused) {
+    be.parallel(blocks, run_block);
+  } else {
+    run_block(0);
+  }
+}
+
+}  // namespace normcore

@@ -1,0 +1,595 @@
+// The operations: check the arguments, ask for a plan, bring parameters and statistics into its order,
+// run the pipeline, and write back. No arithmetic on x happens here.
+#include "normcore/ops.h"
+
+#include "arrays.h"
+#include "checks.h"
+#include "normcore/errors.h"
+#include "pipeline.h"
+
+namespace normcore {
+namespace {
+
+using Scope = cpu::Workspace::Scope;
+
+const ConstTensor kAbsent{};
+
+template <class F>
+void with_compute(DType dtype, F&& f) {
+  if (dtype == DType::kFloat64) {
+    f(std::type_identity<double>{});
+  } else {
+    f(std::type_identity<float>{});
+  }
+}
+
+std::string input_size(const ConstTensor& x) { return ", got input size " + shape_text(x); }
+
+// ---- statistics between the plan's tables and the caller's arrays
+
+// How the entries of a statistics array of the caller follow the plan's table. The array's axes are
+// x's axes (element) or (N, pools) without the axes that the pool spans.
+template <class T>
+Walk statistics_walk(const Plan& plan, const T& t, int last_axes) {
+  Walk w;
+  if (plan.affinity == Affinity::element) {
+    for (int i = 0; i < plan.outer_axis_count; ++i) {
+      const int a = plan.outer_axes[i];
+      w.append(t.shape(a), t.stride(a));
+    }
+  } else {
+    for (int a = 0; a < t.ndim() - last_axes; ++a) w.append(t.shape(a), t.stride(a));
+  }
+  return w;
+}
+
+struct StatsTable {
+  double* mean = nullptr;
+  double* var = nullptr;
+  double* rstd = nullptr;
+  Index entries = 0;
+};
+
+StatsTable take_stats(const Plan& plan, Extent extent, Scope& scope) {
+  StatsTable t;
+  t.entries = plan.pool_rows(extent) * plan.pool_cols(extent);
+  t.mean = scope.take<double>(t.entries);
+  t.var = scope.take<double>(t.entries);
+  t.rstd = scope.take<double>(t.entries);
+  return t;
+}
+
+void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out,
+                 Scope& scope) {
+  if (out.mean) {
+    store_array(table.mean, out.mean, statistics_walk(plan, out.mean, 0), scope);
+  }
+  if (out.rstd) {
+    store_array(table.rstd, out.rstd, statistics_walk(plan, out.rstd, 0), scope);
+  }
+  if (out.pooled) {
+    double* data = static_cast<double*>(out.pooled.data());
+    const Index pair = out.pooled.stride(out.pooled.ndim() - 1);
+    Index i = 0;
+    statistics_walk(plan, out.pooled, 1).each([&](Index at) {
+      data[at] = table.mean[i];
+      data[at + pair] = table.var[i++];
+    });
+  }
+}
+
+void read_pooled(const Plan& plan, const ConstTensor& pooled, double* mean, double* var) {
+  const double* data = static_cast<const double*>(pooled.data());
+  const Index pair = pooled.stride(pooled.ndim() - 1);
+  Index i = 0;
+  statistics_walk(plan, pooled, 1).each([&](Index at) {
+    mean[i] = data[at];
+    var[i++] = data[at + pair];
+  });
+}
+
+void check_pooled(const ConstTensor& pooled, ExpectedShape shape) {
+  if (!pooled) return;
+  if (pooled.dtype() != DType::kFloat64) {
+    throw type_error(std::string("stats.pooled has dtype ") + name_of(pooled.dtype()) +
+                     ", expected float64");
+  }
+  shape.append(2);
+  shape.rule = "what the forward call returned";
+  check_shape("stats.pooled", pooled, shape);
+}
+
+void check_stats_out(const StatsOut& out, ExpectedShape shape) {
+  shape.rule = "one entry per pool of the method";
+  if (out.mean) check_shape("stats.mean", out.mean, shape);
+  if (out.rstd) check_shape("stats.rstd", out.rstd, shape);
+  check_pooled(out.pooled, shape);
+}
+
+void fill(const Tensor& t, double value) {
+  if (!t) return;
+  Scope scope(cpu::Workspace::local());
+  Walk w;
+  for (int i = 0; i < t.ndim(); ++i) w.append(t.shape(i), t.stride(i));
+  store_array(scope.take_filled<double>(w.count(), value), t, w, scope);
+}
+
+// Nothing to normalize: gradients of parameters are sums over nothing.
+void finish_empty(const Gradients& g) {
+  fill(g.dweight, 0);
+  fill(g.dbias, 0);
+}
+void finish_empty(const StatsOut& s) {
+  fill(s.mean, std::nan(""));
+  fill(s.rstd, std::nan(""));
+  fill(s.pooled, std::nan(""));
+}
+
+// ---- layer and rms norm: parameters belong to elements
+
+struct ElementCall {
+  MethodId method;
+  const ConstTensor& x;
+  const ConstTensor& weight;
+  const ConstTensor& bias;
+  double eps;
+  double weight_offset;
+  bool normalized[kMaxDims];
+  ExpectedShape parameter_shape, stats_shape;
+
+  ElementCall(MethodId m, const ConstTensor& x_in, const ConstTensor& w, const ConstTensor& b,
+              const Axes& axes, double eps_in, double offset)
+      : method(m), x(x_in), weight(w), bias(b), eps(eps_in), weight_offset(offset) {
+    if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
+    check_axes(axes, x.ndim(), normalized);
+    check_eps(eps, false);
+    check_finite("weight_offset", offset);
+    for (int a = 0; a < x.ndim(); ++a) {
+      if (normalized[a]) parameter_shape.append(x.shape(a));
+      stats_shape.append(normalized[a] ? 1 : x.shape(a));
+    }
+    parameter_shape.rule = "x's shape over axis";
+    if (weight) check_shape("weight", weight, parameter_shape);
+    if (bias) check_shape("bias", bias, parameter_shape);
+  }
+
+  void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
+    Role roles[kMaxDims];
+    for (int a = 0; a < x.ndim(); ++a) roles[a] = normalized[a] ? Role::space : Role::outer;
+    PlanRequest request{roles, Affinity::element, 1, nullptr, 0, true, {}, 0};
+    const MethodInfo& info = method_info(method);
+    request.pools = info.pools;
+    request.pool_count = info.pool_count;
+    for (const ConstTensor* t : operands) {
+      request.operands[request.operand_count++] = t && *t ? t : nullptr;
+    }
+    make_plan(request, out);
+  }
+
+  // The elements of a parameter in the plan's order.
+  template <class T>
+  Walk parameter_walk(const Plan& plan, const T& t) const {
+    Walk w;
+    for (int i = 0; i < plan.space_axis_count; ++i) {
+      int axis = 0;
+      for (int a = 0; a < plan.space_axes[i]; ++a) axis += normalized[a];
+      w.append(t.shape(axis), t.stride(axis));
+    }
+    return w;
+  }
+
+  template <class C>
+  const C* load_parameter(const Plan& plan, const ConstTensor& t, double missing, double offset,
+                          Scope& scope) const {
+    if (!t) return scope.take_filled<C>(plan.count, C(missing));
+    const C* values = load_array<C>(t, parameter_walk(plan, t), scope);
+    if (offset == 0) return values;
+    C* shifted = scope.take<C>(plan.count);
+    for (Index i = 0; i < plan.count; ++i) shifted[i] = C(double(values[i]) + offset);
+    return shifted;
+  }
+};
+
+void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor& residual,
+                     const Tensor& h, const StatsOut& stats, const Context& context) {
+  check_device(context);
+  check_output("out", y, call.x, /*may_be_x=*/true);
+  check_disjoint("out", y, "weight", call.weight);
+  check_disjoint("out", y, "bias", call.bias);
+  if (residual) {
+    check_like("residual", residual, call.x);
+    check_disjoint("out", y, "residual", residual);
+    check_output("h", h, call.x, /*may_be_x=*/false);
+    check_disjoint("h", h, "residual", residual);
+    check_disjoint("h", h, "out", y);
+  }
+  check_stats_out(stats, call.stats_shape);
+  if (call.x.size() == 0) return finish_empty(stats);
+
+  Plan plan;
+  const ConstTensor y_view = y, h_view = h;
+  call.plan({&call.x, &y_view, &residual, residual ? &h_view : nullptr}, &plan);
+  Scope scope(cpu::Workspace::local());
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    ForwardArgs<C> args{};
+    args.x = residual ? h.data() : call.x.data();
+    args.y = y.data();
+    if (residual) {
+      args.x_in = call.x.data();
+      args.residual = residual.data();
+      // What is normalized lies where h lies.
+      std::swap(plan.access[0], plan.access[3]);
+    }
+    args.element_weight =
+        call.load_parameter<C>(plan, call.weight, 1, call.weight_offset,
+                               scope);
+    args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, scope);
+    StatsTable table;
+    if (stats.mean || stats.rstd || stats.pooled) {
+      table = take_stats(plan, Extent::cell, scope);
+      args.mean = table.mean;
+      args.var = table.var;
+      args.rstd = table.rstd;
+    }
+    run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+    if (args.mean) write_stats(plan, table, stats, scope);
+  });
+}
+
+void element_backward(const ElementCall& call, const ConstTensor& dy, const Gradients& g,
+                      const ConstTensor& dh, const ConstTensor& pooled, const Context& context) {
+  check_device(context);
+  check_like("dy", dy, call.x);
+  if (dh) check_like("dh", dh, call.x);
+  check_output("out", g.dx, call.x, /*may_be_x=*/true);
+  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, "dy", dy);
+  if (dh && !same_memory(g.dx, dh)) check_disjoint("out", g.dx, "dh", dh);
+  check_disjoint("out", g.dx, "weight", call.weight);
+  if (g.dweight) check_shape("dweight", g.dweight, call.parameter_shape);
+  if (g.dbias) check_shape("dbias", g.dbias, call.parameter_shape);
+  check_pooled(pooled, call.stats_shape);
+  if (call.x.size() == 0) return finish_empty(g);
+
+  Plan plan;
+  const ConstTensor dx_view = g.dx;
+  call.plan({&call.x, &dy, &dx_view, &dh}, &plan);
+  Scope scope(cpu::Workspace::local());
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    BackwardArgs<C> args{};
+    args.x = call.x.data();
+    args.dy = dy.data();
+    args.dx = g.dx.data();
+    args.dh = dh ? dh.data() : nullptr;
+    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, scope);
+    if (g.dweight || g.dbias) {
+      args.dweight = scope.take<double>(plan.count);
+      args.dbias = scope.take<double>(plan.count);
+    }
+    if (pooled) {
+      const StatsTable table = take_stats(plan, Extent::cell, scope);
+      read_pooled(plan, pooled, table.mean, table.var);
+      args.forward_mean = table.mean;
+      args.forward_var = table.var;
+    }
+    run_backward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+    if (g.dweight) {
+      store_array(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight), scope);
+    }
+    if (g.dbias) store_array(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias), scope);
+  });
+}
+
+// ---- batch, instance and group norm: parameters belong to channels
+
+struct ChannelCall {
+  MethodId method;
+  const ConstTensor& x;
+  const ConstTensor& weight;
+  const ConstTensor& bias;
+  double eps;
+  int channel_axis;
+  Index groups = 1;
+  ConstTensor given_mean{}, given_var{};  // set where statistics do not come from x
+  ExpectedShape channel_shape;
+
+  ChannelCall(MethodId m, const ConstTensor& x_in, const ConstTensor& w, const ConstTensor& b,
+              int axis, double eps_in)
+      : method(m), x(x_in), weight(w), bias(b), eps(eps_in) {
+    if (x.ndim() < 2) {
+      throw value_error("x has shape " + shape_text(x) + ", expected at least two axes");
+    }
+    channel_axis = check_axis("channel_axis", axis, x.ndim());
+    if (channel_axis == 0) {
+      throw value_error("channel_axis is " + std::to_string(axis) +
+                        ", expected another axis than 0, the batch");
+    }
+    channel_shape.append(channels());
+    channel_shape.rule = "x.shape[channel_axis=" + std::to_string(axis) + "]";
+    if (weight) check_shape("weight", weight, channel_shape);
+    if (bias) check_shape("bias", bias, channel_shape);
+  }
+
+  Index samples() const { return x.shape(0); }
+  Index channels() const { return x.shape(channel_axis); }
+  Index space() const {
+    Index n = 1;
+    for (int a = 1; a < x.ndim(); ++a) n *= a == channel_axis ? 1 : x.shape(a);
+    return n;
+  }
+  bool given() const { return static_cast<bool>(given_mean); }
+
+  // Buffers come in pairs; `use` takes the statistics from them.
+  void buffers(const ConstTensor& mean, const ConstTensor& var, bool use) {
+    if (static_cast<bool>(mean) != static_cast<bool>(var)) {
+      throw value_error(std::string(mean ? "running_var" : "running_mean") + " is None, expected " +
+                        "an array: the other running buffer is given");
+    }
+    if (mean) {
+      check_shape("running_mean", mean, channel_shape);
+      check_shape("running_var", var, channel_shape);
+    }
+    if (use) {
+      given_mean = mean;
+      given_var = var;
+    }
+  }
+
+  Extent extent() const {
+    return given() ? Extent::column
+                   : extent_of(method_info(method).pools[0], Affinity::channel);
+  }
+  ExpectedShape stats_shape() const {
+    ExpectedShape s;
+    if (extent() != Extent::column) s.append(samples());
+    s.append(extent() == Extent::group ? groups : channels());
+    return s;
+  }
+
+  void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
+    Role roles[kMaxDims];
+    for (int a = 0; a < x.ndim(); ++a) {
+      roles[a] = a == channel_axis ? Role::channel : a == 0 ? Role::outer : Role::space;
+    }
+    const MethodInfo& info = method_info(method);
+    PlanRequest request{roles,           Affinity::channel, groups, info.pools,
+                        info.pool_count, !given(),          {},     0};
+    for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
+    make_plan(request, out);
+  }
+
+  const double* load_channels(const ConstTensor& t, Scope& scope) const {
+    return t ? load_array<double>(t, vector_walk(t), scope) : nullptr;
+  }
+};
+
+// Running buffers that a training call moves towards its statistics.
+struct RunningUpdate {
+  const Tensor& mean;
+  const Tensor& var;
+  double momentum;
+  bool unbiased;
+};
+
+void move_buffer(const Tensor& buffer, const double* values, Index rows, double momentum,
+                 double factor, Scope& scope) {
+  const Index n = buffer.shape(0);
+  const double* old = load_array<double>(buffer, vector_walk(buffer), scope);
+  double* moved = scope.take<double>(n);
+  for (Index k = 0; k < n; ++k) {
+    double sum = 0;
+    for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
+    moved[k] = (1 - momentum) * old[k] + momentum * factor * (sum / double(rows));
+  }
+  store_array(moved, buffer, vector_walk(buffer), scope);
+}
+
+void channel_forward(const ChannelCall& call, const Tensor& y, const RunningUpdate* running,
+                     const StatsOut& stats, const Context& context) {
+  check_device(context);
+  check_output("out", y, call.x, /*may_be_x=*/true);
+  check_disjoint("out", y, "weight", call.weight);
+  check_disjoint("out", y, "bias", call.bias);
+  check_disjoint("out", y, "running_mean", call.given_mean);
+  check_disjoint("out", y, "running_var", call.given_var);
+  if (running) {
+    check_disjoint("out", y, "running_mean", running->mean);
+    check_disjoint("out", y, "running_var", running->var);
+  }
+  check_stats_out(stats, call.stats_shape());
+  if (call.x.size() == 0) return finish_empty(stats);
+
+  Plan plan;
+  const ConstTensor y_view = y;
+  call.plan({&call.x, &y_view}, &plan);
+  Scope scope(cpu::Workspace::local());
+  const Extent extent = call.extent();
+  StatsTable table;
+  if (running || stats.mean || stats.rstd || stats.pooled) table = take_stats(plan, extent, scope);
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    ForwardArgs<C> args{};
+    args.x = call.x.data();
+    args.y = y.data();
+    args.channel_weight = call.load_channels(call.weight, scope);
+    args.channel_bias = call.load_channels(call.bias, scope);
+    args.given_mean = call.load_channels(call.given_mean, scope);
+    args.given_var = call.load_channels(call.given_var, scope);
+    args.mean = table.mean;
+    args.var = table.var;
+    args.rstd = table.rstd;
+    run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+  });
+  if (!table.mean) return;
+  write_stats(plan, table, stats, scope);
+  if (running) {
+    const Index rows = plan.pool_rows(extent);
+    const double n = double(call.space()) * double(rows == 1 ? call.samples() : 1);
+    const double factor = running->unbiased && n > 1 ? n / (n - 1) : 1;
+    move_buffer(running->mean, table.mean, rows, running->momentum, 1, scope);
+    move_buffer(running->var, table.var, rows, running->momentum, factor, scope);
+  }
+}
+
+void channel_backward(const ChannelCall& call, const ConstTensor& dy, const Gradients& g,
+                      const ConstTensor& pooled, const Context& context) {
+  check_device(context);
+  check_like("dy", dy, call.x);
+  check_output("out", g.dx, call.x, /*may_be_x=*/true);
+  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, "dy", dy);
+  check_disjoint("out", g.dx, "weight", call.weight);
+  if (g.dweight) check_shape("dweight", g.dweight, call.channel_shape);
+  if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
+  check_pooled(pooled, call.stats_shape());
+  if (call.x.size() == 0) return finish_empty(g);
+
+  Plan plan;
+  const ConstTensor dx_view = g.dx;
+  call.plan({&call.x, &dy, &dx_view}, &plan);
+  Scope scope(cpu::Workspace::local());
+  double* dweight = nullptr;
+  double* dbias = nullptr;
+  if (g.dweight || g.dbias) {
+    dweight = scope.take<double>(call.channels());
+    dbias = scope.take<double>(call.channels());
+  }
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    BackwardArgs<C> args{};
+    args.x = call.x.data();
+    args.dy = dy.data();
+    args.dx = g.dx.data();
+    args.channel_weight = call.load_channels(call.weight, scope);
+    if (pooled) {
+      const StatsTable table = take_stats(plan, call.extent(), scope);
+      read_pooled(plan, pooled, table.mean, table.var);
+      args.forward_mean = table.mean;
+      args.forward_var = table.var;
+    }
+    if (call.given()) {
+      // What the forward call used, if it says so: the buffers may have moved on.
+      args.given_mean = pooled ? args.forward_mean : call.load_channels(call.given_mean, scope);
+      args.given_var = pooled ? args.forward_var : call.load_channels(call.given_var, scope);
+    }
+    args.dweight = dweight;
+    args.dbias = dbias;
+    run_backward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+  });
+  if (g.dweight) store_array(dweight, g.dweight, vector_walk(g.dweight), scope);
+  if (g.dbias) store_array(dbias, g.dbias, vector_walk(g.dbias), scope);
+}
+
+ChannelCall batch_norm_call(const ConstTensor& x, const ConstTensor& weight,
+                            const ConstTensor& bias, const BatchNormOptions& o) {
+  ChannelCall call(MethodId::batch_norm, x, weight, bias, o.channel_axis, o.eps);
+  call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
+  check_eps(o.eps, /*positive=*/o.training);
+  check_finite("momentum", o.momentum);
+  if (o.training && x.size() > 0 && call.samples() * call.space() == 1) {
+    throw value_error("Expected more than 1 value per channel when training" + input_size(x));
+  }
+  return call;
+}
+
+ChannelCall instance_norm_call(const ConstTensor& x, const ConstTensor& weight,
+                               const ConstTensor& bias, const InstanceNormOptions& o) {
+  ChannelCall call(MethodId::instance_norm, x, weight, bias, o.channel_axis, o.eps);
+  if (!o.use_input_stats && !o.running_mean) {
+    throw value_error(
+        "running_mean is None, expected an array: use_input_stats=False takes statistics from it");
+  }
+  call.buffers(o.running_mean, o.running_var, /*use=*/!o.use_input_stats);
+  check_eps(o.eps, false);
+  check_finite("momentum", o.momentum);
+  if (o.use_input_stats && x.size() > 0 && call.space() == 1) {
+    throw value_error("Expected more than 1 spatial element when training" + input_size(x));
+  }
+  return call;
+}
+
+ChannelCall group_norm_call(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
+                            const ConstTensor& bias, const GroupNormOptions& o) {
+  ChannelCall call(MethodId::group_norm, x, weight, bias, o.channel_axis, o.eps);
+  check_eps(o.eps, false);
+  if (num_groups < 1 || call.channels() % num_groups != 0) {
+    throw value_error("num_groups is " + std::to_string(num_groups) +
+                      ", expected a positive divisor of " + std::to_string(call.channels()) +
+                      ": " + call.channel_shape.rule);
+  }
+  call.groups = num_groups;
+  if (x.size() > 0 && call.samples() * (call.channels() / num_groups) * call.space() == 1) {
+    throw value_error("Expected more than 1 value per channel when training" + input_size(x));
+  }
+  return call;
+}
+
+}  // namespace
+
+void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                const Tensor& y, const LayerNormOptions& o, const StatsOut& stats,
+                const Context& context) {
+  const ElementCall call(MethodId::layer_norm, x, weight, bias, o.axes, o.eps, 0);
+  element_forward(call, y, o.residual, o.h, stats, context);
+}
+
+void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                         const Gradients& gradients, const LayerNormOptions& o,
+                         const ConstTensor& dh, const ConstTensor& pooled,
+                         const Context& context) {
+  const ElementCall call(MethodId::layer_norm, x, weight, kAbsent, o.axes, o.eps, 0);
+  element_backward(call, dy, gradients, dh, pooled, context);
+}
+
+void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
+              const RMSNormOptions& o, const StatsOut& stats, const Context& context) {
+  const ElementCall call(MethodId::rms_norm, x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
+  element_forward(call, y, o.residual, o.h, stats, context);
+}
+
+void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                       const Gradients& gradients, const RMSNormOptions& o, const ConstTensor& dh,
+                       const ConstTensor& pooled, const Context& context) {
+  const ElementCall call(MethodId::rms_norm, x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
+  element_backward(call, dy, gradients, dh, pooled, context);
+}
+
+void batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                const Tensor& y, const BatchNormOptions& o, const StatsOut& stats,
+                const Context& context) {
+  const RunningUpdate running{o.running_mean, o.running_var, o.momentum, o.unbiased_running_var};
+  channel_forward(batch_norm_call(x, weight, bias, o), y,
+                  o.training && o.running_mean ? &running : nullptr, stats, context);
+}
+
+void batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                         const Gradients& gradients, const BatchNormOptions& o,
+                         const ConstTensor& pooled, const Context& context) {
+  channel_backward(batch_norm_call(x, weight, kAbsent, o), dy, gradients, pooled, context);
+}
+
+void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                   const Tensor& y, const InstanceNormOptions& o, const StatsOut& stats,
+                   const Context& context) {
+  const RunningUpdate running{o.running_mean, o.running_var, o.momentum, true};
+  channel_forward(instance_norm_call(x, weight, bias, o), y,
+                  o.use_input_stats && o.running_mean ? &running : nullptr, stats, context);
+}
+
+void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                            const ConstTensor& weight, const Gradients& gradients,
+                            const InstanceNormOptions& o, const ConstTensor& pooled,
+                            const Context& context) {
+  channel_backward(instance_norm_call(x, weight, kAbsent, o), dy, gradients, pooled, context);
+}
+
+void group_norm(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
+                const ConstTensor& bias, const Tensor& y, const GroupNormOptions& o,
+                const StatsOut& stats, const Context& context) {
+  channel_forward(group_norm_call(x, num_groups, weight, bias, o), y, nullptr, stats, context);
+}
+
+void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_groups,
+                         const ConstTensor& weight, const Gradients& gradients,
+                         const GroupNormOptions& o, const ConstTensor& pooled,
+                         const Context& context) {
+  channel_backward(group_norm_call(x, num_groups, weight, {}, o), dy, gradients, pooled, context);
+}
+
+}  // namespace normcore

@@ -1,0 +1,256 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "normcore/context.h"
+#include "tuning.h"
+
+namespace normcore {
+namespace {
+
+Index magnitude(Index stride) { return stride < 0 ? -stride : stride; }
+
+// Axes of x that matter, outermost in memory first. Broadcast axes count as outermost.
+int sort_axes(const ConstTensor& x, int* axes) {
+  int n = 0;
+  for (int a = 0; a < x.ndim(); ++a) {
+    if (x.shape(a) == 1) continue;
+    int at = n++;
+    const Index s = magnitude(x.stride(a));
+    while (at > 0 && s != 0 && x.stride(axes[at - 1]) != 0 &&
+           s > magnitude(x.stride(axes[at - 1]))) {
+      axes[at] = axes[at - 1];
+      --at;
+    }
+    while (at > 0 && s == 0 && x.stride(axes[at - 1]) != 0) {
+      axes[at] = axes[at - 1];
+      --at;
+    }
+    axes[at] = a;
+  }
+  return n;
+}
+
+// Whether axis `inner` continues axis `outer` in every operand.
+bool mergeable(const PlanRequest& r, int outer, int inner) {
+  for (int i = 0; i < r.operand_count; ++i) {
+    const ConstTensor* t = r.operands[i];
+    if (t && t->stride(outer) != t->stride(inner) * t->shape(inner)) return false;
+  }
+  return true;
+}
+
+struct MergedDims {
+  int count = 0;
+  Index size[kMaxDims];
+  int axis[kMaxDims];  // whose strides the merged dimension has
+};
+
+MergedDims merge(const PlanRequest& r, const int* axes, int n) {
+  const ConstTensor& x = *r.operands[0];
+  MergedDims m;
+  for (int i = 0; i < n; ++i) {
+    const int a = axes[i];
+    if (m.count > 0 && mergeable(r, m.axis[m.count - 1], a)) {
+      m.size[m.count - 1] *= x.shape(a);
+      m.axis[m.count - 1] = a;
+    } else {
+      m.size[m.count] = x.shape(a);
+      m.axis[m.count++] = a;
+    }
+  }
+  return m;
+}
+
+Index round_down(Index n, Index unit) { return std::max(unit, n / unit * unit); }
+Index clamp(Index n, Index low, Index high) { return std::max(low, std::min(n, high)); }
+
+void plan_work(const PlanRequest& r, Plan* p) {
+  const Index element = static_cast<Index>(size_of(r.operands[0]->dtype()));
+  const bool rows = p->layout == Layout::rows;
+  Index inputs = 0, packed = 0;
+  for (int i = 0; i < r.operand_count; ++i) {
+    inputs += r.operands[i] != nullptr;
+    packed += r.operands[i] != nullptr && !p->access[i].direct;
+  }
+  const Index cell_bytes = p->count * element;
+  const Index total = p->outer * p->cells * cell_bytes;
+  p->bytes = total * inputs;
+  p->stream = total >= tuning::kStreamBytes;
+
+  // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
+  p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;
+  p->piece_space = p->chunk * (rows ? tuning::kRowChunksPerPiece : tuning::kColChunksPerPiece);
+  p->piece_outer = p->merged_outer ? std::max<Index>(1, p->chunk / std::max<Index>(1, p->count)) : 1;
+
+  // What a closed block must hold, and how many there are.
+  const Index closure = p->extent == Extent::group ? p->cells / p->groups
+                        : p->extent == Extent::row ? p->cells
+                                                   : 1;
+  const Index closed_rows = p->extent == Extent::column ? p->outer : 1;
+  const Index closed_bytes = std::max<Index>(1, closed_rows * closure * cell_bytes);
+  const Index closed_blocks = p->outer * p->cells / (closed_rows * closure);
+  const Index row_bytes = std::max<Index>(1, p->cells * cell_bytes);  // one row of the table
+
+  p->fused = r.computed;
+  p->reason = "closed blocks in cache";
+  p->block_outer = closed_rows;
+  p->block_cells = p->cells;
+  if (!r.computed) {
+    p->reason = "statistics given: one sweep";
+  } else if (rows) {
+    p->fused = closed_bytes <= tuning::kFusedBytes ||
+               (p->extent != Extent::column && closed_blocks >= tuning::kManyBlocks);
+    p->block_cells =
+        std::min(p->cells, closure * std::max<Index>(1, tuning::kBlockBytes / closed_bytes));
+  } else if (row_bytes > tuning::kBlockBytes || closed_rows > 1) {
+    // Column tiles, as wide as a block allows and no narrower than the memory bus likes.
+    const Index narrow = round_down(tuning::kMinTileBytes / element, closure);
+    const Index tile_bytes = closed_rows * cell_bytes;
+    if (narrow * tile_bytes <= tuning::kFusedBytes / 2) {
+      p->block_cells = std::min(
+          p->cells, std::max(narrow, round_down(tuning::kBlockBytes / tile_bytes, closure)));
+      p->reason = "column tiles in cache";
+    } else {
+      p->fused = closed_rows == 1 && p->outer >= tuning::kManyBlocks / 2 &&
+                 row_bytes <= tuning::kSharedBytes;
+      p->reason = "samples in the shared cache";
+    }
+  }
+  if (p->fused && closed_rows == 1 && p->block_cells == p->cells) {
+    p->block_outer = clamp(tuning::kBlockBytes / row_bytes, 1, p->outer);
+  }
+  if (!p->fused) {
+    if (r.computed) p->reason = "closed blocks exceed the cache: two sweeps";
+    p->block_outer = p->outer;
+    p->block_cells = p->cells;
+  }
+
+  if (rows) {
+    const Index unit_bytes = p->piece_outer * std::min(p->count, p->piece_space) * element;
+    p->unit_cells = clamp(tuning::kUnitBytes / std::max<Index>(1, unit_bytes), 1, p->block_cells);
+    p->tile_cells = p->count > p->chunk ? 1 : p->unit_cells;
+    if (packed > 0) {
+      const Index length = std::max<Index>(1, std::min(p->count, p->chunk));
+      p->tile_cells = clamp(tuning::kPackElements / length, 1, p->tile_cells);
+    }
+  } else {
+    p->tile_cells = clamp(tuning::kColTileBytes / (p->chunk * element), 1, p->block_cells);
+    if (packed > 0) p->tile_cells = std::min(p->tile_cells, tuning::kPackElements / p->chunk);
+    p->unit_cells = p->tile_cells;
+  }
+  if (p->fused) p->unit_cells = p->block_cells;
+}
+
+}  // namespace
+
+Extent extent_of(Pool pool, Affinity affinity) {
+  // With elementwise parameters every row of the table is one cell.
+  if (affinity == Affinity::element) return Extent::cell;
+  switch (pool) {
+    case Pool::instance:
+      return Extent::cell;
+    case Pool::group:
+      return Extent::group;
+    case Pool::sample:
+      return Extent::row;
+    case Pool::batch:
+      return Extent::column;
+  }
+  return Extent::cell;
+}
+
+void make_plan(const PlanRequest& r, Plan* p) {
+  const ConstTensor& x = *r.operands[0];
+  int axes[kMaxDims];
+  const int n = sort_axes(x, axes);
+
+  p->affinity = r.affinity;
+  p->groups = r.groups;
+  // Given statistics belong to channels, like those of a batch pool.
+  p->extent = r.computed ? Extent::cell : Extent::column;
+  p->merged_outer = true;
+  for (int i = 0; r.computed && i < r.pool_count; ++i) {
+    const Extent e = extent_of(r.pools[i], r.affinity);
+    p->merged_outer = p->merged_outer && e == Extent::column;
+    p->extent = std::max(p->extent, e);
+  }
+
+  // The innermost axis decides the layout; without a channel or kept axis there it is rows.
+  Role role_of[kMaxDims];
+  for (int i = 0; i < n; ++i) role_of[i] = r.roles[axes[i]];
+  const Role inner = n > 0 ? role_of[n - 1] : Role::space;
+  if (p->merged_outer && inner != Role::space) {
+    // Batch and space are one to a batch pool.
+    for (int i = 0; i < n; ++i) {
+      if (role_of[i] == Role::outer) role_of[i] = Role::space;
+    }
+  }
+  const Role innermost = n > 0 ? role_of[n - 1] : Role::space;
+  const Role cell_role = r.affinity == Affinity::channel ? Role::channel : Role::outer;
+  p->layout = innermost == cell_role ? Layout::columns : Layout::rows;
+
+  // Tables and parameters are indexed by the unmerged axes, in this order.
+  int cell_axis = -1;
+  p->outer_axis_count = p->space_axis_count = 0;
+  for (int i = 0; i < n; ++i) {
+    if (role_of[i] == Role::space) {
+      p->space_axes[p->space_axis_count++] = axes[i];
+    } else if (role_of[i] == Role::outer) {
+      p->outer_axes[p->outer_axis_count++] = axes[i];
+    } else {
+      cell_axis = axes[i];
+    }
+  }
+  MergedDims outer = merge(r, p->outer_axes, p->outer_axis_count);
+  const MergedDims space = merge(r, p->space_axes, p->space_axis_count);
+
+  p->cells = cell_axis >= 0 ? x.shape(cell_axis) : 1;
+  if (r.affinity == Affinity::element && outer.count > 0) {
+    // The innermost kept dimension runs over the cells of a row of the table.
+    --outer.count;
+    cell_axis = outer.axis[outer.count];
+    p->cells = outer.size[outer.count];
+  }
+  p->outer_dims = outer.count;
+  p->space_dims = space.count;
+  p->outer = p->count = 1;
+  for (int i = 0; i < outer.count; ++i) p->outer *= p->outer_sizes[i] = outer.size[i];
+  for (int i = 0; i < space.count; ++i) p->count *= p->space_sizes[i] = space.size[i];
+
+  const bool rows = p->layout == Layout::rows;
+  for (int i = 0; i < r.operand_count; ++i) {
+    const ConstTensor* t = r.operands[i];
+    if (!t) continue;
+    Access& a = p->access[i];
+    for (int d = 0; d < outer.count; ++d) a.outer[d] = t->stride(outer.axis[d]);
+    for (int d = 0; d < space.count; ++d) a.space[d] = t->stride(space.axis[d]);
+    a.cell = cell_axis >= 0 ? t->stride(cell_axis) : 0;
+    const bool one_space = space.count <= 1;
+    a.direct = rows ? one_space && (space.count == 0 || a.space[0] == 1)
+                    : one_space && (p->cells == 1 || a.cell == 1);
+  }
+  plan_work(r, p);
+}
+
+void explain(const char* op, const Plan& p, int threads) {
+  static const bool verbose = [] {
+    const char* v = std::getenv("NORMCORE_VERBOSE");
+    return v && std::strcmp(v, "0") != 0 && *v;
+  }();
+  if (!verbose) return;
+  std::fprintf(stderr,
+               "normcore: %s [%lld, %lld] x %lld %s, %s %lld x %lld%s%s, %s, %d thread%s (%s)\n",
+               op, static_cast<long long>(p.outer), static_cast<long long>(p.cells),
+               static_cast<long long>(p.count),
+               p.layout == Layout::rows ? "rows" : "columns",
+               p.fused ? "fused blocks" : "two sweeps", static_cast<long long>(p.block_outer),
+               static_cast<long long>(p.block_cells), p.access[0].direct ? "" : ", gathered",
+               p.stream ? ", streamed" : "", get_isa().c_str(), threads, threads == 1 ? "" : "s",
+               p.reason);
+}
+
+}  // namespace normcore

@@ -1,0 +1,106 @@
+// The plan: all geometry of a call, settled once. It views x as a table of cells [outer, cells], each
+// cell being `count` elements that are reduced together, and decides how the table lies in memory,
+// which axes merge, what is worked on at a time, and whether reduce and apply happen block by block
+// in cache or in two sweeps. Every branch on geometry is here. No decision depends on the number of
+// threads, and no decision about a single cell depends on how many others there are.
+#pragma once
+
+#include "normcore/method.h"
+#include "normcore/tensor.h"
+
+namespace normcore {
+
+enum class Role : std::uint8_t {
+  outer,    // keeps its place in the table (N)
+  channel,  // the last axis of the table (C)
+  space     // reduced (S)
+};
+
+// rows: a cell's elements follow each other in memory. cols: neighbouring cells do.
+enum class Layout : int { rows = 0, columns = 1 };
+
+// What weight and bias belong to.
+enum class Affinity { channel, element };
+
+// How a pool of the method lies in the table.
+enum class Extent {
+  cell,   // one cell
+  group,  // consecutive cells of a row of the table
+  row,    // all cells of a row
+  column  // the same cell of every row
+};
+
+inline constexpr int kMaxOperands = 4;
+
+// How one array is reached: element (o, k, s) is at sum of digits of o times outer[] + k * cell +
+// sum of digits of s times space[].
+struct Access {
+  Index outer[kMaxDims];
+  Index cell;
+  Index space[kMaxDims];
+  bool direct;  // tiles can be used where they lie; otherwise they are gathered and scattered
+};
+
+struct PlanRequest {
+  const Role* roles;        // one per axis of x
+  Affinity affinity;
+  Index groups = 1;         // of the channels, for Pool::group
+  const Pool* pools;
+  int pool_count;
+  bool computed;            // statistics come from x (else they are given, per channel)
+  const ConstTensor* operands[kMaxOperands];  // x first; absent ones null
+  int operand_count;
+};
+
+struct Plan {
+  Layout layout;
+  Affinity affinity;
+  Index outer, cells, count;  // the table [outer, cells] and the elements of a cell
+  Index groups;
+  Extent extent;              // of the widest pool: what a closed block must hold whole
+  bool merged_outer;          // statistics do not depend on the row of the table
+
+  // Axes of x in memory order, outermost first: what tables and parameters are indexed by.
+  int outer_axis_count, space_axis_count;
+  int outer_axes[kMaxDims], space_axes[kMaxDims];
+
+  // The same axes after merging.
+  int outer_dims, space_dims;
+  Index outer_sizes[kMaxDims], space_sizes[kMaxDims];
+  Access access[kMaxOperands];
+
+  // Work. A chunk is what a kernel reduces at once; a piece is the unit of partial sums, spanning
+  // rows of the table (column pools only) or part of a cell; a block is closed under the pools.
+  Index chunk;
+  Index piece_outer, piece_space;
+  bool fused;
+  Index block_outer, block_cells;
+  Index unit_cells;     // cells of one task of a sweep within a block
+  Index tile_cells;     // cells side by side in one tile
+  bool stream;          // the output is too large to stay in cache
+  Index bytes;          // of all operands, for the choice of threads
+  const char* reason;   // for NORMCORE_VERBOSE
+
+  Index space_pieces() const { return (count + piece_space - 1) / piece_space; }
+  Index outer_blocks() const { return (outer + block_outer - 1) / block_outer; }
+  Index cell_blocks() const { return (cells + block_cells - 1) / block_cells; }
+  // Statistics that pools of an extent have.
+  Index pool_rows(Extent e) const { return e == Extent::column ? 1 : outer; }
+  Index pool_cols(Extent e) const {
+    return e == Extent::row ? 1 : e == Extent::group ? groups : cells;
+  }
+};
+
+// Rows [o0, o0 + on) and cells [k0, k0 + kn) of the table, elements [s0, s0 + sn) of each cell.
+struct Range {
+  Index o0, on, k0, kn, s0, sn;
+};
+
+Extent extent_of(Pool pool, Affinity affinity);
+
+void make_plan(const PlanRequest& request, Plan* plan);
+
+// One line on standard error where NORMCORE_VERBOSE=1 asks for it.
+void explain(const char* op, const Plan& plan, int threads);
+
+}  // namespace normcore

@@ -1,0 +1,43 @@
+// Sizes that only speed depends on, with what they were measured against. Nothing here may change a
+// result except the chunk and piece lengths, which fix the order of summation.
+#pragma once
+
+#include "normcore/dtype.h"
+
+namespace normcore::tuning {
+
+// A chunk is read twice by the moments kernel: it must stay in a 32 KiB L1 cache.
+inline constexpr Index kRowChunk = 4096;  // elements; half of it for float64
+inline constexpr Index kColChunk = 128;   // rows of a column tile
+// Partial sums are kept per piece.
+inline constexpr Index kRowChunksPerPiece = 16;
+inline constexpr Index kColChunksPerPiece = 8;
+
+// What a block may read and still find in a core's own cache when it applies.
+inline constexpr Index kFusedBytes = Index(1) << 19;
+// Blocks are made this large where they are free to be larger than closure asks.
+inline constexpr Index kBlockBytes = Index(1) << 17;
+// One task of a sweep over more than the cache holds.
+inline constexpr Index kUnitBytes = Index(1) << 18;
+// Enough closed blocks to keep the threads busy without splitting them.
+inline constexpr Index kManyBlocks = 16;
+// A sample that is worked on whole although only the shared cache holds it.
+inline constexpr Index kSharedBytes = Index(1) << 23;
+// Narrowest column tile: shorter segments waste the memory bus.
+inline constexpr Index kMinTileBytes = 256;
+// Bytes of one column tile of kColChunk rows.
+inline constexpr Index kColTileBytes = Index(1) << 18;
+// Elements of a gathered tile.
+inline constexpr Index kPackElements = 16384;
+
+// Outputs from this size on are stored past the caches.
+inline constexpr Index kStreamBytes = Index(1) << 24;
+// Less data than this is not worth a second thread.
+inline constexpr Index kSerialBytes = Index(1) << 17;
+// Row blocks over which the gradients of elementwise parameters are summed separately.
+inline constexpr Index kParameterTasks = 64;
+inline constexpr Index kParameterTaskCells = 16;
+// Cells after which such a sum in the compute type moves on to double.
+inline constexpr Index kParameterFlushCells = 256;
+
+}  // namespace normcore::tuning

@@ -1,0 +1,195 @@
+"""Everything that developers and CI run: `python3 dev.py NAME [args]`, or `nox -s NAME -- args`.
+
+Python sessions test the installed package, never the source folder.
+C++ sessions take CMake and Ninja from PyPI, so that a compiler is all they ask of the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint"]
+
+ROOT = Path(__file__).resolve().parent
+IN_CI = bool(os.environ.get("CI"))
+# More packages for the tests, such as "torch==2.13.0 jax"; tests that want one skip without it.
+TEST_PACKAGES = shlex.split(os.environ.get("NORMCORE_TEST_PACKAGES", ""))
+
+os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+
+
+# ---- helpers ---------------------------------------------------------------------------------
+
+
+def install(session: nox.Session, extra: str, *packages: str) -> None:
+    """Install normcore[extra], unless this environment already holds the very same sources.
+
+    pip would build again for every run: its isolated build environment has a new path each time.
+    """
+    digest = hashlib.sha256(repr((extra, packages)).encode())
+    for name in ("CMAKE_ARGS", "CXX", "CXXFLAGS"):
+        digest.update(f"{name}={os.environ.get(name)}".encode())
+    for pattern in ("*.txt", "*.toml", "README.md", "cmake/**/*", "cpp/**/*", "python/**/*"):
+        for path in sorted(ROOT.glob(pattern)):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    stamp = Path(session.virtualenv.location, "normcore-sources")
+    if stamp.is_file() and stamp.read_text() == digest.hexdigest():
+        session.log("normcore is installed and up to date")
+        return
+    stamp.unlink(missing_ok=True)
+    session.install(f".[{extra}]", *packages)
+    stamp.write_text(digest.hexdigest())
+
+
+def cmake(session: nox.Session, source: str, build: str, *options: str) -> None:
+    """Configure and build `source` in the folder `build`."""
+    session.install("cmake>=3.20", "ninja")
+    release = "-DCMAKE_BUILD_TYPE=Release"  # a later option of the same name wins
+    session.run("cmake", "-S", source, "-B", build, "-G", "Ninja", release, *options)
+    session.run("cmake", "--build", build)
+
+
+def ctest(session: nox.Session, build: str, *options: str) -> None:
+    """Build the C++ library with its tests and run them. CI does not go on without GoogleTest."""
+    switches = {"TESTS": True, "BENCHMARKS": False, "PYTHON": False}
+    defaults = [f"-DNORMCORE_BUILD_{name}={'ON' if on else 'OFF'}" for name, on in switches.items()]
+    defaults.append(f"-DNORMCORE_REQUIRE_SYSTEM_DEPS={'ON' if IN_CI else 'OFF'}")
+    cmake(session, ".", build, *defaults, *options)
+    no_tests = f"--no-tests={'error' if IN_CI else 'ignore'}"
+    session.run("ctest", "--test-dir", build, "--output-on-failure", no_tests)
+
+
+def smoke(session: nox.Session) -> None:
+    """Import the installed package away from the sources and make one call."""
+    code = (
+        "import numpy as np, normcore as nc;"
+        "y = nc.rms_norm(np.full((2, 8), 3, np.float32));"
+        "assert np.allclose(y, 1, atol=1e-6), y;"
+        "print('normcore', nc.__version__, nc.get_isa(), nc.__file__)"
+    )
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-c", code)
+
+
+# ---- sessions --------------------------------------------------------------------------------
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests: pytest (arguments go to it), then the C++ tests."""
+    install(session, "test", *TEST_PACKAGES)
+    session.run("python", "-m", "pytest", *session.posargs)
+    ctest(session, "build/cpp")
+
+
+@nox.session
+def digits(session: nox.Session) -> None:
+    """The example: train on handwritten digits with several normalizations."""
+    install(session, "examples")
+    session.run("python", "examples/digits.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format and check every file, also files not yet added to git. Fixes what it can."""
+    session.install("pre-commit>=4")
+    listed = session.run(
+        *("git", "ls-files", "--cached", "--others", "--exclude-standard"),
+        external=True,
+        silent=True,
+    )
+    files = [name for name in str(listed).splitlines() if Path(name).is_file()]
+    diff = ["--show-diff-on-failure"] if IN_CI else []
+    session.run("python", "-m", "pre_commit", "run", *diff, *session.posargs, "--files", *files)
+
+
+@nox.session
+def cpp(session: nox.Session) -> None:
+    """The C++ tests and benchmarks built with warnings as errors."""
+    ctest(session, "build/cpp-werror", "-DNORMCORE_WERROR=ON", "-DNORMCORE_BUILD_BENCHMARKS=ON")
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    session.env["UBSAN_OPTIONS"] = "halt_on_error=1:print_stacktrace=1"
+    ctest(session, "build/cpp-sanitize", "-DCMAKE_BUILD_TYPE=Debug", "-DNORMCORE_SANITIZE=ON")
+
+
+@nox.session
+def generic(session: nox.Session) -> None:
+    """The C++ tests on the portable kernels, those of every other architecture."""
+    ctest(session, "build/cpp-generic", "-DNORMCORE_GENERIC=ON")
+
+
+@nox.session
+def isa(session: nox.Session) -> None:
+    """The Python tests once per instruction set that this machine has."""
+    install(session, "test", *TEST_PACKAGES)
+    code = "import normcore; print(*normcore.available_isas())"
+    for name in str(session.run("python", "-c", code, silent=True)).split():
+        level = name.rpartition("-")[2]  # "v3" of "x86-64-v3"
+        session.run("python", "-m", "pytest", *session.posargs, env={"NORMCORE_ISA": level})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmark; arguments go to it. NORMCORE_TEST_PACKAGES names rivals to measure against."""
+    install(session, "bench", *TEST_PACKAGES)
+    session.run("python", "-m", "bench.python", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the examples of the docstrings and the Python blocks of README.md."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "--doctest-modules", "--pyargs", "normcore")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    if blocks:
+        session.run("python", "-W", "error", "-c", "\n".join(blocks))
+
+
+@nox.session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, check that it holds the Python package alone, and use it."""
+    folder = ROOT / session.create_tmp()
+    session.run("python", "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", str(folder))
+    (file,) = folder.glob("normcore-*.whl")
+    listing = str(session.run("python", "-m", "zipfile", "-l", str(file), silent=True))
+    names = [line.split()[0] for line in listing.splitlines()[1:]]
+    strays = [name for name in names if not re.match(r"normcore(-[^/]*\.dist-info)?/", name)]
+    if strays or any(name.endswith((".h", ".a", ".cmake")) for name in names):
+        session.error(f"the wheel holds more than the Python package:\n{listing}")
+    session.install(str(file))
+    smoke(session)
+
+
+@nox.session(reuse_venv=False)
+def editable(session: nox.Session) -> None:
+    """An editable install works."""
+    session.install("--editable", ".")
+    smoke(session)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Install the C++ library and build a project that finds it with find_package."""
+    folder = ROOT / session.create_tmp()
+    prefix = folder / "prefix"
+    shutil.rmtree(prefix, ignore_errors=True)
+    cmake(session, ".", str(folder / "build"))
+    session.run("cmake", "--install", str(folder / "build"), "--prefix", str(prefix))
+    consumer = str(folder / "consumer")
+    shutil.rmtree(consumer, ignore_errors=True)
+    cmake(session, "tests/cpp/find_package", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
+    session.run("ctest", "--test-dir", consumer, "--output-on-failure", "--no-tests=error")

@@ -1,0 +1,7 @@
+"""The CUDA backend."""
+
+from __future__ import annotations
+
+from ._core import cuda_is_available as is_available
+
+__all__ = ["is_available"]

@@ -1,0 +1,568 @@
+"""Normalization layers over NumPy parameters, with the names and arguments of ``torch.nn``.
+
+There is no autograd: ``layer(x)`` goes forward, ``layer.backward(dy)`` returns ``dx`` and adds to
+``layer.grads``. `normcore._layer` holds what all layers share.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, ClassVar, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from . import functional
+from ._layer import Array, StateDictError, _Layer, affine_parameters, positive
+
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
+
+
+class _RowLayer(_Layer):
+    """A layer over the trailing axes, which can add a residual first."""
+
+    _leading = ("normalized_shape",)
+
+    def __init__(
+        self, normalized_shape: SupportsIndex | Iterable[SupportsIndex], eps: float, **affine: Any
+    ) -> None:
+        if not isinstance(normalized_shape, Iterable):
+            normalized_shape = (normalized_shape,)
+        self.normalized_shape = tuple(positive("normalized_shape", n) for n in normalized_shape)
+        if not self.normalized_shape:
+            raise ValueError("normalized_shape is (), expected at least one size")
+        self.eps = float(eps)
+        super().__init__(affine_parameters(self.normalized_shape, **affine))
+        self._has_residual = False
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        expected = self.normalized_shape
+        if shape[-len(expected) :] != expected:
+            wanted = ", ".join(["...", *map(str, expected)])
+            raise ValueError(f"x has shape {shape}, expected ({wanted}): {self!r}")
+
+    def _options(self) -> dict[str, Any]:
+        return {"axis": tuple(range(-len(self.normalized_shape), 0)), "eps": self.eps}
+
+    def __call__(self, x: Any, residual: Any = None) -> Any:
+        """Normalize x, or, with a residual of x's shape, return (y, h) for h = x + residual."""
+        self._has_residual = residual is not None
+        return self._run(x, residual=residual)
+
+    def backward(self, dy: Any, dh: Any = None) -> Any:
+        """Return dx for the last forward call; add the parameters' gradients to `grads`.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the loss with respect to y.
+        dh : array, optional
+            Gradient with respect to h, where the forward call had a residual.
+
+        Returns
+        -------
+        array
+            Gradient with respect to x and, the same, to the residual.
+
+        Raises
+        ------
+        RuntimeError
+            When no forward call has succeeded before.
+        ValueError
+            For dh where the forward call had no residual.
+        """
+        if dh is not None and self._gradient is not None and not self._has_residual:
+            raise ValueError("dh was given, but the forward call had no residual")
+        return self._run_backward(dy, dh=dh)
+
+
+class LayerNorm(_RowLayer):
+    r"""Layer normalization over the trailing axes of x.
+
+    .. math:: y = \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}}
+              \cdot weight + bias
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        Sizes of the trailing axes, which share one mean and one (biased) variance.
+    eps : float, default 1e-5
+        Added to the variance.
+    elementwise_affine : bool, default True
+        Whether there are parameters at all.
+    bias : bool, default True
+        Whether, given `elementwise_affine`, there is a ``bias``.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape `normalized_shape`.
+
+    Raises
+    ------
+    ValueError
+        For an x that does not end in `normalized_shape`; on construction for sizes below 1.
+    TypeError
+        For a dtype that is not one of the four.
+
+    Notes
+    -----
+    ``layer(x, residual)`` returns ``(y, h)``, where ``h = x + residual`` was normalized;
+    ``layer.backward(dy, dh)`` then returns the gradient of both x and residual.
+
+    References
+    ----------
+    Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.LayerNorm(4)
+    >>> layer
+    LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
+    >>> x = np.array([[1, 1, 3, 3], [-5, 5, -5, 5]], dtype=np.float32)
+    >>> layer(x).round(3)
+    array([[-1., -1.,  1.,  1.],
+           [-1.,  1., -1.,  1.]], dtype=float32)
+    >>> dx = layer.backward(np.ones_like(x))
+    >>> layer.grads["bias"]
+    array([2., 2., 2., 2.], dtype=float32)
+    """
+
+    _function = staticmethod(functional.layer_norm)
+    _function_backward = staticmethod(functional.layer_norm_backward)
+    _named = ("eps", "elementwise_affine", "bias")
+
+    def __init__(
+        self,
+        normalized_shape: SupportsIndex | Iterable[SupportsIndex],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.elementwise_affine = bool(elementwise_affine)
+        affine = self.elementwise_affine
+        super().__init__(
+            normalized_shape, eps, dtype=dtype, weight=affine, bias=affine and bool(bias)
+        )
+
+
+class RMSNorm(_RowLayer):
+    r"""Root mean square normalization over the trailing axes of x.
+
+    .. math:: y = \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}} \cdot (weight + weight\_offset)
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        Sizes of the trailing axes, which share one mean square.
+    eps : float, default 1e-6
+        Added to the mean square.
+    elementwise_affine : bool, default True
+        Whether there is a ``weight``.
+    weight_offset : float, default 0.0
+        Added to the weight, in the precision of the computation; 1 is Gemma's form. The weight
+        starts at ``1 - weight_offset``, so that the layer starts without a scale.
+    dtype : dtype, default numpy.float32
+        Of the weight: float16, bfloat16, float32 or float64. x may have another one.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight``, of shape `normalized_shape`.
+
+    Raises
+    ------
+    ValueError
+        For an x that does not end in `normalized_shape`; on construction for sizes below 1.
+    TypeError
+        For a dtype that is not one of the four.
+
+    Notes
+    -----
+    ``layer(x, residual)`` returns ``(y, h)``, where ``h = x + residual`` was normalized;
+    ``layer.backward(dy, dh)`` then returns the gradient of both x and residual.
+
+    References
+    ----------
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.RMSNorm(2, weight_offset=1)
+    >>> layer
+    RMSNorm((2,), eps=1e-06, elementwise_affine=True, weight_offset=1.0)
+    >>> layer.parameters["weight"]
+    array([0., 0.], dtype=float32)
+    >>> y, h = layer(np.array([[3.0, 0.0]]), residual=np.array([[4.0, 1.0]]))
+    >>> h
+    array([[7., 1.]])
+    >>> y.round(3)
+    array([[1.4, 0.2]])
+    """
+
+    _function = staticmethod(functional.rms_norm)
+    _function_backward = staticmethod(functional.rms_norm_backward)
+    _named = ("eps", "elementwise_affine")
+    _unusual: ClassVar[dict[str, object]] = {"weight_offset": 0.0}
+
+    def __init__(
+        self,
+        normalized_shape: SupportsIndex | Iterable[SupportsIndex],
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        weight_offset: float = 0.0,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.elementwise_affine = bool(elementwise_affine)
+        self.weight_offset = float(weight_offset)
+        super().__init__(
+            normalized_shape,
+            eps,
+            dtype=dtype,
+            weight=self.elementwise_affine,
+            bias=False,
+            start=1.0 - self.weight_offset,
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "weight_offset": self.weight_offset}
+
+
+class _ChannelLayer(_Layer):
+    """A layer with one weight and one bias a channel."""
+
+    _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
+    _channels: ClassVar[str] = "num_features"  # the attribute that holds the channels' number
+
+    eps: float
+    channel_axis: int
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        axis, expected = self.channel_axis, getattr(self, self._channels)
+        if not -len(shape) <= axis < len(shape) or shape[axis] != expected:
+            raise ValueError(
+                f"x has shape {shape}, expected {expected} at channel_axis={axis}: "
+                f"{self._channels}={expected}"
+            )
+
+    def _options(self) -> dict[str, Any]:
+        return {"eps": self.eps, "channel_axis": self.channel_axis}
+
+
+class GroupNorm(_ChannelLayer):
+    r"""Group normalization: over blocks of channels and all positions of each sample.
+
+    .. math:: y = \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}}
+              \cdot weight + bias
+
+    Mean and (biased) variance are those of one sample and of ``num_channels / num_groups``
+    neighbouring channels.
+
+    Parameters
+    ----------
+    num_groups : int
+        Number of blocks; divides `num_channels`.
+    num_channels : int
+        Size of x along `channel_axis`.
+    eps : float, default 1e-5
+        Added to the variance.
+    affine : bool, default True
+        Whether there are parameters at all.
+    channel_axis : int, default 1
+        1 for NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_channels,).
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_channels` channels; on construction for a number of groups that
+        does not divide the channels.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Wu and He, "Group Normalization", 2018, arXiv:1803.08494.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.GroupNorm(2, 4)
+    >>> layer
+    GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)
+    >>> layer(np.array([[1.0, 3.0, 70.0, 50.0]])).round(3)
+    array([[-1.,  1.,  1., -1.]])
+    """
+
+    _function = staticmethod(functional.group_norm)
+    _function_backward = staticmethod(functional.group_norm_backward)
+    _leading = ("num_groups", "num_channels")
+    _named = ("eps", "affine", "bias")
+    _channels = "num_channels"
+
+    def __init__(
+        self,
+        num_groups: SupportsIndex,
+        num_channels: SupportsIndex,
+        eps: float = 1e-5,
+        affine: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        self.num_groups = positive("num_groups", num_groups)
+        self.num_channels = positive("num_channels", num_channels)
+        if self.num_channels % self.num_groups:
+            raise ValueError(
+                f"num_groups is {self.num_groups}, expected a divisor of "
+                f"num_channels={self.num_channels}"
+            )
+        self.eps = float(eps)
+        self.affine = bool(affine)
+        self.channel_axis = operator.index(channel_axis)
+        shape = (self.num_channels,)
+        super().__init__(
+            affine_parameters(shape, dtype, weight=self.affine, bias=self.affine and bool(bias))
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "num_groups": self.num_groups}
+
+
+class _RunningNorm(_ChannelLayer):
+    """A channel layer that can keep running statistics."""
+
+    _leading = ("num_features",)
+    _named = ("eps", "momentum", "affine", "bias", "track_running_stats")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
+        channel_axis: SupportsIndex,
+        dtype: npt.DTypeLike,
+        bias: bool,
+    ) -> None:
+        self.num_features = positive("num_features", num_features)
+        self.eps = float(eps)
+        self.momentum = None if momentum is None else float(momentum)
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.channel_axis = operator.index(channel_axis)
+        shape = (self.num_features,)
+        parameters = affine_parameters(
+            shape, dtype, weight=self.affine, bias=self.affine and bool(bias)
+        )
+        buffers: dict[str, Array] = {}
+        if self.track_running_stats:
+            kind = np.float64 if np.dtype(dtype) == np.float64 else np.float32
+            buffers = {
+                "running_mean": np.zeros(shape, kind),
+                "running_var": np.ones(shape, kind),
+                "num_batches_tracked": np.zeros((), np.int64),
+            }
+        super().__init__(parameters, buffers)
+
+    def _options(self) -> dict[str, Any]:
+        running = {name: self.buffers.get(name) for name in ("running_mean", "running_var")}
+        return {**super()._options(), **running}
+
+    def __call__(self, x: Any) -> Any:
+        """Normalize x, remember what `backward` needs and, in training, update the buffers."""
+        batches = self.buffers.get("num_batches_tracked")
+        if batches is None:
+            return self._run(x)
+        momentum = 1.0 / (int(batches) + 1) if self.momentum is None else self.momentum
+        y = self._run(x, momentum=momentum)
+        # Empty batches leave the statistics alone, so they must not weigh in their average.
+        if self.training and 0 not in np.shape(x):
+            batches[...] += 1
+        return y
+
+
+class BatchNorm(_RunningNorm):
+    r"""Batch normalization: over the samples and all positions of each channel.
+
+    .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
+
+    In training, mean and (biased) variance are those of x, and the buffers become
+    ``(1 - momentum) * buffer + momentum * statistic``, with the unbiased variance. In evaluation
+    they are the buffers or, without buffers, those of x.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    affine : bool, default True
+        Whether there are parameters at all.
+    track_running_stats : bool, default True
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for (N, C) and NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        ``running_mean`` (starts at 0) and ``running_var`` (starts at 1), of shape
+        (num_features,) and float32 (float64 for float64 layers), and ``num_batches_tracked``,
+        int64 without axes, which counts the training calls that were not empty.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.BatchNorm(2, momentum=None)
+    >>> layer(np.array([[1.0, 10.0], [3.0, 30.0]])).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> layer.buffers["running_mean"], layer.buffers["running_var"]
+    (array([ 2., 20.], dtype=float32), array([  2., 200.], dtype=float32))
+    >>> layer.eval()(np.array([[2.0, 20.0]]))
+    array([[0., 0.]])
+    """
+
+    _function = staticmethod(functional.batch_norm)
+    _function_backward = staticmethod(functional.batch_norm_backward)
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "training": self.training}
+
+
+class InstanceNorm(_RunningNorm):
+    r"""Instance normalization: over all positions of each channel of each sample.
+
+    .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
+
+    Mean and (biased) variance are those of x or, in evaluation and with
+    `track_running_stats`, the buffers, which hold running averages over the samples.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    affine : bool, default False
+        Whether there are parameters at all.
+    track_running_stats : bool, default False
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        As in `BatchNorm`; unlike torch, ``num_batches_tracked`` counts here too, which
+        ``momentum=None`` needs.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or with one value per channel and sample.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+    Stylization", 2016, arXiv:1607.08022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.InstanceNorm(2)
+    >>> layer(np.array([[[1.0, 3.0], [70.0, 50.0]]])).round(3)
+    array([[[-1.,  1.],
+            [ 1., -1.]]])
+    """
+
+    _function = staticmethod(functional.instance_norm)
+    _function_backward = staticmethod(functional.instance_norm_backward)
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+        )
+
+    def _options(self) -> dict[str, Any]:
+        use_input_stats = self.training or not self.track_running_stats
+        return {**super()._options(), "use_input_stats": use_input_stats}

@@ -1,0 +1,275 @@
+"""What the test files share: dtypes, memory layouts, test problems and tolerances.
+
+A Problem is one call: a method with its arrays and options, which can be run against the library or
+against the oracle (`reference`) and compared. Tolerances are computed, not guessed: the rounding of
+the output's dtype, once, plus a few roundings of the compute type on the terms that are added up.
+"""
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import reference
+
+import normcore as nc
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": bfloat16,
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+# Significant bits (with the hidden one) and the exponent of the smallest normal number.
+PRECISION = {"float16": (11, -14), "bfloat16": (8, -126), "float32": (24, -126)}
+PRECISION |= {"float64": (53, -1022)}
+
+LAYOUTS = (
+    "contiguous",
+    "channels_last",  # NHWC in memory, seen as NCHW: channel_axis stays 1
+    "channels_last_sliced",  # the same, cut out of an array with more channels
+    "fortran",
+    "batch_inside",  # the batch axis is the innermost but one: no plan likes it
+    "sliced",  # every axis cut out of a larger one, every second element of the last
+    "reversed",  # negative strides on all axes
+)
+
+
+def stat_dtype(dtype):
+    """Statistics, and all computing but tables, happen in float32, for float64 in float64."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def arrange(values, layout):
+    """The same values in another memory layout; gaps hold NaN, so that a stray read shows."""
+    values = np.asarray(values)
+    if layout == "contiguous":
+        return np.ascontiguousarray(values)
+    if layout == "fortran":
+        return np.asfortranarray(values)
+    if layout == "channels_last":
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(values, 1, -1)), -1, 1)
+    if layout == "batch_inside":
+        return np.swapaxes(np.ascontiguousarray(np.swapaxes(values, 0, -2)), 0, -2)
+    if layout == "reversed":
+        return np.flip(np.ascontiguousarray(np.flip(values)))
+    if layout == "channels_last_sliced":
+        wide = np.full((*values.shape[:1], *values.shape[2:], values.shape[1] + 3), np.nan)
+        view = np.moveaxis(wide.astype(values.dtype)[..., 1:-2], -1, 1)
+    elif layout == "sliced":
+        wide = np.full([n + 2 for n in values.shape[:-1]] + [2 * values.shape[-1] + 1], np.nan)
+        inner = (slice(1, -1),) * (values.ndim - 1) + (slice(1, None, 2),)
+        view = wide.astype(values.dtype)[inner]
+    else:
+        raise ValueError(layout)
+    view[...] = values
+    return view
+
+
+class GuardedOut:
+    """An `out` array pre-filled with NaN inside a buffer whose other elements must stay."""
+
+    def __init__(self, x):
+        # The axes in x's memory order, each one padded, so that `view` has gaps on all sides.
+        order = np.argsort([-abs(s) for s in x.strides], kind="stable")
+        self.buffer = np.full([x.shape[i] + 4 for i in order], 77.0).astype(x.dtype)
+        inner = self.buffer[(slice(1, -3),) * x.ndim]
+        inner[...] = np.nan
+        self.view = inner.transpose(np.argsort(order))
+        self.before = self.buffer.copy()
+        self.inner = inner
+
+    def guards_intact(self):
+        now = self.buffer.copy()
+        now[(slice(1, -3),) * now.ndim] = self.before[(slice(1, -3),) * now.ndim]
+        return now.tobytes() == self.before.tobytes()
+
+    def untouched(self):
+        return self.buffer.tobytes() == self.before.tobytes()
+
+
+def ulp(values, dtype):
+    """The spacing of `dtype` at |values| (np.spacing knows no bfloat16)."""
+    bits, lowest = PRECISION[np.dtype(dtype).name]
+    _, exponent = np.frexp(np.abs(np.asarray(values, dtype=np.float64)))
+    return np.ldexp(1.0, np.maximum(exponent, lowest + 1) - bits)
+
+
+def assert_close(got, want, *, slack, what, dtype=None):
+    """|got - want| <= half an ulp of the output (the one rounding at the end) + slack."""
+    got = np.asarray(got)
+    want = np.asarray(want)
+    assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+    if dtype is not None:
+        assert got.dtype == dtype, f"{what}: dtype {got.dtype}, expected {dtype}"
+    if got.size == 0:
+        return
+    error = np.abs(reference.wide(got) - want)
+    limit = 0.5 * ulp(want, got.dtype) + slack
+    bad = ~(error <= limit)  # a NaN is bad
+    if bad.any():
+        at = np.unravel_index(np.argmax(np.where(bad, error / limit, -1)), error.shape)
+        at = at if np.isfinite(error).all() else np.argwhere(~np.isfinite(error))[0]
+        at = tuple(int(i) for i in at)
+        raise AssertionError(
+            f"{what}: {bad.sum()} of {bad.size} wrong; at {at} got {got[at]}, expected {want[at]},"
+            f" error {float(error[at]):.3g} is {float((error / limit)[at]):.3g} of the limit"
+        )
+
+
+def bits(a):
+    """The array's bytes, to compare without NaN and signed zero getting in the way."""
+    return None if a is None else np.ascontiguousarray(a).tobytes()
+
+
+def assert_same_bits(got, want, what):
+    """Tuples of arrays (or None), compared bit by bit."""
+    assert len(got) == len(want)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert bits(a) == bits(b), f"{what}: result {i} has other bits"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with options: what the suite is parametrized over."""
+
+    method: str
+    options: dict = field(default_factory=dict)
+    buffers: bool = False
+    min_ndim: int = 2
+
+    def __str__(self):
+        extra = [f"{k}={v}" for k, v in self.options.items()] + ["buffers"] * self.buffers
+        return "-".join([self.method, *extra]).replace(" ", "")
+
+    @property
+    def row_family(self):
+        return "axis" in self.options
+
+
+VARIANTS = [
+    Variant("layer_norm", {"axis": -1}),
+    Variant("layer_norm", {"axis": 1}),
+    Variant("rms_norm", {"axis": -1}),
+    Variant("rms_norm", {"axis": 1, "weight_offset": 1.0}),
+    Variant("batch_norm", {"training": True}, buffers=True),
+    Variant("batch_norm", {"training": False}, buffers=True),
+    Variant("instance_norm", {}, min_ndim=3),
+    Variant("instance_norm", {"use_input_stats": False}, buffers=True),
+    Variant("group_norm", {"num_groups": 3}),
+]
+# One of each method, for the tests in which options make no difference.
+PLAIN_VARIANTS = [VARIANTS[i] for i in (0, 2, 4, 6, 8)]
+# Arguments of the forward call that its backward does not have.
+FORWARD_ONLY = {"momentum", "unbiased_running_var", "residual"}
+
+
+@dataclass
+class Problem:
+    """Arrays and options of one call; `forward` and `backward` leave all of them unchanged."""
+
+    method: str
+    x: np.ndarray
+    dy: np.ndarray
+    params: dict
+    options: dict
+
+    def arguments(self):
+        fresh = {k: v.copy() if k.startswith("running") else v for k, v in self.options.items()}
+        return self.params | fresh
+
+    def forward(self, module=nc, **extra):
+        return getattr(module, self.method)(self.x, **(self.arguments() | extra))
+
+    def backward(self, module=nc, **extra):
+        arguments = {k: v for k, v in self.arguments().items() if k not in FORWARD_ONLY}
+        return getattr(module, self.method + "_backward")(self.dy, self.x, **(arguments | extra))
+
+    def slacks(self, want=None):
+        """Allowed errors of y, dx, dweight, dbias beyond the output's own rounding.
+
+        A few roundings of the compute type on the terms that are added: w*xhat and b for y;
+        rstd*w*dy, dh for dx. A parameter's gradient adds `count` rounded terms, whose error grows
+        as sqrt(count); where the terms have one sign, the roundings of a short run of float32
+        additions have too, hence 20 of the sum's own. `1 + |xhat|`: an error in the mean, relative
+        to the standard deviation.
+        """
+        eps = float(np.finfo(stat_dtype(self.x.dtype)).eps)
+        bare = {k: v for k, v in self.arguments().items() if k not in self.params}
+        bare.pop("weight_offset", None)
+        xhat, stats = getattr(reference, self.method)(self.x, **bare, return_stats=True)
+        xhat, rstd = (float(np.abs(a).max(initial=0)) for a in (xhat, stats.rstd))
+        weight = self.params.get("weight")
+        w = 1.0 if weight is None else _peak(weight) + abs(self.options.get("weight_offset", 0.0))
+        dy = _peak(self.dy)
+        some = next(iter(self.params.values()), self.x)
+        count = self.x.size / max(1, np.size(some))
+        sums = [_peak(s) for s in want[1:]] + [0.0] if want else [0.0, 0.0]
+        return (
+            eps * (4 * w * (1 + xhat) + 2 * _peak(self.params.get("bias"))),
+            eps * 4 * (1 + xhat) * rstd * w * dy,
+            eps * (8 * (1 + xhat) * dy * np.sqrt(count) + 20 * sums[0]),
+            eps * (8 * dy * np.sqrt(count) + 20 * sums[1]),
+        )
+
+    def check_forward(self, y):
+        want = self.forward(reference)
+        assert_close(y, want, slack=self.slacks()[0], what=f"{self.method} y", dtype=self.x.dtype)
+
+    def check_backward(self, grads):
+        want = self.backward(reference)
+        slack = self.slacks(want)[1:]
+        assert grads._fields == want._fields
+        for name, got, exact, allowed in zip(grads._fields, grads, want, slack, strict=False):
+            what = f"{self.method} {name}"
+            of = self.x if name == "dx" else self.params.get(name[1:])
+            if of is None:
+                assert got is None, f"{what}: {got}, expected None"
+            else:
+                assert_close(got, exact, slack=allowed, what=what, dtype=of.dtype)
+
+    def check(self):
+        self.check_forward(self.forward())
+        self.check_backward(self.backward())
+
+
+def without_eps(problem):
+    """Sets eps to 0; batch norm in training wants it positive (as torch), so to next to nothing."""
+    problem.options["eps"] = 5e-324 if problem.options.get("training") else 0.0
+
+
+def _peak(a):
+    return 0.0 if a is None else float(np.abs(reference.wide(a)).max(initial=0))
+
+
+def make_problem(
+    rng,
+    variant,
+    dtype=np.float32,
+    shape=(3, 6, 5, 7),
+    layout="contiguous",
+    params=("weight", "bias"),
+    param_dtype=None,
+    mean=0.3,
+):
+    """Random arrays for `variant`; layout "channel_axis=-1" is true channels-last."""
+    options = dict(variant.options)
+    x = rng.normal(mean, 1.5, shape) + rng.normal(0, 1, (shape[1],) + (1,) * (len(shape) - 2))
+    dy = rng.normal(0, 1, shape)
+    if layout == "channel_axis=-1":
+        x, dy = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy))
+        if not variant.row_family:
+            options["channel_axis"] = -1
+        layout = "contiguous"
+    if variant.row_family:
+        param_shape = [x.shape[a] for a in reference.sorted_axes(x.ndim, options["axis"])]
+    else:
+        param_shape = [shape[1]]
+    if variant.method == "rms_norm":
+        params = tuple(p for p in params if p != "bias")
+    values = {p: rng.normal(0, 1, param_shape).astype(param_dtype or dtype) for p in params}
+    if variant.buffers:
+        options["running_mean"] = rng.normal(0, 1, shape[1]).astype(stat_dtype(dtype))
+        options["running_var"] = rng.uniform(0.5, 2, shape[1]).astype(stat_dtype(dtype))
+    x, dy = (arrange(a.astype(dtype), layout) for a in (x, dy))
+    return Problem(variant.method, x, dy, values, options)

@@ -1,0 +1,107 @@
+"""Settings and what the library tells about itself.
+
+Hunts for settings that are accepted and ignored, that stick after an error, or that disagree with
+what show_config() prints. Environment variables are read once, so they get fresh interpreters.
+"""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+import pytest
+
+import normcore as nc
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_version():
+    try:
+        installed = importlib.metadata.version("normcore")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("normcore is not installed here but found on the path, so it has no metadata")
+    assert nc.__version__ == installed
+
+
+def test_show_config_tells_version_isa_and_threads(capsys):
+    returned = nc.show_config()
+    text = capsys.readouterr().out + ("" if returned is None else str(returned))
+    for part in (nc.__version__, nc.get_isa(), str(nc.get_num_threads())):
+        assert part in text
+    assert "cuda" in text.lower()
+
+
+def test_available_isas_are_named_and_hold_the_current_one():
+    isas = list(nc.available_isas())
+    assert isas and len(set(isas)) == len(isas)
+    assert nc.get_isa() in isas
+    assert all(isinstance(name, str) for name in isas)
+
+
+def test_set_isa_is_read_back(isa):
+    assert nc.get_isa() == isa
+
+
+@pytest.mark.parametrize("name", ["", "v9", "avx", "x86-64-v5"])
+def test_unknown_isa_is_refused(name):
+    before = nc.get_isa()
+    with pytest.raises(ValueError) as caught:
+        nc.set_isa(name)
+    assert nc.get_isa() == before
+    assert all(known in str(caught.value) for known in nc.available_isas()), "say what there is"
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_isa_is_a_string(name):
+    with pytest.raises(TypeError):
+        nc.set_isa(name)
+
+
+@pytest.mark.parametrize("level", ["v2", "v3", "v4"])
+def test_environment_forces_an_isa(level):
+    matching = [name for name in nc.available_isas() if name.endswith(level)]
+    result = run_python("import normcore as nc; print(nc.get_isa())", NORMCORE_ISA=level)
+    if matching:
+        assert result.stdout.strip() == matching[0], result.stderr
+    else:  # this machine does not have it: an error that says so, never an illegal instruction
+        assert result.returncode == 1
+        assert "NORMCORE_ISA" in result.stderr
+
+
+def test_environment_with_an_unknown_isa_is_an_error():
+    result = run_python("import normcore", NORMCORE_ISA="v9")
+    assert result.returncode == 1
+    assert "NORMCORE_ISA" in result.stderr and "v9" in result.stderr
+
+
+def test_best_isa_is_the_default():
+    environment = {k: v for k, v in os.environ.items() if k != "NORMCORE_ISA"}
+    code = "import normcore as nc; print(nc.get_isa(), *nc.available_isas())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    current, *available = result.stdout.split()
+    assert current == max(available)
+
+
+def test_cuda_is_available_only_where_a_driver_is():
+    assert isinstance(nc.cuda.is_available(), bool)
+    if not os.path.exists("/proc/driver/nvidia"):
+        assert nc.cuda.is_available() is False
+
+
+def test_import_is_light():
+    # No other package than NumPy may be pulled in: torch and the like take seconds to import.
+    code = "import sys, normcore; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = set(run_python(code).stdout.split())
+    assert "normcore" in loaded
+    assert not loaded & {"torch", "jax", "tensorflow", "scipy", "pandas"}

@@ -1,0 +1,108 @@
+"""Gradients judged by others than our own formulas: torch's autograd and finite differences.
+
+Both the library and the oracle are held against them, in float64, so that an error in a formula
+that the two share (they were written from the same page) cannot hide.
+"""
+
+import numpy as np
+import pytest
+import reference
+from support import VARIANTS, Variant, make_problem
+
+import normcore as nc
+
+EXTRA = [
+    Variant("layer_norm", {"axis": (1, 3)}),
+    Variant("rms_norm", {"axis": (-1, -2), "weight_offset": 1.0}),
+    Variant("batch_norm", {"training": False}),
+    Variant("group_norm", {"num_groups": 1}),
+    Variant("group_norm", {"num_groups": 6}),
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS + EXTRA, ids=str)
+each_module = pytest.mark.parametrize("module", [nc, reference], ids=["normcore", "oracle"])
+
+
+def torch_forward(torch, problem, x, weight, bias):
+    """The same call in torch.nn.functional; any axes are permuted to the end and back."""
+    F, options = torch.nn.functional, problem.options
+    running = [options.get(k) for k in ("running_mean", "running_var")]
+    running = [None if r is None else torch.from_numpy(r.copy()) for r in running]
+    if problem.method == "batch_norm":
+        training = options["training"] or running[0] is None
+        return F.batch_norm(x, *running, weight, bias, training=training, eps=1e-5)
+    if problem.method == "instance_norm":
+        own = options.get("use_input_stats", True)
+        return F.instance_norm(x, *running, weight, bias, use_input_stats=own, eps=1e-5)
+    if problem.method == "group_norm":
+        return F.group_norm(x, options["num_groups"], weight, bias, eps=1e-5)
+    axes = reference.sorted_axes(x.ndim, options["axis"])
+    kept = [i for i in range(x.ndim) if i not in axes]
+    order = [*kept, *axes]
+    last = [x.shape[a] for a in axes]
+    if problem.method == "layer_norm":
+        y = F.layer_norm(x.permute(order), last, weight, bias, eps=1e-5)
+    else:
+        y = F.rms_norm(x.permute(order), last, weight + options.get("weight_offset", 0.0), eps=1e-6)
+    return y.permute([int(i) for i in np.argsort(order)])
+
+
+@each_variant
+@each_module
+@pytest.mark.parametrize("shape", [(3, 6, 4, 5), (2, 6, 9, 1)], ids=str)
+def test_against_torch(rng, variant, module, shape):
+    torch = pytest.importorskip("torch")
+    problem = make_problem(rng, variant, np.float64, shape)
+    leaves = [torch.tensor(problem.x, requires_grad=True)]
+    leaves += [torch.tensor(p, requires_grad=True) for p in problem.params.values()]
+    y = torch_forward(torch, problem, *leaves, *[None] * (3 - len(leaves)))
+    y.backward(torch.from_numpy(problem.dy))
+
+    ours = np.asarray(problem.forward(module), np.float64)
+    np.testing.assert_allclose(ours, y.detach(), rtol=1e-10, atol=1e-11)
+    for name, got, leaf in zip(
+        ("dx", "dweight", "dbias"), problem.backward(module), leaves, strict=False
+    ):
+        got = np.asarray(got, np.float64)
+        np.testing.assert_allclose(got, leaf.grad, rtol=1e-10, atol=1e-11, err_msg=name)
+
+
+@each_variant
+@each_module
+def test_against_finite_differences(rng, variant, module):
+    # Pools of six or more: two close values would make the function too steep for the step.
+    problem = make_problem(rng, variant, np.float64, (3, 6, 2, 9))
+    grads = problem.backward(module)
+    arrays = {"dx": problem.x} | {"d" + name: p for name, p in problem.params.items()}
+    for name, array in arrays.items():
+        direction = rng.normal(size=array.shape)
+        step = 1e-5
+        start = array.copy()
+        ends = []
+        for sign in (1, -1):
+            array[...] = start + sign * step * direction
+            ends.append(float((reference.wide(problem.forward(module)) * problem.dy).sum()))
+        array[...] = start
+        slope = (ends[0] - ends[1]) / (2 * step)
+        got = float((getattr(grads, name) * direction).sum())
+        # Truncation step^2 and cancellation 1e-16/step are both near 1e-10 of the terms added up.
+        assert got == pytest.approx(slope, rel=1e-6, abs=1e-6), name
+
+
+@each_module
+@pytest.mark.parametrize("method", ["layer_norm", "rms_norm"])
+def test_residual_and_dh_against_torch(rng, module, method):
+    torch = pytest.importorskip("torch")
+    problem = make_problem(rng, Variant(method, {"axis": -1}), np.float64)
+    residual, dh = (rng.normal(size=problem.x.shape) for _ in range(2))
+    x, other = (torch.tensor(a, requires_grad=True) for a in (problem.x, residual))
+    weight, *bias = (torch.tensor(p) for p in problem.params.values())
+    h = x + other
+    y = torch_forward(torch, problem, h, weight, *bias or [None])
+    (y * torch.from_numpy(problem.dy) + h * torch.from_numpy(dh)).sum().backward()
+
+    our_y, our_h = problem.forward(module, residual=residual)
+    np.testing.assert_allclose(np.asarray(our_y, np.float64), y.detach(), rtol=1e-10, atol=1e-11)
+    problem.x = our_h
+    dx = np.asarray(problem.backward(module, dh=dh).dx, np.float64)
+    for leaf in (x, other):  # one gradient for both summands
+        np.testing.assert_allclose(dx, leaf.grad, rtol=1e-10, atol=1e-11)
