@@ -119,7 +119,9 @@ def test_strided_and_read_only_parameters(rng, variant):
 def test_broadcast_dy(rng, variant, layout, kept):
     problem = make_problem(rng, variant, layout=layout)
     small = [n if i in kept else 1 for i, n in enumerate(problem.x.shape)]
-    problem.dy = np.broadcast_to(rng.normal(size=small).astype(single), problem.x.shape)
+    # Of one sign: runs of equal terms that cancel later would leave only their roundings.
+    dy = rng.uniform(0.5, 2, small).astype(single)
+    problem.dy = np.broadcast_to(dy, problem.x.shape)
     problem.check_backward(problem.backward())
 
 
@@ -140,9 +142,9 @@ def test_stats(rng, variant, layout, dtype):
     assert bits(y) == bits(problem.forward())
     _, want = problem.forward(reference, return_stats=True)
     for name in want._fields:
-        # Rounded once, for the reader: relative error of a rounding, and of the sum before it.
+        # Rounded once, for the reader; before that, a few roundings of float32 sums (std 1.5).
         exact = getattr(want, name)
-        slack = 2 * np.finfo(stat_dtype(dtype)).eps * (1 + np.abs(exact))
+        slack = 8 * np.finfo(stat_dtype(dtype)).eps * (1 + np.abs(exact))
         what = f"{problem.method} {name}"
         assert_close(getattr(stats, name), exact, slack=slack, what=what, dtype=stat_dtype(dtype))
 

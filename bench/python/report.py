@@ -131,7 +131,7 @@ def _print_summary(mode: str, results: Sequence[Result], console: Console) -> No
     if disturbed:
         console.print(
             f"[yellow]{disturbed} of {len(everything)} cells (~) were held up by other processes "
-            "and are left out above: measure them again on a quiet machine or with --high-priority[/]"
+            "and are left out above: measure them again in quiet or with --high-priority[/]"
         )
     wrong = [
         f"  {peer}: {note} in {result['op']} {result['shape']} {result['dtype']} {result['pass']}"

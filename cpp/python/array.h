@@ -100,7 +100,8 @@ class Buffer {
   std::shared_ptr<void> memory_;
 };
 
-// Turns a Buffer into an array of the library that `like` is of: normcore._interop.adopt.
+// Turns a Buffer into an array of the library that `like` is of: normcore._interop.adopt. The library
+// may copy the buffer, so it must have been written.
 inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
   const py::object& f =
@@ -109,6 +110,42 @@ inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
               [] { return py::object(py::module_::import("normcore._interop").attr("adopt")); })
           .get_stored();
   return f(like, py::cast(std::move(buffer)));
+}
+
+// A result: a NumPy array, or memory that becomes an array of another library once it is written.
+class Result {
+ public:
+  Result() = default;
+  explicit Result(py::object array) : array_(std::move(array)) {}
+  Result(py::object like, std::unique_ptr<Buffer> buffer)
+      : array_(std::move(like)), buffer_(std::move(buffer)) {}
+
+  py::object take() {
+    if (!buffer_) return array_;
+    return adopt(array_, std::move(buffer_));
+  }
+
+ private:
+  py::object array_ = py::none();  // the result, or with a buffer what it should be like
+  std::unique_ptr<Buffer> buffer_;
+};
+
+// A NumPy array of its own memory; strides in elements.
+inline py::object new_numpy(const ConstTensor& shape, py::dtype dtype, const Index* strides,
+                            Index element) {
+  Py_intptr_t dims[kMaxDims], bytes[kMaxDims];
+  for (int i = 0; i < shape.ndim(); ++i) {
+    dims[i] = shape.shape(i);
+    bytes[i] = strides[i] * element;
+  }
+  const auto& api = py::detail::npy_api::get();
+  PyObject* p = api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype.release().ptr(), shape.ndim(),
+                                          dims, bytes, nullptr, 0, nullptr);
+  if (!p) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(p);
+}
+inline py::dtype numpy_dtype(DType dtype) {
+  return dtype == DType::kFloat64 ? py::dtype::of<double>() : py::dtype::of<float>();
 }
 
 // ---- arguments
@@ -142,7 +179,7 @@ class Array {
   bool numpy() const { return numpy_; }
 
   // A new array of this one's library: its shape and dtype, and its order in memory.
-  py::object new_like(Tensor* view) const {
+  Result new_like(Tensor* view) const {
     int order[kMaxDims];
     const int n = tensor_.ndim();
     for (int i = 0; i < n; ++i) {
@@ -158,7 +195,7 @@ class Array {
     return new_array(tensor_, tensor_.dtype(), order, view);
   }
   // C-contiguous, of another shape or dtype.
-  py::object new_contiguous(const ConstTensor& shape, DType dtype, Tensor* view) const {
+  Result new_contiguous(const ConstTensor& shape, DType dtype, Tensor* view) const {
     int order[kMaxDims];
     for (int i = 0; i < shape.ndim(); ++i) order[i] = i;
     return new_array(shape, dtype, order, view);
@@ -257,14 +294,13 @@ class Array {
   }
 
   static int check_ndim(Index ndim, const char* name) {
-    if (ndim <= kMaxDims) return static_cast<int>(ndim);
+    if (ndim < kMaxDims) return static_cast<int>(ndim);
     throw value_error(std::string(name) + " has " + std::to_string(ndim) +
-                      " axes, expected at most " + std::to_string(kMaxDims));
+                      " axes, expected at most " + std::to_string(kMaxDims - 1));
   }
 
   // `order`: axes from the outermost in memory.
-  py::object new_array(const ConstTensor& shape, DType dtype, const int* order,
-                       Tensor* view) const {
+  Result new_array(const ConstTensor& shape, DType dtype, const int* order, Tensor* view) const {
     const int n = shape.ndim();
     Index strides[kMaxDims];
     Index stride = 1;
@@ -276,25 +312,13 @@ class Array {
       auto buffer = std::make_unique<Buffer>(shape, dtype);
       for (int i = 0; i < n; ++i) buffer->tensor().set_dim(i, shape.shape(i), strides[i]);
       *view = buffer->tensor();
-      return adopt(object_, std::move(buffer));
+      return Result(object_, std::move(buffer));
     }
-    const Index element = static_cast<Index>(size_of(dtype));
-    Py_intptr_t dims[kMaxDims], bytes[kMaxDims];
-    for (int i = 0; i < n; ++i) {
-      dims[i] = shape.shape(i);
-      bytes[i] = strides[i] * element;
-    }
-    const auto& api = py::detail::npy_api::get();
-    py::dtype d = dtype == tensor_.dtype()    ? dtype_
-                  : dtype == DType::kFloat64  ? py::dtype::of<double>()
-                                              : py::dtype::of<float>();
-    PyObject* p = api.PyArray_NewFromDescr_(api.PyArray_Type_, d.release().ptr(), n, dims, bytes,
-                                            nullptr, 0, nullptr);
-    if (!p) throw py::error_already_set();
-    auto array = py::reinterpret_steal<py::object>(p);
-    *view = Tensor(py::detail::array_proxy(p)->data, dtype, n);
+    const py::dtype d = dtype == tensor_.dtype() ? dtype_ : numpy_dtype(dtype);
+    auto array = new_numpy(shape, d, strides, static_cast<Index>(size_of(dtype)));
+    *view = Tensor(py::detail::array_proxy(array.ptr())->data, dtype, n);
     for (int i = 0; i < n; ++i) view->set_dim(i, shape.shape(i), strides[i]);
-    return array;
+    return Result(std::move(array));
   }
 
   py::object object_;

@@ -7,16 +7,16 @@ namespace {
 
 // Where results go: `out`, or a new array like x.
 struct Output {
-  py::object object;
+  Result result;
   Tensor tensor;
 
   Output(py::handle out, const Array& x) {
     if (out.is_none()) {
-      object = x.new_like(&tensor);
+      result = x.new_like(&tensor);
     } else {
       array_ = Array::writable(out, "out");
       tensor = array_.tensor();
-      object = py::reinterpret_borrow<py::object>(out);
+      result = Result(py::reinterpret_borrow<py::object>(out));
     }
   }
 
@@ -26,32 +26,39 @@ struct Output {
 
 // A parameter's gradient: a new array like the parameter, or None.
 struct ParameterGradient {
-  py::object object = py::none();
+  Result result;
   Tensor tensor;
 
   explicit ParameterGradient(const Array& parameter) {
     if (parameter) {
-      object = parameter.new_contiguous(parameter.tensor(), parameter.tensor().dtype(), &tensor);
+      result = parameter.new_contiguous(parameter.tensor(), parameter.tensor().dtype(), &tensor);
     }
   }
 };
 
-// Arrays for the statistics of a call: (mean, rstd, pooled), of x's library.
+// Arrays for the statistics of a call: mean and rstd of x's library, and pooled, which is for the
+// backward call alone and stays with NumPy, so that no library narrows it.
 struct Statistics {
-  py::object mean = py::none(), rstd, pooled;
+  Result mean, rstd;
+  py::object pooled;
   StatsOut out;
 
-  Statistics(bool wanted, const Array& x, ConstTensor shape, bool with_mean) {
+  Statistics(bool wanted, const Array& x, const ConstTensor& shape, bool with_mean) {
     if (!wanted) return;
     const DType dtype = statistics_dtype(x.tensor().dtype());
     if (with_mean) mean = x.new_contiguous(shape, dtype, &out.mean);
     rstd = x.new_contiguous(shape, dtype, &out.rstd);
-    ConstTensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
+    Tensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
     for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
     pairs.set_dim(shape.ndim(), 2, 0);
-    pooled = x.new_contiguous(pairs, DType::kFloat64, &out.pooled);
+    pairs.set_contiguous();
+    Index strides[kMaxDims];
+    for (int i = 0; i < pairs.ndim(); ++i) strides[i] = pairs.stride(i);
+    pooled = new_numpy(pairs, numpy_dtype(DType::kFloat64), strides, sizeof(double));
+    out.pooled = Tensor(py::detail::array_proxy(pooled.ptr())->data, DType::kFloat64, pairs.ndim());
+    for (int i = 0; i < pairs.ndim(); ++i) out.pooled.set_dim(i, pairs.shape(i), strides[i]);
   }
-  py::object tuple() const { return py::make_tuple(mean, rstd, pooled); }
+  py::object tuple() { return py::make_tuple(mean.take(), rstd.take(), pooled); }
 };
 
 ConstTensor kept_shape(const Array& x, const Axes& axes) {
@@ -76,15 +83,9 @@ ConstTensor channel_shape(const Array& x, int channel_axis, bool per_sample, Ind
   return shape;
 }
 
-py::object result(const Output& y, const Statistics& stats, bool return_stats) {
-  if (!return_stats) return y.object;
-  return py::make_tuple(y.object, stats.tuple());
-}
-py::object result(const Output& y, const py::object& h, const Statistics& stats,
-                  bool return_stats) {
-  if (h.is_none()) return result(y, stats, return_stats);
-  if (!return_stats) return py::make_tuple(y.object, h);
-  return py::make_tuple(y.object, h, stats.tuple());
+inline py::object results(Output& y, Statistics& stats, bool return_stats) {
+  if (!return_stats) return y.result.take();
+  return py::make_tuple(y.result.take(), stats.tuple());
 }
 
 // ---- layer and rms norm
@@ -92,12 +93,17 @@ py::object result(const Output& y, const py::object& h, const Statistics& stats,
 template <class Options>
 struct ResidualArguments {
   Array residual;
-  py::object h = py::none();
+  Result h;
 
   ResidualArguments(py::handle object, const Array& x, Options* options) {
     residual = Array::optional(object, "residual");
     options->residual = residual.tensor();
     if (residual) h = x.new_like(&options->h);
+  }
+  py::object results(Output& y, Statistics& stats, bool return_stats) {
+    if (!residual) return normcore::python::results(y, stats, return_stats);
+    if (!return_stats) return py::make_tuple(y.result.take(), h.take());
+    return py::make_tuple(y.result.take(), h.take(), stats.tuple());
   }
 };
 
@@ -106,14 +112,14 @@ py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
-  const ResidualArguments<LayerNormOptions> residual(residual_, x, &options);
-  const Output y(out, x);
-  const Statistics stats(return_stats, x, kept_shape(x, options.axes), true);
+  ResidualArguments<LayerNormOptions> residual(residual_, x, &options);
+  Output y(out, x);
+  Statistics stats(return_stats, x, kept_shape(x, options.axes), true);
   {
     const ReleaseGil release(x.tensor().size());
     layer_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
   }
-  return result(y, residual.h, stats, return_stats);
+  return residual.results(y, stats, return_stats);
 }
 
 py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::handle eps,
@@ -123,14 +129,14 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
   const Array weight = Array::optional(weight_, "weight");
   RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
                          as_double(weight_offset, "weight_offset")};
-  const ResidualArguments<RMSNormOptions> residual(residual_, x, &options);
-  const Output y(out, x);
-  const Statistics stats(return_stats, x, kept_shape(x, options.axes), false);
+  ResidualArguments<RMSNormOptions> residual(residual_, x, &options);
+  Output y(out, x);
+  Statistics stats(return_stats, x, kept_shape(x, options.axes), false);
   {
     const ReleaseGil release(x.tensor().size());
     rms_norm(x.tensor(), weight.tensor(), y.tensor, options, stats.out);
   }
-  return result(y, residual.h, stats, return_stats);
+  return residual.results(y, stats, return_stats);
 }
 
 py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
@@ -140,15 +146,15 @@ py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
   const LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
-  const Output dx(out, x);
-  const ParameterGradient dweight(weight), dbias(bias);
+  Output dx(out, x);
+  ParameterGradient dweight(weight), dbias(bias);
   {
     const ReleaseGil release(x.tensor().size());
     layer_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
                         {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.tensor(),
                         pooled.tensor());
   }
-  return py::make_tuple(dx.object, dweight.object, dbias.object);
+  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
 py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle axis,
@@ -159,14 +165,14 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
   const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
   const RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
                                as_double(weight_offset, "weight_offset")};
-  const Output dx(out, x);
-  const ParameterGradient dweight(weight);
+  Output dx(out, x);
+  ParameterGradient dweight(weight);
   {
     const ReleaseGil release(x.tensor().size());
     rms_norm_backward(dy.tensor(), x.tensor(), weight.tensor(), {dx.tensor, dweight.tensor, {}},
                       options, dh.tensor(), pooled.tensor());
   }
-  return py::make_tuple(dx.object, dweight.object);
+  return py::make_tuple(dx.result.take(), dweight.result.take());
 }
 
 // ---- batch, instance and group norm
@@ -194,13 +200,13 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                                  as_double(eps, "eps"),
                                  as_bool(unbiased, "unbiased_running_var"),
                                  as_axis(channel_axis, "channel_axis")};
-  const Output y(out, x);
-  const Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0), true);
+  Output y(out, x);
+  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0), true);
   {
     const ReleaseGil release(x.tensor().size());
     batch_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
   }
-  return result(y, stats, return_stats);
+  return results(y, stats, return_stats);
 }
 
 py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
@@ -215,14 +221,14 @@ py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
                            as_bool(training, "training")};
   options.eps = as_double(eps, "eps");
   options.channel_axis = as_axis(channel_axis, "channel_axis");
-  const Output dx(out, x);
-  const ParameterGradient dweight(weight), dbias(bias);
+  Output dx(out, x);
+  ParameterGradient dweight(weight), dbias(bias);
   {
     const ReleaseGil release(x.tensor().size());
     batch_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
                         {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor());
   }
-  return py::make_tuple(dx.object, dweight.object, dbias.object);
+  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
 py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
@@ -239,14 +245,14 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                                     as_double(momentum, "momentum"),
                                     as_double(eps, "eps"),
                                     as_axis(channel_axis, "channel_axis")};
-  const Output y(out, x);
-  const Statistics stats(return_stats, x,
-                         channel_shape(x, options.channel_axis, use_input_stats, 0), true);
+  Output y(out, x);
+  Statistics stats(return_stats, x,
+                         channel_shape(x, options.channel_axis, true, 0), true);
   {
     const ReleaseGil release(x.tensor().size());
     instance_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
   }
-  return result(y, stats, return_stats);
+  return results(y, stats, return_stats);
 }
 
 py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
@@ -262,14 +268,14 @@ py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle wei
                               as_bool(use_input_stats, "use_input_stats")};
   options.eps = as_double(eps, "eps");
   options.channel_axis = as_axis(channel_axis, "channel_axis");
-  const Output dx(out, x);
-  const ParameterGradient dweight(weight), dbias(bias);
+  Output dx(out, x);
+  ParameterGradient dweight(weight), dbias(bias);
   {
     const ReleaseGil release(x.tensor().size());
     instance_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
                            {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor());
   }
-  return py::make_tuple(dx.object, dweight.object, dbias.object);
+  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
 py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_,
@@ -279,15 +285,15 @@ py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_
   const Index num_groups = as_index(num_groups_, "num_groups");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
-  const Output y(out, x);
-  const Statistics stats(return_stats && num_groups > 0, x,
+  Output y(out, x);
+  Statistics stats(return_stats && num_groups > 0, x,
                          channel_shape(x, options.channel_axis, true, num_groups), true);
   {
     const ReleaseGil release(x.tensor().size());
     group_norm(x.tensor(), num_groups, weight.tensor(), bias.tensor(), y.tensor, options,
                stats.out);
   }
-  return result(y, stats, return_stats);
+  return results(y, stats, return_stats);
 }
 
 py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_groups,
@@ -297,15 +303,15 @@ py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_gr
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const Array pooled = Array::optional(pooled_, "stats.pooled");
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
-  const Output dx(out, x);
-  const ParameterGradient dweight(weight), dbias(bias);
+  Output dx(out, x);
+  ParameterGradient dweight(weight), dbias(bias);
   {
     const ReleaseGil release(x.tensor().size());
     group_norm_backward(dy.tensor(), x.tensor(), as_index(num_groups, "num_groups"),
                         weight.tensor(), {dx.tensor, dweight.tensor, dbias.tensor}, options,
                         pooled.tensor());
   }
-  return py::make_tuple(dx.object, dweight.object, dbias.object);
+  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
 }  // namespace

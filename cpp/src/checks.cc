@@ -98,6 +98,7 @@ void check_output(const char* name, const Tensor& out, const ConstTensor& x, boo
     throw value_error(std::string(name) + " has dtype " + name_of(out.dtype()) + ", expected " +
                       name_of(x.dtype()) + ": x's");
   }
+  if (out.size() == 0) return;
   for (int i = 0; i < out.ndim(); ++i) {
     if (out.stride(i) == 0 && out.shape(i) > 1) {
       throw value_error(std::string(name) + " is broadcast along axis " + std::to_string(i) +

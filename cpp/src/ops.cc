@@ -47,17 +47,22 @@ struct StatsTable {
   double* mean = nullptr;
   double* var = nullptr;
   double* rstd = nullptr;
-  Index entries = 0;
-};
 
-StatsTable take_stats(const Plan& plan, Extent extent, Scope& scope) {
-  StatsTable t;
-  t.entries = plan.pool_rows(extent) * plan.pool_cols(extent);
-  t.mean = scope.take<double>(t.entries);
-  t.var = scope.take<double>(t.entries);
-  t.rstd = scope.take<double>(t.entries);
-  return t;
-}
+  StatsTable() = default;
+  StatsTable(Index entries, Scope& scope)
+      : mean(scope.take<double>(entries)),
+        var(scope.take<double>(entries)),
+        rstd(scope.take<double>(entries)) {}
+
+  // Repeats the first n entries until there are `total`.
+  void repeat(Index n, Index total) {
+    for (Index i = n; i < total; ++i) {
+      mean[i] = mean[i - n];
+      var[i] = var[i - n];
+      rstd[i] = rstd[i - n];
+    }
+  }
+};
 
 void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out,
                  Scope& scope) {
@@ -226,7 +231,7 @@ void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor
     args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, scope);
     StatsTable table;
     if (stats.mean || stats.rstd || stats.pooled) {
-      table = take_stats(plan, Extent::cell, scope);
+      table = StatsTable(plan.outer * plan.cells, scope);
       args.mean = table.mean;
       args.var = table.var;
       args.rstd = table.rstd;
@@ -266,7 +271,7 @@ void element_backward(const ElementCall& call, const ConstTensor& dy, const Grad
       args.dbias = scope.take<double>(plan.count);
     }
     if (pooled) {
-      const StatsTable table = take_stats(plan, Extent::cell, scope);
+      const StatsTable table(plan.outer * plan.cells, scope);
       read_pooled(plan, pooled, table.mean, table.var);
       args.forward_mean = table.mean;
       args.forward_var = table.var;
@@ -338,11 +343,18 @@ struct ChannelCall {
     return given() ? Extent::column
                    : extent_of(method_info(method).pools[0], Affinity::channel);
   }
+  // Statistics that are given per channel are reported once per sample all the same.
+  bool per_sample() const {
+    return extent_of(method_info(method).pools[0], Affinity::channel) != Extent::column;
+  }
   ExpectedShape stats_shape() const {
     ExpectedShape s;
-    if (extent() != Extent::column) s.append(samples());
+    if (per_sample()) s.append(samples());
     s.append(extent() == Extent::group ? groups : channels());
     return s;
+  }
+  StatsTable take_stats(Scope& scope) const {
+    return StatsTable((per_sample() ? samples() : 1) * stats_shape().shape[per_sample()], scope);
   }
 
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
@@ -404,7 +416,7 @@ void channel_forward(const ChannelCall& call, const Tensor& y, const RunningUpda
   Scope scope(cpu::Workspace::local());
   const Extent extent = call.extent();
   StatsTable table;
-  if (running || stats.mean || stats.rstd || stats.pooled) table = take_stats(plan, extent, scope);
+  if (running || stats.mean || stats.rstd || stats.pooled) table = call.take_stats(scope);
   with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
     ForwardArgs<C> args{};
     args.x = call.x.data();
@@ -419,6 +431,9 @@ void channel_forward(const ChannelCall& call, const Tensor& y, const RunningUpda
     run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
   });
   if (!table.mean) return;
+  if (call.given() && call.per_sample()) {
+    table.repeat(call.channels(), call.samples() * call.channels());
+  }
   write_stats(plan, table, stats, scope);
   if (running) {
     const Index rows = plan.pool_rows(extent);
@@ -458,7 +473,7 @@ void channel_backward(const ChannelCall& call, const ConstTensor& dy, const Grad
     args.dx = g.dx.data();
     args.channel_weight = call.load_channels(call.weight, scope);
     if (pooled) {
-      const StatsTable table = take_stats(plan, call.extent(), scope);
+      const StatsTable table = call.take_stats(scope);
       read_pooled(plan, pooled, table.mean, table.var);
       args.forward_mean = table.mean;
       args.forward_var = table.var;

@@ -123,6 +123,12 @@ void plan_work(const PlanRequest& r, Plan* p) {
   if (p->fused && closed_rows == 1 && p->block_cells == p->cells) {
     p->block_outer = clamp(tuning::kBlockBytes / row_bytes, 1, p->outer);
   }
+  if (p->fused && r.affinity == Affinity::element) {
+    // Few enough cells for their share in a parameter's gradient to be summed in the compute type.
+    p->block_cells = std::min(p->block_cells, tuning::kParameterFlushCells);
+    p->block_outer = std::min(p->block_outer, std::max<Index>(1, tuning::kParameterFlushCells /
+                                                                     p->block_cells));
+  }
   if (!p->fused) {
     if (r.computed) p->reason = "closed blocks exceed the cache: two sweeps";
     p->block_outer = p->outer;

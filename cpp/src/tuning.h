@@ -16,7 +16,7 @@ inline constexpr Index kColChunksPerPiece = 8;
 // What a block may read and still find in a core's own cache when it applies.
 inline constexpr Index kFusedBytes = Index(1) << 19;
 // Blocks are made this large where they are free to be larger than closure asks.
-inline constexpr Index kBlockBytes = Index(1) << 17;
+inline constexpr Index kBlockBytes = Index(1) << 16;
 // One task of a sweep over more than the cache holds.
 inline constexpr Index kUnitBytes = Index(1) << 18;
 // Enough closed blocks to keep the threads busy without splitting them.

@@ -84,7 +84,7 @@ class BatchNormStats(NamedTuple):
 
 
 class InstanceNormStats(NamedTuple):
-    """Statistics of :func:`instance_norm`, shape ``(N, C)``; ``(C,)`` where they were given."""
+    """Statistics of :func:`instance_norm`, shape ``(N, C)``."""
 
     mean: Any
     rstd: Any

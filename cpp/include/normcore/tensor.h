@@ -10,7 +10,8 @@
 
 namespace normcore {
 
-inline constexpr int kMaxDims = 32;
+// 32 axes, and one more for the pairs of a statistics array.
+inline constexpr int kMaxDims = 33;
 
 template <bool kConst>
 class BasicTensor {

@@ -75,7 +75,7 @@ class Backend {
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_y = scope.take<char>(tiles_.scratch_bytes(1));
     for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch_x);
+      const In xt = with_prefetch(0, tiles_.in(0, x, t, scratch_x));
       const Out yt = tiles_.out(1, y, t, scratch_y);
       const Index i = table.at(t);
       const Affine<C> at{f.a + i, f.center + i, f.b + i};
@@ -142,8 +142,8 @@ class Backend {
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
     void* scratch_dh = dh ? scope.take<char>(tiles_.scratch_bytes(3)) : nullptr;
     for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch_x);
-      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const In xt = with_prefetch(0, tiles_.in(0, x, t, scratch_x));
+      const In dyt = with_prefetch(1, tiles_.in(1, dy, t, scratch_dy));
       const Out dxt = tiles_.out(2, dx, t, scratch_dx);
       const Index i = table.at(t);
       const Gradient<C> at{f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}};
@@ -163,6 +163,17 @@ class Backend {
   bool rows() const { return plan_.layout == Layout::rows; }
   Index height(const TileRange& t) const { return rows() ? t.kn : t.sn; }
   Index width(const TileRange& t) const { return rows() ? t.sn : t.kn; }
+
+  // While a block in cache is applied, the next one is on its way.
+  In with_prefetch(int operand, In tile) const {
+    const Access& a = plan_.access[operand];
+    if (!plan_.fused || !a.direct) return tile;
+    const bool whole_rows = plan_.block_cells == plan_.cells;
+    tile.ahead = !whole_rows            ? plan_.block_cells * a.cell
+                 : plan_.outer_dims > 0 ? plan_.block_outer * a.outer[plan_.outer_dims - 1]
+                                        : 0;
+    return tile;
+  }
 
   // f(tile) over a range, in memory order or against it: the second sweep goes backwards, so that
   // its start is still in cache.

@@ -16,7 +16,8 @@ enum Orientation : int { kRows = 0, kCols = 1 };
 
 struct In {
   const void* data;
-  Index stride;  // elements from row to row
+  Index stride;     // elements from row to row
+  Index ahead = 0;  // elements from here to what is wanted next, 0: nothing to ask for
 };
 struct Out {
   void* data;

@@ -19,12 +19,16 @@ SI T* row(Out y, Index r) {
 
 // ---- drivers
 
-// Calls f(i, tag) over [0, n). With kStream the vectors in between are aligned to `y` for streaming.
+// Rows from this many vectors on are worth aligning to their output.
+constexpr Index kAlignVectors = 16;
+
+// Calls f(i, tag) over [0, n). The vectors of a streamed or long row are aligned to `y`, so f must not
+// care where they begin.
 template <bool kStream, class T, class F>
 SI void sweep(T* y, Index n, F f) {
   constexpr Index N = kLanes<Compute<T>>;
   Index i = 0;
-  if constexpr (kStream) {
+  if (kStream || n >= kAlignVectors * N) {
     // Elements before the first one whose vector is aligned.
     Index head = Index((0 - reinterpret_cast<std::uintptr_t>(y)) / sizeof(T)) & (N - 1);
     if (head > n) head = n;
@@ -32,13 +36,38 @@ SI void sweep(T* y, Index n, F f) {
       f(Index(0), Part{int(head)});
       i = head;
     }
-#pragma GCC unroll 4
+  }
+  if constexpr (kStream) {
+#pragma GCC unroll 2
     for (; i + N <= n; i += N) f(i, Stream{});
   } else {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (; i + N <= n; i += N) f(i, Full{});
   }
   if (i < n) f(i, Part{int(n - i)});
+}
+
+// Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1, R
+// being G or 1, and gives run what is to happen to one vector of them. Rows taken together share
+// their loads of what runs along them; streamed rows can where they are aligned alike.
+template <int G, class T, class F>
+SI void sweep_tile(Out y, Index rows, Index cols, F f) {
+  constexpr Index N = kLanes<Compute<T>>;
+  Index r = 0;
+  if (y.stream) {
+    auto run = [&](auto step)
+                   __attribute__((always_inline)) { sweep<true>(row<T>(y, r), cols, step); };
+    if (y.stride % N == 0) {
+      for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
+    }
+    for (; r < rows; ++r) f.template operator()<1>(r, run);
+    stream_fence();
+  } else {
+    auto run = [&](auto step)
+                   __attribute__((always_inline)) { sweep<false>(row<T>(y, r), cols, step); };
+    for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
+    for (; r < rows; ++r) f.template operator()<1>(r, run);
+  }
 }
 
 // The same step, stored through the caches.
@@ -48,20 +77,20 @@ SI Tag near(Tag tag) {
 }
 SI Full near(Stream) { return {}; }
 
-// For every row r of an output tile, f(r) gives what is to happen to one vector of it.
-template <class T, class F>
-SI void sweep_tile(Out y, Index rows, Index cols, F f) {
-  if (y.stream) {
-    for (Index r = 0; r < rows; ++r) {
-      sweep<true>(row<T>(y, r), cols, f(r));
-    }
-    stream_fence();
-  } else {
-    for (Index r = 0; r < rows; ++r) {
-      sweep<false>(row<T>(y, r), cols, f(r));
-    }
+// R rows of an input tile, and the lines to ask for while they are worked on.
+template <class T, int R>
+struct Rows {
+  const T* at[R];
+  Index ahead;
+  SI Rows(In x, Index r) : ahead(x.ahead) {
+    for (int j = 0; j < R; ++j) at[j] = row<T>(x, r + j);
   }
-}
+  template <class Tag>
+  SI Vec<Compute<T>> load(int j, Index i, Tag tag) const {
+    if (ahead != 0) prefetch(at[j] + i + ahead);
+    return NORMCORE_ISA::load(at[j] + i, tag);
+  }
+};
 
 // Calls f(i, j, tag) over [0, n), with j in 0..3 naming one of four independent accumulators.
 template <class C, class F>
@@ -80,26 +109,70 @@ SI void fold(Index n, F f) {
   if (i < n) f(i, 3, Part{int(n - i)});
 }
 template <class C>
+SI Vec<C> join(const Vec<C> (&acc)[4]) {
+  return (acc[0] + acc[1]) + (acc[2] + acc[3]);
+}
+template <class C>
 SI C total(const Vec<C> (&acc)[4]) {
-  return hsum<C>((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  return hsum<C>(join<C>(acc));
 }
 
-// Calls f.template operator()<G>(j, tag) for columns in groups of G vectors: four, then one at a time.
+// Rows of up to four vectors are reduced four rows at a time. Calls f.template operator()<J, R>(r,
+// tag) for J vectors, the last of them covered by tag, of rows r .. r + R - 1.
 template <class C, class F>
-SI void column_groups(Index cols, F f) {
+SI void short_rows(Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;
-  Index j = 0;
-  for (; j + 4 * N <= cols; j += 4 * N) f.template operator()<4>(j, Full{});
-  for (; j + N <= cols; j += N) f.template operator()<1>(j, Full{});
-  if (j < cols) f.template operator()<1>(j, Part{int(cols - j)});
+  auto run = [&]<int J>(auto tag) __attribute__((always_inline)) {
+    Index r = 0;
+    for (; r + 4 <= rows; r += 4) f.template operator()<J, 4>(r, tag);
+    for (; r < rows; ++r) f.template operator()<J, 1>(r, tag);
+  };
+  const Part last{int(cols % N)};
+  switch ((cols + N - 1) / N) {
+    case 1:
+      return last.lanes ? run.template operator()<1>(last) : run.template operator()<1>(Full{});
+    case 2:
+      return last.lanes ? run.template operator()<2>(last) : run.template operator()<2>(Full{});
+    case 3:
+      return last.lanes ? run.template operator()<3>(last) : run.template operator()<3>(Full{});
+    default:
+      return last.lanes ? run.template operator()<4>(last) : run.template operator()<4>(Full{});
+  }
 }
-template <class C>
-SI void put_doubles(double* p, Vec<C> v, Full) {
-  for (int i = 0; i < kLanes<C>; ++i) p[i] = double(v[i]);
+// Calls f(j, i, tag) for each of J vectors, and adds up what it gives.
+template <int J, class C, class Tag, class F>
+SI Vec<C> add_vectors(Tag last, F f) {
+  constexpr Index N = kLanes<C>;
+  Vec<C> v[4] = {};
+  for (int j = 0; j < J - 1; ++j) v[j] = f(j, j * N, Full{});
+  v[J - 1] = f(J - 1, (J - 1) * N, last);
+  return join<C>(v);
 }
-template <class C>
-SI void put_doubles(double* p, Vec<C> v, Part t) {
-  for (int i = 0; i < t.lanes; ++i) p[i] = double(v[i]);
+template <class C, int R>
+SI void sum_rows(const Vec<C> (&v)[R], C (&out)[R]) {
+  if constexpr (R == 4) {
+    hsum4<C>(v, out);
+  } else {
+    for (int r = 0; r < R; ++r) out[r] = hsum<C>(v[r]);
+  }
+}
+
+// Columns per call of a kernel that keeps sums per column: their arrays live on the stack.
+constexpr Index kStrip = 512;
+
+// Calls f.template operator()<R>(r, i, tag): eight rows at a time over each vector of a strip of
+// columns, so that memory is read in streams along the rows.
+template <class C, class F>
+SI void row_blocks(Index rows, Index cols, F f) {
+  constexpr Index N = kLanes<C>;
+  auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+    Index i = 0;
+    for (; i + N <= cols; i += N) f.template operator()<R>(r, i, Full{});
+    if (i < cols) f.template operator()<R>(r, i, Part{int(cols - i)});
+  };
+  Index r = 0;
+  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
+  for (; r < rows; ++r) block.template operator()<1>(r);
 }
 
 // ---- second moments of any magnitude
@@ -163,161 +236,266 @@ template <class T>
 }
 
 // ---- moments
+//
+// One pass over x, around a centre taken from its first elements. With m of n elements in the sample
+// the sum of squares is at most 1 + n / m times the one around the mean, whatever the data.
 
+constexpr Index kSampleElements = 64;
+constexpr Index kSampleRows = 8;
+
+// Mean and second moment from sums of d = x - center.
 template <class T>
-void moments_rows(In x, Index rows, Index cols, double* mean, double* m2) {
-  using C = Compute<T>;
-  for (Index r = 0; r < rows; ++r) {
-    const T* p = row<T>(x, r);
-    Vec<C> sum[4] = {};
-    fold<C>(cols, [&](Index i, int j, auto tag)
-                      __attribute__((always_inline)) { sum[j] += load(p + i, tag); });
-    const C center = C(double(total<C>(sum)) / double(cols));
-    Vec<C> rest[4] = {}, squares[4] = {};
-    fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-      Vec<C> d = keep<C>(load(p + i, tag) - splat(center), tag);
-      rest[j] += d;
-      squares[j] += d * d;
-    });
-    // The deviations' own mean is what rounding left in the first pass.
-    const double delta = double(total<C>(rest)) / double(cols);
-    const C q = total<C>(squares);
-    const double sum_of_squares = safe(q) ? double(q) : scaled_squares(p, 1, cols, center);
-    const double corrected = sum_of_squares - delta * delta * double(cols);
-    mean[r] = double(center) + delta;
-    m2[r] = corrected < 0 ? 0 : corrected;
-  }
+SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Compute<T> rest,
+                       Compute<T> squares, double* mean, double* m2) {
+  const double inverse = 1 / double(n);
+  const double delta = double(rest) * inverse;
+  const double q = safe(squares) ? double(squares) : scaled_squares(x, stride, n, center);
+  const double around_mean = q - delta * double(rest);
+  *mean = double(center) + delta;
+  // Rounding may leave less than nothing; a NaN stays.
+  *m2 = around_mean < 0 ? 0 : around_mean;
 }
 
-template <class T>
-void squares_rows(In x, Index rows, Index cols, double* mean, double* m2) {
+template <class T, bool kCentred>
+SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2) {
   using C = Compute<T>;
+  constexpr Index N = kLanes<C>;
+  if (cols <= 4 * N) {
+    short_rows<C>(rows, cols, [&]<int J, int R>(Index r, auto last) __attribute__((always_inline)) {
+      C center[R] = {};
+      Vec<C> acc[R];
+      if constexpr (kCentred) {
+        for (int k = 0; k < R; ++k) {
+          const T* p = row<T>(x, r + k);
+          acc[k] = add_vectors<J, C>(last, [&](int, Index i, auto tag) __attribute__((
+                                               always_inline)) { return load(p + i, tag); });
+        }
+        sum_rows<C, R>(acc, center);
+        const C inverse = C(1) / C(cols);
+        for (int k = 0; k < R; ++k) center[k] *= inverse;
+      }
+      C rest[R] = {}, squares[R];
+      Vec<C> squares_acc[R];
+      for (int k = 0; k < R; ++k) {
+        const T* p = row<T>(x, r + k);
+        Vec<C> d[4] = {};
+        acc[k] = add_vectors<J, C>(last, [&](int j, Index i, auto tag)
+                                             __attribute__((always_inline)) {
+          return d[j] = keep<C>(load(p + i, tag) - splat(center[k]), tag);
+        });
+        squares_acc[k] = add_vectors<J, C>(last, [&](int j, Index, auto) __attribute__((
+                                                     always_inline)) { return d[j] * d[j]; });
+      }
+      if constexpr (kCentred) sum_rows<C, R>(acc, rest);
+      sum_rows<C, R>(squares_acc, squares);
+      for (int k = 0; k < R; ++k) {
+        finish_moments(row<T>(x, r + k), 1, cols, center[k], rest[k], squares[k], mean + r + k,
+                       m2 + r + k);
+      }
+    });
+    return;
+  }
   for (Index r = 0; r < rows; ++r) {
     const T* p = row<T>(x, r);
-    Vec<C> squares[4] = {};
+    C center = 0;
+    if constexpr (kCentred) {
+      Vec<C> sample[4] = {};
+      const Index n = cols < kSampleElements ? cols : kSampleElements;
+      fold<C>(n, [&](Index i, int j, auto tag)
+                     __attribute__((always_inline)) { sample[j] += load(p + i, tag); });
+      center = total<C>(sample) / C(n);
+    }
+    Vec<C> rest[4] = {}, squares[4] = {};
     fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-      Vec<C> v = load(p + i, tag);
-      squares[j] += v * v;
+      Vec<C> d = load(p + i, tag);
+      if constexpr (kCentred) {
+        d = keep<C>(d - splat(center), tag);
+        rest[j] += d;
+      }
+      squares[j] += d * d;
     });
-    const C q = total<C>(squares);
-    mean[r] = 0;
-    m2[r] = safe(q) ? double(q) : scaled_squares(p, 1, cols, C(0));
+    finish_moments(p, 1, cols, center, kCentred ? total<C>(rest) : C(0), total<C>(squares),
+                   mean + r, m2 + r);
   }
 }
 
 template <class T, bool kCentred>
-void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2) {
+SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2) {
   using C = Compute<T>;
-  constexpr Index N = kLanes<C>;
-  const C inverse = C(1) / C(rows);
-  column_groups<C>(cols, [&]<int G>(Index j, auto tag) __attribute__((always_inline)) {
-    Vec<C> center[G] = {}, rest[G] = {}, squares[G] = {};
+  alignas(64) C center[kStrip], rest[kStrip], squares[kStrip];
+  for (Index j0 = 0; j0 < cols; j0 += kStrip) {
+    const Index n = cols - j0 < kStrip ? cols - j0 : kStrip;
+    const T* p = row<T>(x, 0) + j0;
+    for (Index j = 0; j < n; ++j) center[j] = rest[j] = squares[j] = 0;
     if constexpr (kCentred) {
-      for (Index r = 0; r < rows; ++r) {
-        for (int g = 0; g < G; ++g) center[g] += load(row<T>(x, r) + j + g * N, tag);
-      }
-      for (int g = 0; g < G; ++g) center[g] *= inverse;
+      const Index sample = rows < kSampleRows ? rows : kSampleRows;
+      row_blocks<C>(sample, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+        Vec<C> sum = load(center + i, tag);
+        for (int k = 0; k < R; ++k) sum += load(p + (r + k) * x.stride + i, tag);
+        store(center + i, sum, tag);
+      });
+      const C inverse = C(1) / C(sample);
+      for (Index j = 0; j < n; ++j) center[j] *= inverse;
     }
-    for (Index r = 0; r < rows; ++r) {
-      for (int g = 0; g < G; ++g) {
-        Vec<C> d = load(row<T>(x, r) + j + g * N, tag) - center[g];
-        if constexpr (kCentred) rest[g] += d;
-        squares[g] += d * d;
+    row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> c = load(center + i, tag);
+      Vec<C> s = load(rest + i, tag), q = load(squares + i, tag);
+      for (int k = 0; k < R; ++k) {
+        Vec<C> d = load(p + (r + k) * x.stride + i, tag);
+        if constexpr (kCentred) {
+          d -= c;
+          s += d;
+        }
+        q += d * d;
       }
+      if constexpr (kCentred) store(rest + i, s, tag);
+      store(squares + i, q, tag);
+    });
+    bool all_safe = true;
+    const double inverse = 1 / double(rows);
+    for (Index j = 0; j < n; ++j) {
+      all_safe &= safe(squares[j]);
+      const double delta = double(rest[j]) * inverse;
+      const double around_mean = double(squares[j]) - delta * double(rest[j]);
+      mean[j0 + j] = double(center[j]) + delta;
+      m2[j0 + j] = around_mean < 0 ? 0 : around_mean;
     }
-    for (int g = 0; g < G; ++g) {
-      const Index k = j + g * N;
-      int lanes = int(cols - k < N ? cols - k : N);
-      for (int l = 0; l < lanes; ++l) {
-        const C q = squares[g][l];
-        double sum_of_squares =
-            safe(q) ? double(q)
-                    : scaled_squares(row<T>(x, 0) + k + l, x.stride, rows, C(center[g][l]));
-        const double delta = kCentred ? double(rest[g][l]) / double(rows) : 0.0;
-        sum_of_squares -= delta * delta * double(rows);
-        mean[k + l] = double(center[g][l]) + delta;
-        m2[k + l] = sum_of_squares < 0 ? 0 : sum_of_squares;
-      }
+    for (Index j = 0; !all_safe && j < n; ++j) {
+      finish_moments(p + j, x.stride, rows, center[j], rest[j], squares[j], mean + j0 + j,
+                     m2 + j0 + j);
     }
-  });
+  }
 }
-template <class T>
-void moments_cols(In x, Index rows, Index cols, double* mean, double* m2) {
-  moments_cols_impl<T, true>(x, rows, cols, mean, m2);
+
+template <class T, Orientation O>
+void moments(In x, Index rows, Index cols, double* mean, double* m2) {
+  if constexpr (O == kRows) {
+    moments_rows_impl<T, true>(x, rows, cols, mean, m2);
+  } else {
+    moments_cols_impl<T, true>(x, rows, cols, mean, m2);
+  }
 }
-template <class T>
-void squares_cols(In x, Index rows, Index cols, double* mean, double* m2) {
-  moments_cols_impl<T, false>(x, rows, cols, mean, m2);
+template <class T, Orientation O>
+void squares(In x, Index rows, Index cols, double* mean, double* m2) {
+  if constexpr (O == kRows) {
+    moments_rows_impl<T, false>(x, rows, cols, mean, m2);
+  } else {
+    moments_cols_impl<T, false>(x, rows, cols, mean, m2);
+  }
 }
 
 // ---- apply
 
-// A coefficient of the tile at (row r, column i): one number per row, or a vector along the columns.
-template <Orientation kCells, class C>
+// A coefficient of the tile over rows r .. r + R - 1: one number per row, or a vector along them.
+template <Orientation kCells, int R, class C>
 struct Coefficient {
   const C* values;
-  Vec<C> in_row;
+  Vec<C> in_row[R];
   SI Coefficient(const C* v, Index r) : values(v) {
-    if constexpr (kCells == kRows) in_row = splat(v[r]);
-  }
-  template <class Tag>
-  SI Vec<C> at(Index i, Tag tag) const {
     if constexpr (kCells == kRows) {
-      return in_row;
+      for (int j = 0; j < R; ++j) in_row[j] = splat(v[r + j]);
+    }
+  }
+  // At row r + j; `along` is what along(i, tag) gave for these columns.
+  template <class Tag>
+  SI Vec<C> along(Index i, Tag tag) const {
+    if constexpr (kCells == kRows) {
+      return Vec<C>{};
     } else {
       return load(values + i, tag);
     }
   }
+  SI Vec<C> at(int j, Vec<C> along) const {
+    if constexpr (kCells == kRows) {
+      return in_row[j];
+    } else {
+      return along;
+    }
+  }
 };
 // Elementwise parameters run the other way: along the columns where cells are rows.
-template <Orientation kCells, class C>
-using Parameter = Coefficient<kCells == kRows ? kCols : kRows, C>;
+template <Orientation kCells, int R, class C>
+using Parameter = Coefficient<kCells == kRows ? kCols : kRows, R, C>;
 
-template <class T, Orientation O>
-void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {
+// Rows that an apply kernel takes together: what runs down the columns is worth sharing.
+template <Orientation kCells>
+constexpr int kGroup = kCells == kCols ? 4 : 1;
+
+template <class T, Orientation O, bool kScaled>
+SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
+                    const Compute<T>* weight, const Compute<T>* bias) {
   using C = Compute<T>;
-  sweep_tile<T>(y, rows, cols, [&](Index r) __attribute__((always_inline)) {
-    const T* xr = row<T>(x, r);
-    T* yr = row<T>(y, r);
-    const Coefficient<O, C> a(f.a, r), center(f.center, r), b(f.b, r);
-    return [=](Index i, auto tag) __attribute__((always_inline)) {
-      store(yr + i, a.at(i, tag) * (load(xr + i, tag) - center.at(i, tag)) + b.at(i, tag), tag);
-    };
+  sweep_tile<kGroup<O>, T>(y, rows, cols, [&]<int R>(Index r, auto run)
+                                              __attribute__((always_inline)) {
+    const Rows<T, R> xr(x, r);
+    T* const yr = row<T>(y, r);
+    const Index stride = y.stride;
+    const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
+    const Parameter<kScaled ? O : kCols, R, C> w(kScaled ? weight : f.a, r);
+    const Parameter<kScaled ? O : kCols, R, C> shift(kScaled ? bias : f.a, r);
+    run([&](Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
+      Vec<C> w_i{}, s_i{};
+      if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
+      for (int j = 0; j < R; ++j) {
+        Vec<C> v = a.at(j, a_i) * (xr.load(j, i, tag) - center.at(j, c_i)) + b.at(j, b_i);
+        if constexpr (kScaled) v = w.at(j, w_i) * v + shift.at(j, s_i);
+        store(yr + j * stride + i, v, tag);
+      }
+    });
   });
 }
-
+template <class T, Orientation O>
+void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {
+  affine_impl<T, O, false>(x, y, rows, cols, f, nullptr, nullptr);
+}
 template <class T, Orientation O>
 void scale(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f, const Compute<T>* weight,
            const Compute<T>* bias) {
-  using C = Compute<T>;
-  sweep_tile<T>(y, rows, cols, [&](Index r) __attribute__((always_inline)) {
-    const T* xr = row<T>(x, r);
-    T* yr = row<T>(y, r);
-    const Coefficient<O, C> a(f.a, r), center(f.center, r), b(f.b, r);
-    const Parameter<O, C> w(weight, r), shift(bias, r);
-    return [=](Index i, auto tag) __attribute__((always_inline)) {
-      Vec<C> xhat = a.at(i, tag) * (load(xr + i, tag) - center.at(i, tag)) + b.at(i, tag);
-      store(yr + i, w.at(i, tag) * xhat + shift.at(i, tag), tag);
-    };
-  });
+  affine_impl<T, O, true>(x, y, rows, cols, f, weight, bias);
 }
 
 // ---- backward: reductions
 
 template <class T, bool kWeighted>
-SI void sums_rows_impl(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
-                       const Compute<T>* weight, double* dy_u, double* dy_1) {
+SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                  const Compute<T>* weight, double* dy_u, double* dy_1) {
   using C = Compute<T>;
+  constexpr Index N = kLanes<C>;
+  // g = weight * dy and g * u of one vector.
+  auto terms = [&](Index r, Index i, auto tag, Vec<C>& product) __attribute__((always_inline)) {
+    Vec<C> g = load(row<T>(dy, r) + i, tag);
+    if constexpr (kWeighted) g *= load(weight + i, tag);
+    product = g * ((load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]));
+    return g;
+  };
+  if (cols <= 4 * N) {
+    short_rows<C>(rows, cols, [&]<int J, int R>(Index r, auto last) __attribute__((always_inline)) {
+      Vec<C> g_acc[R], product_acc[R];
+      for (int k = 0; k < R; ++k) {
+        Vec<C> products[4] = {};
+        g_acc[k] = add_vectors<J, C>(last, [&](int j, Index i, auto tag)
+                                               __attribute__((always_inline)) {
+          return terms(r + k, i, tag, products[j]);
+        });
+        product_acc[k] = join<C>(products);
+      }
+      C g[R], product[R];
+      sum_rows<C, R>(g_acc, g);
+      sum_rows<C, R>(product_acc, product);
+      for (int k = 0; k < R; ++k) {
+        dy_u[r + k] = double(product[k]);
+        dy_1[r + k] = double(g[k]);
+      }
+    });
+    return;
+  }
   for (Index r = 0; r < rows; ++r) {
-    const T* dyr = row<T>(dy, r);
-    const T* xr = row<T>(x, r);
-    const Vec<C> center = splat(f.center[r]), unit = splat(f.unit[r]);
     Vec<C> products[4] = {}, sum[4] = {};
     fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-      Vec<C> g = load(dyr + i, tag);
-      if constexpr (kWeighted) g *= load(weight + i, tag);
-      products[j] += g * ((load(xr + i, tag) - center) * unit);
-      sum[j] += g;
+      Vec<C> product;
+      sum[j] += terms(r, i, tag, product);
+      products[j] += product;
     });
     dy_u[r] = double(total<C>(products));
     dy_1[r] = double(total<C>(sum));
@@ -325,47 +503,50 @@ SI void sums_rows_impl(In dy, In x, Index rows, Index cols, Centering<Compute<T>
 }
 
 template <class T, bool kWeighted>
-SI void sums_cols_impl(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
-                       const Compute<T>* weight, double* dy_u, double* dy_1) {
+SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                  const Compute<T>* weight, double* dy_u, double* dy_1) {
   using C = Compute<T>;
-  constexpr Index N = kLanes<C>;
-  column_groups<C>(cols, [&]<int G>(Index j, auto tag) __attribute__((always_inline)) {
-    Vec<C> center[G], unit[G], products[G] = {}, sum[G] = {};
-    for (int g = 0; g < G; ++g) {
-      center[g] = load(f.center + j + g * N, tag);
-      unit[g] = load(f.unit + j + g * N, tag);
-    }
-    for (Index r = 0; r < rows; ++r) {
-      for (int g = 0; g < G; ++g) {
-        Vec<C> d = load(row<T>(dy, r) + j + g * N, tag);
-        if constexpr (kWeighted) d *= weight[r];
-        products[g] += d * ((load(row<T>(x, r) + j + g * N, tag) - center[g]) * unit[g]);
-        sum[g] += d;
+  alignas(64) C products[kStrip], sums[kStrip];
+  for (Index j0 = 0; j0 < cols; j0 += kStrip) {
+    const Index n = cols - j0 < kStrip ? cols - j0 : kStrip;
+    const T* xp = row<T>(x, 0) + j0;
+    const T* dyp = row<T>(dy, 0) + j0;
+    for (Index j = 0; j < n; ++j) products[j] = sums[j] = 0;
+    row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> center = load(f.center + j0 + i, tag), unit = load(f.unit + j0 + i, tag);
+      Vec<C> p = load(products + i, tag), s = load(sums + i, tag);
+      for (int k = 0; k < R; ++k) {
+        Vec<C> g = load(dyp + (r + k) * dy.stride + i, tag);
+        if constexpr (kWeighted) g *= splat(weight[r + k]);
+        p += g * ((load(xp + (r + k) * x.stride + i, tag) - center) * unit);
+        s += g;
       }
+      store(products + i, p, tag);
+      store(sums + i, s, tag);
+    });
+    for (Index j = 0; j < n; ++j) {
+      dy_u[j0 + j] = double(products[j]);
+      dy_1[j0 + j] = double(sums[j]);
     }
-    for (int g = 0; g < G; ++g) {
-      put_doubles<C>(dy_u + j + g * N, products[g], tag);
-      put_doubles<C>(dy_1 + j + g * N, sum[g], tag);
-    }
-  });
+  }
 }
 
 template <class T, Orientation O>
 void sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f, double* dy_u,
           double* dy_1) {
   if constexpr (O == kRows) {
-    sums_rows_impl<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
+    sums_rows<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
   } else {
-    sums_cols_impl<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
+    sums_cols<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
   }
 }
 template <class T, Orientation O>
 void weighted_sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
                    const Compute<T>* weight, double* dy_u, double* dy_1) {
   if constexpr (O == kRows) {
-    sums_rows_impl<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+    sums_rows<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
   } else {
-    sums_cols_impl<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+    sums_cols<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
   }
 }
 
@@ -374,105 +555,103 @@ void weighted_sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
 template <class T, Orientation O>
 void grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f) {
   using C = Compute<T>;
-  sweep_tile<T>(dx, rows, cols, [&](Index r) __attribute__((always_inline)) {
-    const T* dyr = row<T>(dy, r);
-    const T* xr = row<T>(x, r);
-    T* dxr = row<T>(dx, r);
-    const Coefficient<O, C> p(f.p, r), q(f.q, r), c(f.r, r);
-    const Coefficient<O, C> center(f.x.center, r), unit(f.x.unit, r);
-    return [=](Index i, auto tag) __attribute__((always_inline)) {
-      Vec<C> u = (load(xr + i, tag) - center.at(i, tag)) * unit.at(i, tag);
-      store(dxr + i, p.at(i, tag) * load(dyr + i, tag) + (q.at(i, tag) * u + c.at(i, tag)), tag);
-    };
+  sweep_tile<kGroup<O>, T>(dx, rows, cols, [&]<int R>(Index r, auto run)
+                                               __attribute__((always_inline)) {
+    const Rows<T, R> dyr(dy, r), xr(x, r);
+    T* const dxr = row<T>(dx, r);
+    const Index stride = dx.stride;
+    const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
+    const Coefficient<O, R, C> center(f.x.center, r), unit(f.x.unit, r);
+    run([&](Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> p_i = p.along(i, tag), q_i = q.along(i, tag), r_i = c.along(i, tag);
+      const Vec<C> c_i = center.along(i, tag), u_i = unit.along(i, tag);
+      for (int j = 0; j < R; ++j) {
+        const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
+        const Vec<C> rest = q.at(j, q_i) * u + c.at(j, r_i);
+        store(dxr + j * stride + i, p.at(j, p_i) * dyr.load(j, i, tag) + rest, tag);
+      }
+    });
   });
 }
 
-// Where cells are rows the parameters' gradients run along the row, and are added to memory.
-template <class T, bool kStream, bool kResidual>
-SI void grad_scale_rows(In dy, In x, In dh, Out dx, Index rows, Index cols,
+// The gradients of elementwise parameters: where cells are rows they run along the row and are added
+// to memory; where cells are columns each row has one, a sum along it in an order of its own.
+template <class T, Orientation O, bool kResidual>
+SI void grad_scale_impl(In dy, In x, In dh, Out dx, Index rows, Index cols,
                         Gradient<Compute<T>> f, Normalized<Compute<T>> xhat,
                         const Compute<T>* weight, Compute<T>* dweight, Compute<T>* dbias) {
   using C = Compute<T>;
-  for (Index r = 0; r < rows; ++r) {
-    const T* dyr = row<T>(dy, r);
-    const T* xr = row<T>(x, r);
-    const T* dhr = kResidual ? row<T>(dh, r) : nullptr;
-    T* dxr = row<T>(dx, r);
-    const Vec<C> p = splat(f.p[r]), q = splat(f.q[r]), c = splat(f.r[r]);
-    const Vec<C> center = splat(f.x.center[r]), unit = splat(f.x.unit[r]);
-    const Vec<C> a = splat(xhat.a[r]), b = splat(xhat.b[r]);
-    sweep<kStream>(dxr, cols, [=](Index i, auto tag) __attribute__((always_inline)) {
-      Vec<C> g = load(dyr + i, tag);
-      Vec<C> u = (load(xr + i, tag) - center) * unit;
-      Vec<C> d = p * (g * load(weight + i, tag)) + (q * u + c);
-      if constexpr (kResidual) d += load(dhr + i, tag);
+  auto handle_row = [&](Index r, auto run) __attribute__((always_inline)) {
+    const Rows<T, 1> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
+    T* const dxr = row<T>(dx, r);
+    const Coefficient<O, 1, C> p(f.p, r), q(f.q, r), c(f.r, r);
+    const Coefficient<O, 1, C> center(f.x.center, r), unit(f.x.unit, r);
+    const Coefficient<O, 1, C> a(xhat.a, r), b(xhat.b, r);
+    const Parameter<O, 1, C> w(weight, r);
+    Vec<C> dw_sum{}, db_sum{};
+    run([&](Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> g = dyr.load(0, i, tag);
+      const Vec<C> u = (xr.load(0, i, tag) - center.at(0, center.along(i, tag))) *
+                       unit.at(0, unit.along(i, tag));
+      const Vec<C> rest = q.at(0, q.along(i, tag)) * u + c.at(0, c.along(i, tag));
+      Vec<C> d = p.at(0, p.along(i, tag)) * (g * w.at(0, w.along(i, tag))) + rest;
+      if constexpr (kResidual) d += dhr.load(0, i, tag);
       store(dxr + i, d, tag);
-      // The parameters' gradients stay in cache: never streamed.
-      store(dweight + i, load(dweight + i, tag) + g * (a * u + b), near(tag));
-      store(dbias + i, load(dbias + i, tag) + g, near(tag));
+      const Vec<C> normalized = a.at(0, a.along(i, tag)) * u + b.at(0, b.along(i, tag));
+      if constexpr (O == kRows) {
+        // These stay in cache: never streamed.
+        store(dweight + i, load(dweight + i, tag) + g * normalized, near(tag));
+        store(dbias + i, load(dbias + i, tag) + g, near(tag));
+      } else {
+        dw_sum += g * keep<C>(normalized, tag);
+        db_sum += g;
+      }
     });
+    if constexpr (O == kCols) {
+      dweight[r] += hsum<C>(dw_sum);
+      dbias[r] += hsum<C>(db_sum);
+    }
+  };
+  if constexpr (O == kRows) {
+    sweep_tile<1, T>(dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((
+                                         always_inline)) { handle_row(r, run); });
+  } else {
+    // From the first column on: where the vectors begin decides the order of the sums.
+    for (Index r = 0; r < rows; ++r) {
+      handle_row(r, [&](auto step) __attribute__((always_inline)) {
+        constexpr Index N = kLanes<C>;
+        Index i = 0;
+#pragma GCC unroll 2
+        for (; i + N <= cols; i += N) step(i, Full{});
+        if (i < cols) step(i, Part{int(cols - i)});
+      });
+    }
   }
 }
-
-// Where cells are columns each row has one weight, and its gradient is a sum along the row.
-template <class T, bool kStream, bool kResidual>
-SI void grad_scale_cols(In dy, In x, In dh, Out dx, Index rows, Index cols,
-                        Gradient<Compute<T>> f, Normalized<Compute<T>> xhat,
-                        const Compute<T>* weight, Compute<T>* dweight, Compute<T>* dbias) {
-  using C = Compute<T>;
-  for (Index r = 0; r < rows; ++r) {
-    const T* dyr = row<T>(dy, r);
-    const T* xr = row<T>(x, r);
-    const T* dhr = kResidual ? row<T>(dh, r) : nullptr;
-    T* dxr = row<T>(dx, r);
-    const Vec<C> w = splat(weight[r]);
-    Vec<C> dw{}, db{};
-    sweep<kStream>(dxr, cols, [&](Index i, auto tag) __attribute__((always_inline)) {
-      Vec<C> g = load(dyr + i, tag);
-      Vec<C> u = (load(xr + i, tag) - load(f.x.center + i, tag)) * load(f.x.unit + i, tag);
-      Vec<C> d = load(f.p + i, tag) * (g * w) + (load(f.q + i, tag) * u + load(f.r + i, tag));
-      if constexpr (kResidual) d += load(dhr + i, tag);
-      store(dxr + i, d, tag);
-      dw += g * keep<C>(load(xhat.a + i, tag) * u + load(xhat.b + i, tag), tag);
-      db += g;
-    });
-    dweight[r] += hsum<C>(dw);
-    dbias[r] += hsum<C>(db);
-  }
-}
-
 template <class T, Orientation O>
 void grad_scale(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
                 Normalized<Compute<T>> xhat, const Compute<T>* weight, Compute<T>* dweight,
                 Compute<T>* dbias) {
-  auto run = [&]<bool kStream, bool kResidual>() __attribute__((always_inline)) {
-    if constexpr (O == kRows) {
-      grad_scale_rows<T, kStream, kResidual>(dy, x, dh, dx, rows, cols, f, xhat, weight, dweight,
-                                             dbias);
-    } else {
-      grad_scale_cols<T, kStream, kResidual>(dy, x, dh, dx, rows, cols, f, xhat, weight, dweight,
-                                             dbias);
-    }
-  };
   if (dh.data) {
-    dx.stream ? run.template operator()<true, true>() : run.template operator()<false, true>();
+    grad_scale_impl<T, O, true>(dy, x, dh, dx, rows, cols, f, xhat, weight, dweight, dbias);
   } else {
-    dx.stream ? run.template operator()<true, false>() : run.template operator()<false, false>();
+    grad_scale_impl<T, O, false>(dy, x, dh, dx, rows, cols, f, xhat, weight, dweight, dbias);
   }
-  if (dx.stream) stream_fence();
 }
 
 // ---- the rest
 
 template <class T>
 void add(In x, In residual, Out h, Index rows, Index cols) {
-  sweep_tile<T>(h, rows, cols, [&](Index r) __attribute__((always_inline)) {
-    const T* xr = row<T>(x, r);
-    const T* rr = row<T>(residual, r);
-    T* hr = row<T>(h, r);
-    return [=](Index i, auto tag) __attribute__((always_inline)) {
-      store(hr + i, load(xr + i, tag) + load(rr + i, tag), tag);
-    };
+  sweep_tile<1, T>(h, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+    const Rows<T, R> xr(x, r), rr(residual, r);
+    T* const hr = row<T>(h, r);
+    const Index stride = h.stride;
+    run([&](Index i, auto tag) __attribute__((always_inline)) {
+      for (int j = 0; j < R; ++j) {
+        store(hr + j * stride + i, xr.load(j, i, tag) + rr.load(j, i, tag), tag);
+      }
+    });
   });
 }
 
@@ -521,8 +700,8 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
 
 template <class T>
 constexpr KernelSet<Compute<T>> kSet = {
-    {moments_rows<T>, moments_cols<T>},
-    {squares_rows<T>, squares_cols<T>},
+    {moments<T, kRows>, moments<T, kCols>},
+    {squares<T, kRows>, squares<T, kCols>},
     {affine<T, kRows>, affine<T, kCols>},
     {scale<T, kRows>, scale<T, kCols>},
     {sums<T, kRows>, sums<T, kCols>},

@@ -25,7 +25,10 @@ void parallel_for(Index tasks, [[maybe_unused]] int threads, F&& f) {
   if (threads > 1 && tasks > 1) {
     note_threads_started();
     std::exception_ptr error;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads < tasks ? threads : int(tasks))
+    // Runs of neighbouring tasks, so that a thread finds its next task where prefetching went.
+    const int team = threads < tasks ? threads : int(tasks);
+    const Index run = tasks / (Index(team) * 8) > 1 ? tasks / (Index(team) * 8) : 1;
+#pragma omp parallel for schedule(dynamic, run) num_threads(team)
     for (Index task = 0; task < tasks; ++task) {
       try {
         f(task);

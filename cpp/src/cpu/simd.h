@@ -91,9 +91,39 @@ SI E sum_lanes(typename VecOf<E, N>::reg v) {
     return sum_lanes<E, N / 2>(fold_halves<E, N>(v));
   }
 }
+template <class E, int N>
+SI typename VecOf<E, 4>::reg to_quad(typename VecOf<E, N>::reg v) {
+  if constexpr (N == 4) {
+    return v;
+  } else {
+    return to_quad<E, N / 2>(fold_halves<E, N>(v));
+  }
+}
 template <class C>
 SI C hsum(Vec<C> v) {
   return sum_lanes<C, kLanes<C>>(v);
+}
+
+// Sums of the lanes of four vectors, in the order of hsum.
+template <class C>
+SI void hsum4(const Vec<C> (&v)[4], C (&out)[4]) {
+  if constexpr (kLanes<C> >= 4) {
+    using Quad = typename VecOf<C, 4>::reg;
+    Quad q[4];
+    for (int i = 0; i < 4; ++i) q[i] = to_quad<C, kLanes<C>>(v[i]);
+    // Two steps that halve and transpose at once.
+    Quad lo01 = __builtin_shufflevector(q[0], q[1], 0, 1, 4, 5);
+    Quad hi01 = __builtin_shufflevector(q[0], q[1], 2, 3, 6, 7);
+    Quad lo23 = __builtin_shufflevector(q[2], q[3], 0, 1, 4, 5);
+    Quad hi23 = __builtin_shufflevector(q[2], q[3], 2, 3, 6, 7);
+    Quad s01 = lo01 + hi01, s23 = lo23 + hi23;
+    Quad even = __builtin_shufflevector(s01, s23, 0, 2, 4, 6);
+    Quad odd = __builtin_shufflevector(s01, s23, 1, 3, 5, 7);
+    Quad sums = even + odd;
+    __builtin_memcpy(out, &sums, sizeof(sums));
+  } else {
+    for (int i = 0; i < 4; ++i) out[i] = hsum<C>(v[i]);
+  }
 }
 
 // Mask whose first `lanes` lanes are all ones.
@@ -189,6 +219,13 @@ SI F32 bf16_to_f32(U32 bits) { return bitcast<F32>(bits << 16); }
 
 SI Narrow f32_to_bf16(F32 v) {
   U32 u = bitcast<U32>(v);
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  // As below; named, because GCC would spell out the comparison as a vector.
+  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  const __m512i even = (__m512i)(u + 0x7fffu + ((u >> 16) & 1u));
+  const __m512i quiet = _mm512_set1_epi32(0x400000);
+  return narrow((U32)_mm512_mask_or_epi32(even, is_nan, (__m512i)u, quiet) >> 16);
+#endif
   U32 nan = bitcast<U32>(v != v);
   U32 rounded = u + 0x7fffu + ((u >> 16) & 1u);
   // A NaN must not round up into infinity, and comes out quiet.
@@ -298,6 +335,9 @@ template <class Tag>
 SI void store(F16* p, F32 v, Tag t) {
   put(&p->bits, f32_to_f16(v), t);
 }
+
+// Asks for the line at p, which need not be mapped.
+SI void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // Streamed stores are ordered before whatever tells another thread that they are done.
 SI void stream_fence() {
