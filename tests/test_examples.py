@@ -27,6 +27,9 @@ def test_digits(tmp_path):
     assert norms == ["none", "batch", "layer", "rms", "instance", "group"]
     for name, *accuracies in cells:
         percent = [float(text.removesuffix(" %")) for text in accuracies]
-        # Ten classes: even one epoch of 256 images learns far more than chance.
         assert len(percent) == 3, name
-        assert all(25 < value <= 100 for value in percent), (name, percent)
+        assert all(0 <= value <= 100 for value in percent), (name, percent)
+        # Ten classes: even one epoch of 256 images learns far more than chance; but batch norm over
+        # two values a channel may not learn at all, which is what the example shows.
+        learned = percent[1:] if name == "batch" else percent
+        assert all(25 < value for value in learned), (name, percent)

@@ -43,8 +43,8 @@ struct GradientTable {
   double* unit;
   C* center;
   C* unit_c;
-  C* hat_a;  // y0 = hat_a * u + hat_b
-  C* hat_b;
+  C* a_c;
+  C* b_c;
   C *p, *q, *r;
 
   template <class Scope>
@@ -53,8 +53,8 @@ struct GradientTable {
     b = scope.template take<double>(cells);
     unit = scope.template take<double>(cells);
     unit_c = scope.template take<C>(cells);
-    hat_a = scope.template take<C>(cells);
-    hat_b = scope.template take<C>(cells);
+    a_c = scope.template take<C>(cells);
+    b_c = scope.template take<C>(cells);
     p = scope.template take<C>(cells);
     q = scope.template take<C>(cells);
     r = scope.template take<C>(cells);
@@ -116,12 +116,13 @@ class Backward {
                                    tuning::kParameterTaskCells,
                                1, std::min(tuning::kParameterTasks, blocks()));
     }
-    C* dweight = scope.template take_filled<C>(runs * n, 0);
-    C* dbias = scope.template take_filled<C>(runs * n, 0);
+    const bool wanted = args_.dweight != nullptr;
+    C* dweight = wanted ? scope.template take_filled<C>(runs * n, 0) : nullptr;
+    C* dbias = wanted ? scope.template take_filled<C>(runs * n, 0) : nullptr;
     if (plan_.fused) {
       be_.parallel(runs, [&](Index run) {
-        C* dw = dweight + run * n;
-        C* db = dbias + run * n;
+        C* dw = wanted ? dweight + run * n : nullptr;
+        C* db = wanted ? dbias + run * n : nullptr;
         Scope inner(be_.workspace());
         double* wide_dw = nullptr;
         double* wide_db = nullptr;
@@ -129,7 +130,8 @@ class Backward {
         const Index first = run * blocks() / runs, last = (run + 1) * blocks() / runs;
         for (Index i = first; i < last; ++i) {
           const Block b = block_at(plan_, i);
-          if (since_flush + b.on * b.kn > tuning::kParameterFlushCells && since_flush > 0) {
+          if (wanted && since_flush > 0 &&
+              since_flush + b.on * b.kn > tuning::kParameterFlushCells) {
             if (!wide_dw) {
               wide_dw = inner.template take_filled<double>(n, 0);
               wide_db = inner.template take_filled<double>(n, 0);
@@ -149,7 +151,7 @@ class Backward {
     } else {
       block(block_at(plan_, 0), nullptr, nullptr, dweight, dbias);
     }
-    if (args_.dweight) {
+    if (wanted) {
       sum_rows(dweight, runs, n, args_.dweight);
       sum_rows(dbias, runs, n, args_.dbias);
     }
@@ -194,7 +196,7 @@ class Backward {
                dy_u + at, dy_1 + at);
     };
     auto grad_range = [&](const Range& range) {
-      be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, {t.hat_a, t.hat_b},
+      be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, {t.a_c, t.center, t.b_c},
                args_.element_weight, dw, db, args_.dy, args_.x, args_.dh, args_.dx);
     };
 
@@ -203,10 +205,10 @@ class Backward {
     double* dy_1 = scope.template take<double>(pieces * b.kn);
     if (given()) {
       // No gradient flows through the statistics: one sweep does both.
-      for (Index c = 0; c < cells; ++c) t.q[c] = t.r[c] = 0;
+      const C* zeros = scope.template take_filled<C>(cells, 0);
       for_units(be_, n, [&](Index i) {
         if (dweight) sum_unit(i, dy_u, dy_1);
-        grad_range(units.range(i));
+        be_.scale_gradient(units.range(i), table, t.p, zeros, args_.dy, args_.dx);
       });
       if (dweight) {
         merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
@@ -242,8 +244,8 @@ class Backward {
         t.b[cell] = f.b;
         t.unit[cell] = unit;
         t.unit_c[cell] = C(unit);
-        t.hat_a[cell] = C(f.a / unit);
-        t.hat_b[cell] = C(f.b);
+        t.a_c[cell] = C(f.a);
+        t.b_c[cell] = C(f.b);
         t.p[cell] = C(channel_weight(b, k) * f.a);
       }
     }

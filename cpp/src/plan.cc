@@ -104,15 +104,17 @@ void plan_work(const PlanRequest& r, Plan* p) {
   } else if (rows) {
     p->fused = closed_bytes <= tuning::kFusedBytes ||
                (p->extent != Extent::column && closed_blocks >= tuning::kManyBlocks);
-    p->block_cells =
-        std::min(p->cells, closure * std::max<Index>(1, tuning::kBlockBytes / closed_bytes));
-  } else if (row_bytes > tuning::kBlockBytes || closed_rows > 1) {
+    const Index wanted =
+        p->extent == Extent::column ? tuning::kColumnBlockBytes : tuning::kBlockBytes;
+    p->block_cells = std::min(p->cells, closure * std::max<Index>(1, wanted / closed_bytes));
+  } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes.
     const Index narrow = round_down(tuning::kMinTileBytes / element, closure);
     const Index tile_bytes = closed_rows * cell_bytes;
     if (narrow * tile_bytes <= tuning::kFusedBytes / 2) {
-      p->block_cells = std::min(
-          p->cells, std::max(narrow, round_down(tuning::kBlockBytes / tile_bytes, closure)));
+      // Whole lines, where groups allow.
+      const Index width = round_down(tuning::kTileBytes / tile_bytes, narrow);
+      p->block_cells = std::min(p->cells, width);
       p->reason = "column tiles in cache";
     } else {
       p->fused = closed_rows == 1 && p->outer >= tuning::kManyBlocks / 2 &&

@@ -19,7 +19,10 @@ struct PoolTable {
   double* mean;
   double* var;
 
-  Index entry(Index o, Index k) const { return o * row_step + k / cell_div; }
+  // The division is worth a branch: most pools have an entry per cell.
+  Index entry(Index o, Index k) const {
+    return o * row_step + (cell_div == 1 ? k : k / cell_div);
+  }
 };
 
 // Shape of a pool over a block of `on` x `kn` cells, closed under it. The table has one row, and

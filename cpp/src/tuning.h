@@ -19,6 +19,12 @@ inline constexpr Index kFusedBytes = Index(1) << 19;
 inline constexpr Index kBlockBytes = Index(1) << 16;
 // One task of a sweep over more than the cache holds.
 inline constexpr Index kUnitBytes = Index(1) << 18;
+// Channel blocks reach over all samples, a short run of memory in each: they are made wider.
+inline constexpr Index kColumnBlockBytes = Index(3) << 17;
+// A channels-last sample that is worked on whole, in a core's own cache.
+inline constexpr Index kSampleBytes = Index(3) << 18;
+// A tile of its columns, where it is larger.
+inline constexpr Index kTileBytes = Index(1) << 17;
 // Enough closed blocks to keep the threads busy without splitting them.
 inline constexpr Index kManyBlocks = 16;
 // A sample that is worked on whole although only the shared cache holds it.
@@ -33,7 +39,9 @@ inline constexpr Index kPackElements = 16384;
 // Outputs from this size on are stored past the caches.
 inline constexpr Index kStreamBytes = Index(1) << 24;
 // Less data than this is not worth a second thread.
-inline constexpr Index kSerialBytes = Index(1) << 17;
+inline constexpr Index kSerialBytes = Index(1) << 19;
+// Data that the cores' own caches hold between calls.
+inline constexpr Index kStickyBytes = Index(1) << 22;
 // Row blocks over which the gradients of elementwise parameters are summed separately.
 inline constexpr Index kParameterTasks = 64;
 inline constexpr Index kParameterTaskCells = 16;

@@ -5,6 +5,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
+#include "tuning.h"
 
 namespace normcore::cpu {
 
@@ -33,7 +34,7 @@ class Backend {
 
   template <class F>
   void parallel(Index tasks, F&& f) const {
-    parallel_for(tasks, threads_, f);
+    parallel_for(tasks, threads_, plan_.bytes <= tuning::kStickyBytes, f);
   }
 
   void merge(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
@@ -132,8 +133,23 @@ class Backend {
     });
   }
 
+  // dx = p * dy of a range: what is left where the statistics do not depend on x.
+  void scale_gradient(const Range& range, const Table& table, const C* p, const C* zeros,
+                      const void* dy, void* dx) const {
+    Scope scope(workspace());
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
+    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const Index i = table.at(t);
+      set_.affine[layout_](dyt, dxt, height(t), width(t), {p + i, zeros + i, zeros + i});
+      tiles_.commit(2, dx, t, dxt);
+    });
+  }
+
   // dx of a range. With elementwise parameters their gradients are added to dweight and dbias.
-  void grad(const Range& range, const Table& table, const Gradient<C>& f, Normalized<C> xhat,
+  void grad(const Range& range, const Table& table, const Gradient<C>& f, Affine<C> xhat,
             const C* weight, C* dweight, C* dbias, const void* dy, const void* x, const void* dh,
             void* dx) const {
     Scope scope(workspace());
@@ -149,9 +165,13 @@ class Backend {
       const Gradient<C> at{f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}};
       if (weight) {
         const In dht = dh ? tiles_.in(3, dh, t, scratch_dh) : In{nullptr, 0};
-        set_.grad_scale[layout_](dyt, xt, dht, dxt, height(t), width(t), at,
-                                      {xhat.a + i, xhat.b + i}, weight + t.s0, dweight + t.s0,
-                                      dbias + t.s0);
+        // First what reads dy, which dx may overwrite.
+        if (dweight) {
+          set_.parameter_sums[layout_](dyt, xt, height(t), width(t),
+                                       {xhat.a + i, xhat.center + i, xhat.b + i}, dweight + t.s0,
+                                       dbias + t.s0);
+        }
+        set_.weighted_grad[layout_](dyt, xt, dht, dxt, height(t), width(t), at, weight + t.s0);
       } else {
         set_.grad[layout_](dyt, xt, dxt, height(t), width(t), at);
       }
@@ -181,16 +201,17 @@ class Backend {
   void for_tiles(const Range& r, bool reverse, F f) const {
     const Index chunks = ceil_div(r.sn, plan_.chunk), strips = ceil_div(r.kn, plan_.tile_cells);
     // Long cells side by side are taken one after the other, columns chunk by chunk.
-    const bool cell_first = rows();
-    const Index inner = cell_first ? chunks : strips, tiles = r.on * chunks * strips;
-    for (Index i = 0; i < tiles; ++i) {
-      const Index t = reverse ? tiles - 1 - i : i;
-      const Index o = t / (chunks * strips), rest = t % (chunks * strips);
-      const Index chunk = cell_first ? rest % inner : rest / inner;
-      const Index strip = cell_first ? rest / inner : rest % inner;
-      const Index k = strip * plan_.tile_cells, s = chunk * plan_.chunk;
-      f(TileRange{r.o0 + o, r.k0 + k, std::min(plan_.tile_cells, r.kn - k), r.s0 + s,
-                  std::min(plan_.chunk, r.sn - s)});
+    const Index slow = rows() ? strips : chunks, fast = rows() ? chunks : strips;
+    auto ordered = [&](Index n, Index i) { return reverse ? n - 1 - i : i; };
+    for (Index a = 0; a < r.on; ++a) {
+      for (Index b = 0; b < slow; ++b) {
+        for (Index c = 0; c < fast; ++c) {
+          const Index i = ordered(slow, b), j = ordered(fast, c);
+          const Index k = (rows() ? i : j) * plan_.tile_cells, s = (rows() ? j : i) * plan_.chunk;
+          f(TileRange{r.o0 + ordered(r.on, a), r.k0 + k, std::min(plan_.tile_cells, r.kn - k),
+                      r.s0 + s, std::min(plan_.chunk, r.sn - s)});
+        }
+      }
     }
   }
 

@@ -50,13 +50,6 @@ struct Gradient {
   Centering<C> x;
 };
 
-// Normalized element of a cell, xhat = a * u + b, for the gradients of elementwise parameters.
-template <class C>
-struct Normalized {
-  const C* a;
-  const C* b;
-};
-
 template <class C>
 struct KernelSet {
   // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
@@ -71,9 +64,12 @@ struct KernelSet {
   void (*weighted_sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, const C* weight,
                            double* dy_u, double* dy_1);
   void (*grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f);
-  // As grad with weight * dy (+ dh, unless its data is null); dweight and dbias are added to.
-  void (*grad_scale[2])(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C> f,
-                        Normalized<C> xhat, const C* weight, C* dweight, C* dbias);
+  // As grad with weight * dy, and + dh unless its data is null.
+  void (*weighted_grad[2])(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C> f,
+                           const C* weight);
+  // dweight += sum dy * (a * (x - center) + b) and dbias += sum dy, summed over the cells.
+  void (*parameter_sums[2])(In dy, In x, Index rows, Index cols, Affine<C> xhat, C* dweight,
+                            C* dbias);
   void (*add)(In x, In residual, Out h, Index rows, Index cols);
   void (*load)(const void* src, C* dst, Index n);
   void (*store)(const C* src, void* dst, Index n);

@@ -54,7 +54,11 @@ template <int G, class T, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
   constexpr Index N = kLanes<Compute<T>>;
   Index r = 0;
-  if (y.stream) {
+  // A line shared by two rows would be written twice, once past the caches: short rows only stream
+  // where no line is shared.
+  const bool aligned = (reinterpret_cast<std::uintptr_t>(y.data) % 64 |
+                        std::uintptr_t(y.stride) * sizeof(T) % 64) == 0;
+  if (y.stream && (aligned || cols >= kAlignVectors * N)) {
     auto run = [&](auto step)
                    __attribute__((always_inline)) { sweep<true>(row<T>(y, r), cols, step); };
     if (y.stride % N == 0) {
@@ -160,9 +164,9 @@ SI void sum_rows(const Vec<C> (&v)[R], C (&out)[R]) {
 // Columns per call of a kernel that keeps sums per column: their arrays live on the stack.
 constexpr Index kStrip = 512;
 
-// Calls f.template operator()<R>(r, i, tag): eight rows at a time over each vector of a strip of
-// columns, so that memory is read in streams along the rows.
-template <class C, class F>
+// Calls f.template operator()<R>(r, i, tag): B rows at a time over each vector of a strip of columns,
+// so that memory is read in streams along the rows.
+template <class C, int B = 8, class F>
 SI void row_blocks(Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;
   auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
@@ -171,7 +175,7 @@ SI void row_blocks(Index rows, Index cols, F f) {
     if (i < cols) f.template operator()<R>(r, i, Part{int(cols - i)});
   };
   Index r = 0;
-  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
+  for (; r + B <= rows; r += B) block.template operator()<B>(r);
   for (; r < rows; ++r) block.template operator()<1>(r);
 }
 
@@ -514,15 +518,18 @@ SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
     for (Index j = 0; j < n; ++j) products[j] = sums[j] = 0;
     row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
       const Vec<C> center = load(f.center + j0 + i, tag), unit = load(f.unit + j0 + i, tag);
-      Vec<C> p = load(products + i, tag), s = load(sums + i, tag);
-      for (int k = 0; k < R; ++k) {
-        Vec<C> g = load(dyp + (r + k) * dy.stride + i, tag);
+      // Even and odd rows apart: half the chain of additions.
+      Vec<C> products_of[2] = {}, sums_of[2] = {};
+      const T* xr = xp + r * x.stride + i;
+      const T* dyr = dyp + r * dy.stride + i;
+      for (int k = 0; k < R; ++k, xr += x.stride, dyr += dy.stride) {
+        Vec<C> g = load(dyr, tag);
         if constexpr (kWeighted) g *= splat(weight[r + k]);
-        p += g * ((load(xp + (r + k) * x.stride + i, tag) - center) * unit);
-        s += g;
+        products_of[k % 2] += g * ((load(xr, tag) - center) * unit);
+        sums_of[k % 2] += g;
       }
-      store(products + i, p, tag);
-      store(sums + i, s, tag);
+      store(products + i, load(products + i, tag) + (products_of[0] + products_of[1]), tag);
+      store(sums + i, load(sums + i, tag) + (sums_of[0] + sums_of[1]), tag);
     });
     for (Index j = 0; j < n; ++j) {
       dy_u[j0 + j] = double(products[j]);
@@ -552,90 +559,81 @@ void weighted_sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
 
 // ---- backward: apply
 
-template <class T, Orientation O>
-void grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f) {
+template <class T, Orientation O, bool kWeighted, bool kResidual>
+SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
+                  const Compute<T>* weight) {
   using C = Compute<T>;
   sweep_tile<kGroup<O>, T>(dx, rows, cols, [&]<int R>(Index r, auto run)
                                                __attribute__((always_inline)) {
-    const Rows<T, R> dyr(dy, r), xr(x, r);
+    const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
     T* const dxr = row<T>(dx, r);
     const Index stride = dx.stride;
     const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
     const Coefficient<O, R, C> center(f.x.center, r), unit(f.x.unit, r);
+    const Parameter<kWeighted ? O : kCols, R, C> w(kWeighted ? weight : f.p, r);
     run([&](Index i, auto tag) __attribute__((always_inline)) {
       const Vec<C> p_i = p.along(i, tag), q_i = q.along(i, tag), r_i = c.along(i, tag);
       const Vec<C> c_i = center.along(i, tag), u_i = unit.along(i, tag);
+      Vec<C> w_i{};
+      if constexpr (kWeighted) w_i = w.along(i, tag);
       for (int j = 0; j < R; ++j) {
+        Vec<C> g = dyr.load(j, i, tag);
+        if constexpr (kWeighted) g *= w.at(j, w_i);
         const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
-        const Vec<C> rest = q.at(j, q_i) * u + c.at(j, r_i);
-        store(dxr + j * stride + i, p.at(j, p_i) * dyr.load(j, i, tag) + rest, tag);
+        Vec<C> d = p.at(j, p_i) * g + (q.at(j, q_i) * u + c.at(j, r_i));
+        if constexpr (kResidual) d += dhr.load(j, i, tag);
+        store(dxr + j * stride + i, d, tag);
       }
     });
   });
 }
-
-// The gradients of elementwise parameters: where cells are rows they run along the row and are added
-// to memory; where cells are columns each row has one, a sum along it in an order of its own.
-template <class T, Orientation O, bool kResidual>
-SI void grad_scale_impl(In dy, In x, In dh, Out dx, Index rows, Index cols,
-                        Gradient<Compute<T>> f, Normalized<Compute<T>> xhat,
-                        const Compute<T>* weight, Compute<T>* dweight, Compute<T>* dbias) {
-  using C = Compute<T>;
-  auto handle_row = [&](Index r, auto run) __attribute__((always_inline)) {
-    const Rows<T, 1> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
-    T* const dxr = row<T>(dx, r);
-    const Coefficient<O, 1, C> p(f.p, r), q(f.q, r), c(f.r, r);
-    const Coefficient<O, 1, C> center(f.x.center, r), unit(f.x.unit, r);
-    const Coefficient<O, 1, C> a(xhat.a, r), b(xhat.b, r);
-    const Parameter<O, 1, C> w(weight, r);
-    Vec<C> dw_sum{}, db_sum{};
-    run([&](Index i, auto tag) __attribute__((always_inline)) {
-      const Vec<C> g = dyr.load(0, i, tag);
-      const Vec<C> u = (xr.load(0, i, tag) - center.at(0, center.along(i, tag))) *
-                       unit.at(0, unit.along(i, tag));
-      const Vec<C> rest = q.at(0, q.along(i, tag)) * u + c.at(0, c.along(i, tag));
-      Vec<C> d = p.at(0, p.along(i, tag)) * (g * w.at(0, w.along(i, tag))) + rest;
-      if constexpr (kResidual) d += dhr.load(0, i, tag);
-      store(dxr + i, d, tag);
-      const Vec<C> normalized = a.at(0, a.along(i, tag)) * u + b.at(0, b.along(i, tag));
-      if constexpr (O == kRows) {
-        // These stay in cache: never streamed.
-        store(dweight + i, load(dweight + i, tag) + g * normalized, near(tag));
-        store(dbias + i, load(dbias + i, tag) + g, near(tag));
-      } else {
-        dw_sum += g * keep<C>(normalized, tag);
-        db_sum += g;
-      }
-    });
-    if constexpr (O == kCols) {
-      dweight[r] += hsum<C>(dw_sum);
-      dbias[r] += hsum<C>(db_sum);
-    }
-  };
-  if constexpr (O == kRows) {
-    sweep_tile<1, T>(dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((
-                                         always_inline)) { handle_row(r, run); });
-  } else {
-    // From the first column on: where the vectors begin decides the order of the sums.
-    for (Index r = 0; r < rows; ++r) {
-      handle_row(r, [&](auto step) __attribute__((always_inline)) {
-        constexpr Index N = kLanes<C>;
-        Index i = 0;
-#pragma GCC unroll 2
-        for (; i + N <= cols; i += N) step(i, Full{});
-        if (i < cols) step(i, Part{int(cols - i)});
-      });
-    }
-  }
+template <class T, Orientation O>
+void grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f) {
+  grad_impl<T, O, false, false>(dy, x, {}, dx, rows, cols, f, nullptr);
 }
 template <class T, Orientation O>
-void grad_scale(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
-                Normalized<Compute<T>> xhat, const Compute<T>* weight, Compute<T>* dweight,
-                Compute<T>* dbias) {
+void weighted_grad(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
+                   const Compute<T>* weight) {
   if (dh.data) {
-    grad_scale_impl<T, O, true>(dy, x, dh, dx, rows, cols, f, xhat, weight, dweight, dbias);
+    grad_impl<T, O, true, true>(dy, x, dh, dx, rows, cols, f, weight);
   } else {
-    grad_scale_impl<T, O, false>(dy, x, dh, dx, rows, cols, f, xhat, weight, dweight, dbias);
+    grad_impl<T, O, true, false>(dy, x, dh, dx, rows, cols, f, weight);
+  }
+}
+
+// The gradients of elementwise parameters: where cells are rows they run along the rows and are added
+// to memory, R rows at a time; where cells are columns each row has one, a sum along it.
+template <class T, Orientation O>
+void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat,
+                    Compute<T>* dweight, Compute<T>* dbias) {
+  using C = Compute<T>;
+  if constexpr (O == kRows) {
+    row_blocks<C, 4>(rows, cols, [&]<int R>(Index r, Index i, auto tag)
+                                     __attribute__((always_inline)) {
+      Vec<C> dw = load(dweight + i, tag), db = load(dbias + i, tag);
+      for (int k = 0; k < R; ++k) {
+        const Vec<C> g = load(row<T>(dy, r + k) + i, tag);
+        const Vec<C> d = load(row<T>(x, r + k) + i, tag) - splat(xhat.center[r + k]);
+        dw += g * (splat(xhat.a[r + k]) * d + splat(xhat.b[r + k]));
+        db += g;
+      }
+      store(dweight + i, dw, tag);
+      store(dbias + i, db, tag);
+    });
+  } else {
+    for (Index r = 0; r < rows; ++r) {
+      const T* dyr = row<T>(dy, r);
+      const T* xr = row<T>(x, r);
+      Vec<C> dw[4] = {}, db[4] = {};
+      fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
+        const Vec<C> g = load(dyr + i, tag);
+        const Vec<C> d = load(xr + i, tag) - load(xhat.center + i, tag);
+        dw[j] += g * keep<C>(load(xhat.a + i, tag) * d + load(xhat.b + i, tag), tag);
+        db[j] += g;
+      });
+      dweight[r] += total<C>(dw);
+      dbias[r] += total<C>(db);
+    }
   }
 }
 
@@ -707,7 +705,8 @@ constexpr KernelSet<Compute<T>> kSet = {
     {sums<T, kRows>, sums<T, kCols>},
     {weighted_sums<T, kRows>, weighted_sums<T, kCols>},
     {grad<T, kRows>, grad<T, kCols>},
-    {grad_scale<T, kRows>, grad_scale<T, kCols>},
+    {weighted_grad<T, kRows>, weighted_grad<T, kCols>},
+    {parameter_sums<T, kRows>, parameter_sums<T, kCols>},
     add<T>,
     load_array<T>,
     store_array<T>,

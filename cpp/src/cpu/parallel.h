@@ -18,24 +18,32 @@ namespace normcore::cpu {
 int threads_for(Index bytes, int wanted);
 void note_threads_started();
 
-// Calls f(task) for task in [0, tasks).
+// Calls f(task) for task in [0, tasks). `sticky` gives every thread the same tasks on every call, so
+// that it finds its data in its own cache; otherwise whoever is free takes the next ones.
 template <class F>
-void parallel_for(Index tasks, [[maybe_unused]] int threads, F&& f) {
+void parallel_for(Index tasks, [[maybe_unused]] int threads, [[maybe_unused]] bool sticky, F&& f) {
 #ifdef _OPENMP
   if (threads > 1 && tasks > 1) {
     note_threads_started();
     std::exception_ptr error;
-    // Runs of neighbouring tasks, so that a thread finds its next task where prefetching went.
-    const int team = threads < tasks ? threads : int(tasks);
-    const Index run = tasks / (Index(team) * 8) > 1 ? tasks / (Index(team) * 8) : 1;
-#pragma omp parallel for schedule(dynamic, run) num_threads(team)
-    for (Index task = 0; task < tasks; ++task) {
+    auto guarded = [&](Index task) {
       try {
         f(task);
       } catch (...) {
 #pragma omp critical(normcore_parallel_error)
         error = std::current_exception();
       }
+    };
+    // Runs of neighbouring tasks, so that a thread finds its next task where prefetching went.
+    const int team = threads < tasks ? threads : int(tasks);
+    const Index even = (tasks + team - 1) / team;
+    const Index run = sticky ? even : even / 8 > 1 ? even / 8 : 1;
+    if (sticky) {
+#pragma omp parallel for schedule(static, run) num_threads(team)
+      for (Index task = 0; task < tasks; ++task) guarded(task);
+    } else {
+#pragma omp parallel for schedule(dynamic, run) num_threads(team)
+      for (Index task = 0; task < tasks; ++task) guarded(task);
     }
     if (error) std::rethrow_exception(error);
     return;
