@@ -57,10 +57,9 @@ class Buffer {
   Buffer(const ConstTensor& like_shape, DType dtype) : tensor_(nullptr, dtype, like_shape.ndim()) {
     for (int i = 0; i < like_shape.ndim(); ++i) tensor_.set_dim(i, like_shape.shape(i), 0);
     const std::size_t bytes = static_cast<std::size_t>(tensor_.size()) * size_of(dtype);
-    memory_ = std::shared_ptr<void>(::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
-                                    [](void* p) {
-                                      ::operator delete(p, std::align_val_t(kAlignment));
-                                    });
+    memory_ =
+        std::shared_ptr<void>(::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
+                              [](void* p) { ::operator delete(p, std::align_val_t(kAlignment)); });
     Tensor view(memory_.get(), dtype, like_shape.ndim());
     for (int i = 0; i < like_shape.ndim(); ++i) view.set_dim(i, like_shape.shape(i), 0);
     tensor_ = view;
@@ -88,8 +87,8 @@ class Buffer {
     return py::capsule(&e->managed, dlpack::Managed::kName, [](PyObject* capsule) {
       // Renamed by whoever took it over; otherwise it is still ours.
       if (!PyCapsule_IsValid(capsule, dlpack::Managed::kName)) return;
-      auto* m = static_cast<dlpack::Managed*>(
-          PyCapsule_GetPointer(capsule, dlpack::Managed::kName));
+      auto* m =
+          static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, dlpack::Managed::kName));
       m->deleter(m);
     });
   }
@@ -100,8 +99,8 @@ class Buffer {
   std::shared_ptr<void> memory_;
 };
 
-// Turns a Buffer into an array of the library that `like` is of: normcore._interop.adopt. The library
-// may copy the buffer, so it must have been written.
+// Turns a Buffer into an array of the library that `like` is of: normcore._interop.adopt. The
+// library may copy the buffer, so it must have been written.
 inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
   const py::object& f =
@@ -284,8 +283,7 @@ class Array {
       dtype = DType::kBFloat16;
     } else if (t.dtype.lanes != 1 || t.dtype.code != dlpack::kFloat || t.dtype.bits != 32) {
       throw type_error(std::string(name) + " has dtype " +
-                       py::str(object_.attr("dtype")).cast<std::string>() + ", " +
-                       kExpectedDtypes);
+                       py::str(object_.attr("dtype")).cast<std::string>() + ", " + kExpectedDtypes);
     }
     const int ndim = check_ndim(t.ndim, name);
     tensor_ = Tensor(static_cast<char*>(t.data) + t.byte_offset, dtype, ndim);

@@ -1,4 +1,5 @@
-// The DLPack exchange structures (ABI versions 0 and 1), as the specification lays them out in memory.
+// The DLPack exchange structures (ABI versions 0 and 1), as the specification lays them out in
+// memory.
 #pragma once
 
 #include <cstdint>

@@ -139,9 +139,9 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
   return residual.results(y, stats, return_stats);
 }
 
-py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
-                                py::handle bias_, py::handle axis, py::handle eps, py::handle dh_,
-                                py::handle pooled_, py::handle out) {
+py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle bias_,
+                                py::handle axis, py::handle eps, py::handle dh_, py::handle pooled_,
+                                py::handle out) {
   const Array x(x_, "x"), dy(dy_, "dy");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
@@ -185,10 +185,10 @@ struct Buffers {
         var(written ? Array::writable(v, "running_var") : Array::optional(v, "running_var")) {}
 };
 
-py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_,
-                       py::handle running_mean, py::handle running_var, py::handle training_,
-                       py::handle momentum, py::handle eps, py::handle unbiased,
-                       py::handle channel_axis, py::handle out, bool return_stats) {
+py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::handle running_mean,
+                       py::handle running_var, py::handle training_, py::handle momentum,
+                       py::handle eps, py::handle unbiased, py::handle channel_axis, py::handle out,
+                       bool return_stats) {
   const bool training = as_bool(training_, "training");
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
@@ -209,10 +209,10 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_,
   return results(y, stats, return_stats);
 }
 
-py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
-                                py::handle bias_, py::handle running_mean,
-                                py::handle running_var, py::handle training, py::handle eps,
-                                py::handle channel_axis, py::handle pooled_, py::handle out) {
+py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle bias_,
+                                py::handle running_mean, py::handle running_var,
+                                py::handle training, py::handle eps, py::handle channel_axis,
+                                py::handle pooled_, py::handle out) {
   const Array x(x_, "x"), dy(dy_, "dy");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const Array pooled = Array::optional(pooled_, "stats.pooled");
@@ -239,15 +239,11 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const Buffers buffers(running_mean, running_var, use_input_stats);
-  const InstanceNormOptions options{buffers.mean.tensor(),
-                                    buffers.var.tensor(),
-                                    use_input_stats,
-                                    as_double(momentum, "momentum"),
-                                    as_double(eps, "eps"),
-                                    as_axis(channel_axis, "channel_axis")};
+  const InstanceNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
+                                    use_input_stats,       as_double(momentum, "momentum"),
+                                    as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
-  Statistics stats(return_stats, x,
-                         channel_shape(x, options.channel_axis, true, 0), true);
+  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, true, 0), true);
   {
     const ReleaseGil release(x.tensor().size());
     instance_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
@@ -278,16 +274,15 @@ py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle wei
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
-py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_,
-                       py::handle bias_, py::handle eps, py::handle channel_axis, py::handle out,
-                       bool return_stats) {
+py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_, py::handle bias_,
+                       py::handle eps, py::handle channel_axis, py::handle out, bool return_stats) {
   const Array x(x_, "x");
   const Index num_groups = as_index(num_groups_, "num_groups");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
   Statistics stats(return_stats && num_groups > 0, x,
-                         channel_shape(x, options.channel_axis, true, num_groups), true);
+                   channel_shape(x, options.channel_axis, true, num_groups), true);
   {
     const ReleaseGil release(x.tensor().size());
     group_norm(x.tensor(), num_groups, weight.tensor(), bias.tensor(), y.tensor, options,
@@ -319,8 +314,7 @@ py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_gr
 void register_functions(py::module_& m) {
   py::class_<Buffer>(m, "Buffer", "Memory of a result, for another library to take over.")
       .def("__dlpack__", [](const Buffer& b, const py::kwargs&) { return b.to_capsule(); })
-      .def("__dlpack_device__",
-           [](const Buffer&) { return py::make_tuple(int(dlpack::kCpu), 0); });
+      .def("__dlpack_device__", [](const Buffer&) { return py::make_tuple(int(dlpack::kCpu), 0); });
   m.def("layer_norm", &layer_norm_);
   m.def("layer_norm_backward", &layer_norm_backward_);
   m.def("rms_norm", &rms_norm_);

@@ -35,11 +35,11 @@ void convert(py::handle src_object, py::handle dst_object) {
   }
   const cpu::KernelTable& table = cpu::kernels();
   if (d.dtype() == DType::kFloat32) {
-    cpu::kernel_set<float>(table, s.dtype()).load(s.data(), static_cast<float*>(d.data()),
-                                                  s.size());
+    cpu::kernel_set<float>(table, s.dtype())
+        .load(s.data(), static_cast<float*>(d.data()), s.size());
   } else if (s.dtype() == DType::kFloat32) {
-    cpu::kernel_set<float>(table, d.dtype()).store(static_cast<const float*>(s.data()), d.data(),
-                                                   s.size());
+    cpu::kernel_set<float>(table, d.dtype())
+        .store(static_cast<const float*>(s.data()), d.data(), s.size());
   } else {
     throw type_error("src or dst must be float32");
   }
@@ -54,10 +54,13 @@ void register_system(py::module_& m) {
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("available_isas", &available_isas);
   m.def("get_num_threads", &get_num_threads);
-  m.def("set_num_threads", [](py::handle n) {
-    const Index v = as_index(n, "n");
-    set_num_threads(static_cast<int>(std::clamp<Index>(v, -1, 1 << 20)));
-  }, py::arg("n"));
+  m.def(
+      "set_num_threads",
+      [](py::handle n) {
+        const Index v = as_index(n, "n");
+        set_num_threads(static_cast<int>(std::clamp<Index>(v, -1, 1 << 20)));
+      },
+      py::arg("n"));
   m.def("has_openmp", &has_openmp);
   m.def("compiler", &compiler);
   m.def("cuda_is_available", &cuda::is_available);

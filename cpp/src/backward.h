@@ -1,5 +1,5 @@
-// The backward pipeline: reduce sum(dy) and sum(dy * x), let the method pull them back to its pools,
-// spread that over each pool's members, apply. With u = (x - center) * unit (see kernels.h),
+// The backward pipeline: reduce sum(dy) and sum(dy * x), let the method pull them back to its
+// pools, spread that over each pool's members, apply. With u = (x - center) * unit (see kernels.h),
 //   dx = p * dy + q * u + r,
 //   p = weight * a,  q = sum_P 2 dvar_P / n_P / unit,
 //   r = sum_P (dmean_P - 2 dvar_P * (mean_P - center)) / n_P.
@@ -112,9 +112,9 @@ class Backward {
     const Index cells = plan_.outer * plan_.cells;
     Index runs = 1;
     if (plan_.fused) {
-      runs = std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) /
-                                   tuning::kParameterTaskCells,
-                               1, std::min(tuning::kParameterTasks, blocks()));
+      runs =
+          std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) / tuning::kParameterTaskCells,
+                            1, std::min(tuning::kParameterTasks, blocks()));
     }
     const bool wanted = args_.dweight != nullptr;
     C* dweight = wanted ? scope.template take_filled<C>(runs * n, 0) : nullptr;

@@ -34,8 +34,8 @@ int normalized_dims(const ConstTensor& t, Dim* dims, std::intptr_t* first) {
     dims[n++] = {t.shape(i), stride};
   }
   std::sort(dims, dims + n, [](const Dim& a, const Dim& b) { return a.stride > b.stride; });
-  *first = reinterpret_cast<std::intptr_t>(t.data()) +
-           offset * static_cast<Index>(size_of(t.dtype()));
+  *first =
+      reinterpret_cast<std::intptr_t>(t.data()) + offset * static_cast<Index>(size_of(t.dtype()));
   return n;
 }
 

@@ -1,5 +1,5 @@
-// Argument checks shared by the operations. Each throws an error that names the argument, what it is
-// and what it should be.
+// Argument checks shared by the operations. Each throws an error that names the argument, what it
+// is and what it should be.
 #pragma once
 
 #include <string>
@@ -26,7 +26,8 @@ struct ExpectedShape {
 
 void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& expected);
 void check_like(const char* name, const ConstTensor& t, const ConstTensor& x);
-// `out` must have x's shape and dtype, be no broadcast, and share no memory with x except all of it.
+// `out` must have x's shape and dtype, be no broadcast, and share no memory with x except all of
+// it.
 void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x);
 void check_disjoint(const char* name, const Tensor& out, const char* other_name,
                     const ConstTensor& other);

@@ -63,9 +63,9 @@ void run_backward(MethodId method, const Plan& plan, DType dtype, const Backward
   });
 }
 
-#define NORMCORE_INSTANTIATE(C)                                                              \
-  template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,  \
-                               const Context&);                                              \
+#define NORMCORE_INSTANTIATE(C)                                                               \
+  template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,   \
+                               const Context&);                                               \
   template void run_backward<C>(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, \
                                 const Context&);
 NORMCORE_INSTANTIATE(float)

@@ -1,5 +1,5 @@
-// The operations: check the arguments, ask for a plan, bring parameters and statistics into its order,
-// run the pipeline, and write back. No arithmetic on x happens here.
+// The operations: check the arguments, ask for a plan, bring parameters and statistics into its
+// order, run the pipeline, and write back. No arithmetic on x happens here.
 #include "normcore/ops.h"
 
 #include "arrays.h"
@@ -64,8 +64,7 @@ struct StatsTable {
   }
 };
 
-void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out,
-                 Scope& scope) {
+void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out, Scope& scope) {
   if (out.mean) {
     store_array(table.mean, out.mean, statistics_walk(plan, out.mean, 0), scope);
   }
@@ -225,9 +224,7 @@ void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor
       // What is normalized lies where h lies.
       std::swap(plan.access[0], plan.access[3]);
     }
-    args.element_weight =
-        call.load_parameter<C>(plan, call.weight, 1, call.weight_offset,
-                               scope);
+    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, scope);
     args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, scope);
     StatsTable table;
     if (stats.mean || stats.rstd || stats.pooled) {
@@ -340,8 +337,7 @@ struct ChannelCall {
   }
 
   Extent extent() const {
-    return given() ? Extent::column
-                   : extent_of(method_info(method).pools[0], Affinity::channel);
+    return given() ? Extent::column : extent_of(method_info(method).pools[0], Affinity::channel);
   }
   // Statistics that are given per channel are reported once per sample all the same.
   bool per_sample() const {
@@ -525,8 +521,8 @@ ChannelCall group_norm_call(const ConstTensor& x, Index num_groups, const ConstT
   check_eps(o.eps, false);
   if (num_groups < 1 || call.channels() % num_groups != 0) {
     throw value_error("num_groups is " + std::to_string(num_groups) +
-                      ", expected a positive divisor of " + std::to_string(call.channels()) +
-                      ": " + call.channel_shape.rule);
+                      ", expected a positive divisor of " + std::to_string(call.channels()) + ": " +
+                      call.channel_shape.rule);
   }
   call.groups = num_groups;
   if (x.size() > 0 && call.samples() * (call.channels() / num_groups) * call.space() == 1) {
@@ -546,8 +542,7 @@ void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTens
 
 void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                          const Gradients& gradients, const LayerNormOptions& o,
-                         const ConstTensor& dh, const ConstTensor& pooled,
-                         const Context& context) {
+                         const ConstTensor& dh, const ConstTensor& pooled, const Context& context) {
   const ElementCall call(MethodId::layer_norm, x, weight, kAbsent, o.axes, o.eps, 0);
   element_backward(call, dy, gradients, dh, pooled, context);
 }
@@ -587,10 +582,9 @@ void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstT
                   o.use_input_stats && o.running_mean ? &running : nullptr, stats, context);
 }
 
-void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
-                            const ConstTensor& weight, const Gradients& gradients,
-                            const InstanceNormOptions& o, const ConstTensor& pooled,
-                            const Context& context) {
+void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                            const Gradients& gradients, const InstanceNormOptions& o,
+                            const ConstTensor& pooled, const Context& context) {
   channel_backward(instance_norm_call(x, weight, kAbsent, o), dy, gradients, pooled, context);
 }
 

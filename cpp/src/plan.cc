@@ -84,7 +84,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
   // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
   p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;
   p->piece_space = p->chunk * (rows ? tuning::kRowChunksPerPiece : tuning::kColChunksPerPiece);
-  p->piece_outer = p->merged_outer ? std::max<Index>(1, p->chunk / std::max<Index>(1, p->count)) : 1;
+  p->piece_outer =
+      p->merged_outer ? std::max<Index>(1, p->chunk / std::max<Index>(1, p->count)) : 1;
 
   // What a closed block must hold, and how many there are.
   const Index closure = p->extent == Extent::group ? p->cells / p->groups
@@ -128,8 +129,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
   if (p->fused && r.affinity == Affinity::element) {
     // Few enough cells for their share in a parameter's gradient to be summed in the compute type.
     p->block_cells = std::min(p->block_cells, tuning::kParameterFlushCells);
-    p->block_outer = std::min(p->block_outer, std::max<Index>(1, tuning::kParameterFlushCells /
-                                                                     p->block_cells));
+    p->block_outer =
+        std::min(p->block_outer, std::max<Index>(1, tuning::kParameterFlushCells / p->block_cells));
   }
   if (!p->fused) {
     if (r.computed) p->reason = "closed blocks exceed the cache: two sweeps";
@@ -250,15 +251,13 @@ void explain(const char* op, const Plan& p, int threads) {
     return v && std::strcmp(v, "0") != 0 && *v;
   }();
   if (!verbose) return;
-  std::fprintf(stderr,
-               "normcore: %s [%lld, %lld] x %lld %s, %s %lld x %lld%s%s, %s, %d thread%s (%s)\n",
-               op, static_cast<long long>(p.outer), static_cast<long long>(p.cells),
-               static_cast<long long>(p.count),
-               p.layout == Layout::rows ? "rows" : "columns",
-               p.fused ? "fused blocks" : "two sweeps", static_cast<long long>(p.block_outer),
-               static_cast<long long>(p.block_cells), p.access[0].direct ? "" : ", gathered",
-               p.stream ? ", streamed" : "", get_isa().c_str(), threads, threads == 1 ? "" : "s",
-               p.reason);
+  std::fprintf(
+      stderr, "normcore: %s [%lld, %lld] x %lld %s, %s %lld x %lld%s%s, %s, %d thread%s (%s)\n", op,
+      static_cast<long long>(p.outer), static_cast<long long>(p.cells),
+      static_cast<long long>(p.count), p.layout == Layout::rows ? "rows" : "columns",
+      p.fused ? "fused blocks" : "two sweeps", static_cast<long long>(p.block_outer),
+      static_cast<long long>(p.block_cells), p.access[0].direct ? "" : ", gathered",
+      p.stream ? ", streamed" : "", get_isa().c_str(), threads, threads == 1 ? "" : "s", p.reason);
 }
 
 }  // namespace normcore

@@ -1,8 +1,8 @@
-// The plan: all geometry of a call, settled once. It views x as a table of cells [outer, cells], each
-// cell being `count` elements that are reduced together, and decides how the table lies in memory,
-// which axes merge, what is worked on at a time, and whether reduce and apply happen block by block
-// in cache or in two sweeps. Every branch on geometry is here. No decision depends on the number of
-// threads, and no decision about a single cell depends on how many others there are.
+// The plan: all geometry of a call, settled once. It views x as a table of cells [outer, cells],
+// each cell being `count` elements that are reduced together, and decides how the table lies in
+// memory, which axes merge, what is worked on at a time, and whether reduce and apply happen block
+// by block in cache or in two sweeps. Every branch on geometry is here. No decision depends on the
+// number of threads, and no decision about a single cell depends on how many others there are.
 #pragma once
 
 #include "normcore/method.h"
@@ -42,12 +42,12 @@ struct Access {
 };
 
 struct PlanRequest {
-  const Role* roles;        // one per axis of x
+  const Role* roles;  // one per axis of x
   Affinity affinity;
-  Index groups = 1;         // of the channels, for Pool::group
+  Index groups = 1;  // of the channels, for Pool::group
   const Pool* pools;
   int pool_count;
-  bool computed;            // statistics come from x (else they are given, per channel)
+  bool computed;  // statistics come from x (else they are given, per channel)
   const ConstTensor* operands[kMaxOperands];  // x first; absent ones null
   int operand_count;
 };
@@ -57,8 +57,8 @@ struct Plan {
   Affinity affinity;
   Index outer, cells, count;  // the table [outer, cells] and the elements of a cell
   Index groups;
-  Extent extent;              // of the widest pool: what a closed block must hold whole
-  bool merged_outer;          // statistics do not depend on the row of the table
+  Extent extent;      // of the widest pool: what a closed block must hold whole
+  bool merged_outer;  // statistics do not depend on the row of the table
 
   // Axes of x in memory order, outermost first: what tables and parameters are indexed by.
   int outer_axis_count, space_axis_count;
@@ -75,11 +75,11 @@ struct Plan {
   Index piece_outer, piece_space;
   bool fused;
   Index block_outer, block_cells;
-  Index unit_cells;     // cells of one task of a sweep within a block
-  Index tile_cells;     // cells side by side in one tile
-  bool stream;          // the output is too large to stay in cache
-  Index bytes;          // of all operands, for the choice of threads
-  const char* reason;   // for NORMCORE_VERBOSE
+  Index unit_cells;    // cells of one task of a sweep within a block
+  Index tile_cells;    // cells side by side in one tile
+  bool stream;         // the output is too large to stay in cache
+  Index bytes;         // of all operands, for the choice of threads
+  const char* reason;  // for NORMCORE_VERBOSE
 
   Index space_pieces() const { return (count + piece_space - 1) / piece_space; }
   Index outer_blocks() const { return (outer + block_outer - 1) / block_outer; }

@@ -1,5 +1,6 @@
-// Pooled statistics: from the table of cell moments to what a method reads, and back from a method's
-// gradients to every cell. Counts are uniform, so pooling is Chan's merge in a fixed order.
+// Pooled statistics: from the table of cell moments to what a method reads, and back from a
+// method's gradients to every cell. Counts are uniform, so pooling is Chan's merge in a fixed
+// order.
 #pragma once
 
 #include <bit>
@@ -20,9 +21,7 @@ struct PoolTable {
   double* var;
 
   // The division is worth a branch: most pools have an entry per cell.
-  Index entry(Index o, Index k) const {
-    return o * row_step + (cell_div == 1 ? k : k / cell_div);
-  }
+  Index entry(Index o, Index k) const { return o * row_step + (cell_div == 1 ? k : k / cell_div); }
 };
 
 // Shape of a pool over a block of `on` x `kn` cells, closed under it. The table has one row, and
@@ -35,8 +34,8 @@ inline PoolTable pool_shape(Extent extent, const Plan& plan, Index on, Index kn)
   t.cols = kn / t.cell_div;
   t.rows = extent == Extent::column ? 1 : on;
   t.row_step = extent == Extent::column ? 0 : t.cols;
-  t.count = double(plan.count) * double(t.cell_div) *
-            double(extent == Extent::column ? plan.outer : 1);
+  t.count =
+      double(plan.count) * double(t.cell_div) * double(extent == Extent::column ? plan.outer : 1);
   return t;
 }
 
@@ -73,7 +72,10 @@ void pool_moments(const Backend& be, const double* mean, const double* m2, Index
 inline double unit_of(double a) {
   constexpr std::uint64_t kLow = 1023 - 126, kOne = 1023, kHigh = 1023 + 126;
   std::uint64_t exponent = std::bit_cast<std::uint64_t>(a) >> 52 & 0x7ff;
-  exponent = exponent == 0x7ff ? kOne : exponent < kLow ? kLow : exponent > kHigh ? kHigh : exponent;
+  exponent = exponent == 0x7ff  ? kOne
+             : exponent < kLow  ? kLow
+             : exponent > kHigh ? kHigh
+                                : exponent;
   return std::bit_cast<double>(exponent << 52);
 }
 

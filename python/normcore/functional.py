@@ -14,8 +14,8 @@ Rules that all functions share:
 - ``out`` is written and returned; it may be ``x`` itself, and must not overlap it otherwise.
 - With ``return_stats=True`` a function returns its statistics too, for the backward function;
   without them the backward function computes them again.
-- Errors are a :class:`TypeError` for a dtype or kind, a :class:`ValueError` for a shape, a size or a
-  range; nothing has been written then.
+- Errors are a :class:`TypeError` for a dtype or kind, a :class:`ValueError` for a shape, a size or
+  a range; nothing has been written then.
 - Empty input gives empty output and leaves running statistics as they are.
 """
 
@@ -164,7 +164,8 @@ def layer_norm(
 ) -> Any:
     """Normalize over the given axes to mean 0 and variance 1.
 
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and biased variance over ``axis``.
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and biased variance over
+    ``axis``.
 
     Parameters
     ----------
@@ -405,8 +406,8 @@ def batch_norm(
 ) -> Any:
     """Normalize every channel over the batch and all positions.
 
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias``. Statistics come from ``x`` when training or
-    without running buffers, else from the buffers.
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias``. Statistics come from ``x`` when training
+    or without running buffers, else from the buffers.
 
     Parameters
     ----------
@@ -440,8 +441,9 @@ def batch_norm(
     TypeError
         For a dtype that is no float.
     ValueError
-        For one value per channel when training, shapes that do not fit, one buffer without the other,
-        a read-only buffer when training, an eps out of range, or an ``out`` that does not fit.
+        For one value per channel when training, shapes that do not fit, one buffer without the
+        other, a read-only buffer when training, an eps out of range, or an ``out`` that does not
+        fit.
 
     References
     ----------
@@ -561,8 +563,8 @@ def instance_norm(
 ) -> Any:
     """Normalize every channel of every sample over its positions.
 
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and biased variance per sample and
-    channel, or from the buffers with ``use_input_stats=False``.
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and biased variance per sample
+    and channel, or from the buffers with ``use_input_stats=False``.
 
     Parameters
     ----------
@@ -707,8 +709,8 @@ def group_norm(
 ) -> Any:
     """Normalize every group of consecutive channels of every sample.
 
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and biased variance per sample and
-    group of ``C / num_groups`` channels.
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and biased variance per sample
+    and group of ``C / num_groups`` channels.
 
     Parameters
     ----------
@@ -735,8 +737,8 @@ def group_norm(
     TypeError
         For a dtype that is no float.
     ValueError
-        For a num_groups that does not divide C, one value per group in a batch of one, shapes that do
-        not fit, a negative eps, or an ``out`` that does not fit.
+        For a num_groups that does not divide C, one value per group in a batch of one, shapes that
+        do not fit, a negative eps, or an ``out`` that does not fit.
 
     References
     ----------
@@ -769,8 +771,8 @@ def group_norm_backward(
 ) -> GroupNormGradients:
     """Gradients of :func:`group_norm`.
 
-    ``dx = rstd * (g - mean(g) - xhat * mean(g * xhat))`` with ``g = weight * dy`` and means over the
-    group; ``dweight = sum(dy * xhat)`` and ``dbias = sum(dy)`` over all axes but the channels'.
+    ``dx = rstd * (g - mean(g) - xhat * mean(g * xhat))`` with ``g = weight * dy`` and means over
+    the group; ``dweight = sum(dy * xhat)`` and ``dbias = sum(dy)`` over all axes but the channels'.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
-// What a normalization method is. The pipeline views x as [N, C, S] and does four steps: reduce x to
-// moments per (n, c); pool them as the method declares; ask the method for the coefficients of
+// What a normalization method is. The pipeline views x as [N, C, S] and does four steps: reduce x
+// to moments per (n, c); pool them as the method declares; ask the method for the coefficients of
 // y = a * x + b; apply them. Backward: reduce sum(dy) and sum(dy * x); ask the method for their
 // pullback to the pooled statistics; spread that over each pool's members; apply. A method is two
 // scalar functions, host and device alike, and names no loop, layout, dtype or thread.

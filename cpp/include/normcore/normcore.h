@@ -1,4 +1,5 @@
-// normcore: normalization layers of deep learning, forward and backward. This header is the library.
+// normcore: normalization layers of deep learning, forward and backward. This header is the
+// library.
 #pragma once
 
 #include "normcore/context.h"

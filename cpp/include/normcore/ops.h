@@ -1,5 +1,5 @@
-// The operations. Every function writes into memory of the caller; an argument that is not given is a
-// default-constructed tensor (weight 1, bias 0). Errors (errors.h) are thrown before anything is
+// The operations. Every function writes into memory of the caller; an argument that is not given is
+// a default-constructed tensor (weight 1, bias 0). Errors (errors.h) are thrown before anything is
 // written. x and the outputs may have any strides; y may be x itself.
 #pragma once
 
@@ -22,10 +22,10 @@ struct Axes {
   }
 };
 
-// Where a forward call leaves its statistics. `pooled` is what the backward call takes: float64, the
-// shape of `mean` with a last axis of 2 (mean, biased variance; for rms_norm 0 and the mean square).
-// Shapes of mean and rstd: layer and rms norm as x with 1 along the axes; batch norm (C,); instance
-// norm (N, C); group norm (N, num_groups).
+// Where a forward call leaves its statistics. `pooled` is what the backward call takes: float64,
+// the shape of `mean` with a last axis of 2 (mean, biased variance; for rms_norm 0 and the mean
+// square). Shapes of mean and rstd: layer and rms norm as x with 1 along the axes; batch norm (C,);
+// instance norm (N, C); group norm (N, num_groups).
 struct StatsOut {
   Tensor mean, rstd, pooled;
 };
@@ -82,8 +82,8 @@ NORMCORE_API void batch_norm(const ConstTensor& x, const ConstTensor& weight,
                              const Context& context = {});
 NORMCORE_API void instance_norm(const ConstTensor& x, const ConstTensor& weight,
                                 const ConstTensor& bias, const Tensor& y,
-                                const InstanceNormOptions& options = {},
-                                const StatsOut& stats = {}, const Context& context = {});
+                                const InstanceNormOptions& options = {}, const StatsOut& stats = {},
+                                const Context& context = {});
 NORMCORE_API void group_norm(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
                              const ConstTensor& bias, const Tensor& y,
                              const GroupNormOptions& options = {}, const StatsOut& stats = {},
@@ -109,9 +109,8 @@ NORMCORE_API void instance_norm_backward(const ConstTensor& dy, const ConstTenso
                                          const InstanceNormOptions& options = {},
                                          const ConstTensor& pooled = {},
                                          const Context& context = {});
-NORMCORE_API void group_norm_backward(const ConstTensor& dy, const ConstTensor& x,
-                                      Index num_groups, const ConstTensor& weight,
-                                      const Gradients& gradients,
+NORMCORE_API void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_groups,
+                                      const ConstTensor& weight, const Gradients& gradients,
                                       const GroupNormOptions& options = {},
                                       const ConstTensor& pooled = {}, const Context& context = {});
 

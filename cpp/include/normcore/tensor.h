@@ -1,5 +1,5 @@
-// Views over the caller's memory: a pointer, an element type, sizes and strides in elements. They own
-// nothing and copy nothing. `Tensor` may be written through, `ConstTensor` may not; a
+// Views over the caller's memory: a pointer, an element type, sizes and strides in elements. They
+// own nothing and copy nothing. `Tensor` may be written through, `ConstTensor` may not; a
 // default-constructed one stands for an argument that was not given.
 #pragma once
 

@@ -106,8 +106,8 @@ class Backend {
   }
 
   // sum dy * u and sum dy of the cells of a range, over its rows too; weight as in apply.
-  void sums(const Range& range, const Table& table, Centering<C> f, const C* weight,
-            const void* dy, const void* x, double* dy_u, double* dy_1) const {
+  void sums(const Range& range, const Table& table, Centering<C> f, const C* weight, const void* dy,
+            const void* x, double* dy_u, double* dy_1) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
@@ -121,7 +121,7 @@ class Backend {
       const Centering<C> at{f.center + i, f.unit + i};
       if (weight) {
         set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight + t.s0, tile_u,
-                                         tile_1);
+                                    tile_1);
       } else {
         set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u, tile_1);
       }

@@ -25,8 +25,8 @@ struct Out {
   bool stream;  // write past the caches
 };
 
-// Centred element: u = (x - center) * unit, with `unit` a power of two that brings u near 1, so that
-// products neither overflow nor underflow for data of any magnitude.
+// Centred element: u = (x - center) * unit, with `unit` a power of two that brings u near 1, so
+// that products neither overflow nor underflow for data of any magnitude.
 template <class C>
 struct Centering {
   const C* center;

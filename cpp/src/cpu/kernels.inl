@@ -1,7 +1,7 @@
 // The kernels, written once and compiled once per ISA by kernels_<isa>.cc, which defines
 // NORMCORE_ISA and NORMCORE_ISA_NAME. The drivers `sweep` and `fold` own tails, alignment and
-// streaming; a kernel is what happens to one vector. Partial sums are kept in the compute type within
-// a tile (the caller keeps tiles short) and leave it as double.
+// streaming; a kernel is what happens to one vector. Partial sums are kept in the compute type
+// within a tile (the caller keeps tiles short) and leave it as double.
 #include "kernels.h"
 #include "simd.h"
 
@@ -22,8 +22,8 @@ SI T* row(Out y, Index r) {
 // Rows from this many vectors on are worth aligning to their output.
 constexpr Index kAlignVectors = 16;
 
-// Calls f(i, tag) over [0, n). The vectors of a streamed or long row are aligned to `y`, so f must not
-// care where they begin.
+// Calls f(i, tag) over [0, n). The vectors of a streamed or long row are aligned to `y`, so f must
+// not care where they begin.
 template <bool kStream, class T, class F>
 SI void sweep(T* y, Index n, F f) {
   constexpr Index N = kLanes<Compute<T>>;
@@ -47,8 +47,8 @@ SI void sweep(T* y, Index n, F f) {
   if (i < n) f(i, Part{int(n - i)});
 }
 
-// Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1, R
-// being G or 1, and gives run what is to happen to one vector of them. Rows taken together share
+// Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
+// R being G or 1, and gives run what is to happen to one vector of them. Rows taken together share
 // their loads of what runs along them; streamed rows can where they are aligned alike.
 template <int G, class T, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
@@ -164,8 +164,8 @@ SI void sum_rows(const Vec<C> (&v)[R], C (&out)[R]) {
 // Columns per call of a kernel that keeps sums per column: their arrays live on the stack.
 constexpr Index kStrip = 512;
 
-// Calls f.template operator()<R>(r, i, tag): B rows at a time over each vector of a strip of columns,
-// so that memory is read in streams along the rows.
+// Calls f.template operator()<R>(r, i, tag): B rows at a time over each vector of a strip of
+// columns, so that memory is read in streams along the rows.
 template <class C, int B = 8, class F>
 SI void row_blocks(Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;
@@ -196,9 +196,8 @@ template <class T>
 [[gnu::noinline]] double scaled_squares(const T* x, Index stride, Index n, Compute<T> mean) {
   using C = Compute<T>;
   C largest = 0;
-  auto at = [&](Index i) __attribute__((always_inline)) {
-    return load(x + i * stride, Part{1})[0] - mean;
-  };
+  auto at = [&](Index i)
+                __attribute__((always_inline)) { return load(x + i * stride, Part{1})[0] - mean; };
   if (stride == 1) {
     Vec<C> top[4] = {};
     fold<C>(n, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
@@ -241,8 +240,8 @@ template <class T>
 
 // ---- moments
 //
-// One pass over x, around a centre taken from its first elements. With m of n elements in the sample
-// the sum of squares is at most 1 + n / m times the one around the mean, whatever the data.
+// One pass over x, around a centre taken from its first elements. With m of n elements in the
+// sample the sum of squares is at most 1 + n / m times the one around the mean, whatever the data.
 
 constexpr Index kSampleElements = 64;
 constexpr Index kSampleRows = 8;
@@ -271,8 +270,10 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
       if constexpr (kCentred) {
         for (int k = 0; k < R; ++k) {
           const T* p = row<T>(x, r + k);
-          acc[k] = add_vectors<J, C>(last, [&](int, Index i, auto tag) __attribute__((
-                                               always_inline)) { return load(p + i, tag); });
+          acc[k] =
+              add_vectors<J, C>(last, [&](int, Index i, auto tag) __attribute__((always_inline)) {
+                return load(p + i, tag);
+              });
         }
         sum_rows<C, R>(acc, center);
         const C inverse = C(1) / C(cols);
@@ -283,12 +284,12 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
       for (int k = 0; k < R; ++k) {
         const T* p = row<T>(x, r + k);
         Vec<C> d[4] = {};
-        acc[k] = add_vectors<J, C>(last, [&](int j, Index i, auto tag)
-                                             __attribute__((always_inline)) {
-          return d[j] = keep<C>(load(p + i, tag) - splat(center[k]), tag);
-        });
-        squares_acc[k] = add_vectors<J, C>(last, [&](int j, Index, auto) __attribute__((
-                                                     always_inline)) { return d[j] * d[j]; });
+        acc[k] =
+            add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
+              return d[j] = keep<C>(load(p + i, tag) - splat(center[k]), tag);
+            });
+        squares_acc[k] = add_vectors<J, C>(
+            last, [&](int j, Index, auto) __attribute__((always_inline)) { return d[j] * d[j]; });
       }
       if constexpr (kCentred) sum_rows<C, R>(acc, rest);
       sum_rows<C, R>(squares_acc, squares);
@@ -333,11 +334,12 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
     for (Index j = 0; j < n; ++j) center[j] = rest[j] = squares[j] = 0;
     if constexpr (kCentred) {
       const Index sample = rows < kSampleRows ? rows : kSampleRows;
-      row_blocks<C>(sample, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
-        Vec<C> sum = load(center + i, tag);
-        for (int k = 0; k < R; ++k) sum += load(p + (r + k) * x.stride + i, tag);
-        store(center + i, sum, tag);
-      });
+      row_blocks<C>(sample, n,
+                    [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+                      Vec<C> sum = load(center + i, tag);
+                      for (int k = 0; k < R; ++k) sum += load(p + (r + k) * x.stride + i, tag);
+                      store(center + i, sum, tag);
+                    });
       const C inverse = C(1) / C(sample);
       for (Index j = 0; j < n; ++j) center[j] *= inverse;
     }
@@ -429,25 +431,25 @@ template <class T, Orientation O, bool kScaled>
 SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     const Compute<T>* weight, const Compute<T>* bias) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O>, T>(y, rows, cols, [&]<int R>(Index r, auto run)
-                                              __attribute__((always_inline)) {
-    const Rows<T, R> xr(x, r);
-    T* const yr = row<T>(y, r);
-    const Index stride = y.stride;
-    const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
-    const Parameter<kScaled ? O : kCols, R, C> w(kScaled ? weight : f.a, r);
-    const Parameter<kScaled ? O : kCols, R, C> shift(kScaled ? bias : f.a, r);
-    run([&](Index i, auto tag) __attribute__((always_inline)) {
-      const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
-      Vec<C> w_i{}, s_i{};
-      if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
-      for (int j = 0; j < R; ++j) {
-        Vec<C> v = a.at(j, a_i) * (xr.load(j, i, tag) - center.at(j, c_i)) + b.at(j, b_i);
-        if constexpr (kScaled) v = w.at(j, w_i) * v + shift.at(j, s_i);
-        store(yr + j * stride + i, v, tag);
-      }
-    });
-  });
+  sweep_tile<kGroup<O>, T>(
+      y, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+        const Rows<T, R> xr(x, r);
+        T* const yr = row<T>(y, r);
+        const Index stride = y.stride;
+        const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
+        const Parameter<kScaled ? O : kCols, R, C> w(kScaled ? weight : f.a, r);
+        const Parameter<kScaled ? O : kCols, R, C> shift(kScaled ? bias : f.a, r);
+        run([&](Index i, auto tag) __attribute__((always_inline)) {
+          const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
+          Vec<C> w_i{}, s_i{};
+          if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
+          for (int j = 0; j < R; ++j) {
+            Vec<C> v = a.at(j, a_i) * (xr.load(j, i, tag) - center.at(j, c_i)) + b.at(j, b_i);
+            if constexpr (kScaled) v = w.at(j, w_i) * v + shift.at(j, s_i);
+            store(yr + j * stride + i, v, tag);
+          }
+        });
+      });
 }
 template <class T, Orientation O>
 void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {
@@ -478,10 +480,10 @@ SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
       Vec<C> g_acc[R], product_acc[R];
       for (int k = 0; k < R; ++k) {
         Vec<C> products[4] = {};
-        g_acc[k] = add_vectors<J, C>(last, [&](int j, Index i, auto tag)
-                                               __attribute__((always_inline)) {
-          return terms(r + k, i, tag, products[j]);
-        });
+        g_acc[k] =
+            add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
+              return terms(r + k, i, tag, products[j]);
+            });
         product_acc[k] = join<C>(products);
       }
       C g[R], product[R];
@@ -563,29 +565,29 @@ template <class T, Orientation O, bool kWeighted, bool kResidual>
 SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
                   const Compute<T>* weight) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O>, T>(dx, rows, cols, [&]<int R>(Index r, auto run)
-                                               __attribute__((always_inline)) {
-    const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
-    T* const dxr = row<T>(dx, r);
-    const Index stride = dx.stride;
-    const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
-    const Coefficient<O, R, C> center(f.x.center, r), unit(f.x.unit, r);
-    const Parameter<kWeighted ? O : kCols, R, C> w(kWeighted ? weight : f.p, r);
-    run([&](Index i, auto tag) __attribute__((always_inline)) {
-      const Vec<C> p_i = p.along(i, tag), q_i = q.along(i, tag), r_i = c.along(i, tag);
-      const Vec<C> c_i = center.along(i, tag), u_i = unit.along(i, tag);
-      Vec<C> w_i{};
-      if constexpr (kWeighted) w_i = w.along(i, tag);
-      for (int j = 0; j < R; ++j) {
-        Vec<C> g = dyr.load(j, i, tag);
-        if constexpr (kWeighted) g *= w.at(j, w_i);
-        const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
-        Vec<C> d = p.at(j, p_i) * g + (q.at(j, q_i) * u + c.at(j, r_i));
-        if constexpr (kResidual) d += dhr.load(j, i, tag);
-        store(dxr + j * stride + i, d, tag);
-      }
-    });
-  });
+  sweep_tile<kGroup<O>, T>(
+      dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+        const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
+        T* const dxr = row<T>(dx, r);
+        const Index stride = dx.stride;
+        const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
+        const Coefficient<O, R, C> center(f.x.center, r), unit(f.x.unit, r);
+        const Parameter<kWeighted ? O : kCols, R, C> w(kWeighted ? weight : f.p, r);
+        run([&](Index i, auto tag) __attribute__((always_inline)) {
+          const Vec<C> p_i = p.along(i, tag), q_i = q.along(i, tag), r_i = c.along(i, tag);
+          const Vec<C> c_i = center.along(i, tag), u_i = unit.along(i, tag);
+          Vec<C> w_i{};
+          if constexpr (kWeighted) w_i = w.along(i, tag);
+          for (int j = 0; j < R; ++j) {
+            Vec<C> g = dyr.load(j, i, tag);
+            if constexpr (kWeighted) g *= w.at(j, w_i);
+            const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
+            Vec<C> d = p.at(j, p_i) * g + (q.at(j, q_i) * u + c.at(j, r_i));
+            if constexpr (kResidual) d += dhr.load(j, i, tag);
+            store(dxr + j * stride + i, d, tag);
+          }
+        });
+      });
 }
 template <class T, Orientation O>
 void grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f) {
@@ -601,25 +603,25 @@ void weighted_grad(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<
   }
 }
 
-// The gradients of elementwise parameters: where cells are rows they run along the rows and are added
-// to memory, R rows at a time; where cells are columns each row has one, a sum along it.
+// The gradients of elementwise parameters: where cells are rows they run along the rows and are
+// added to memory, R rows at a time; where cells are columns each row has one, a sum along it.
 template <class T, Orientation O>
 void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat,
                     Compute<T>* dweight, Compute<T>* dbias) {
   using C = Compute<T>;
   if constexpr (O == kRows) {
-    row_blocks<C, 4>(rows, cols, [&]<int R>(Index r, Index i, auto tag)
-                                     __attribute__((always_inline)) {
-      Vec<C> dw = load(dweight + i, tag), db = load(dbias + i, tag);
-      for (int k = 0; k < R; ++k) {
-        const Vec<C> g = load(row<T>(dy, r + k) + i, tag);
-        const Vec<C> d = load(row<T>(x, r + k) + i, tag) - splat(xhat.center[r + k]);
-        dw += g * (splat(xhat.a[r + k]) * d + splat(xhat.b[r + k]));
-        db += g;
-      }
-      store(dweight + i, dw, tag);
-      store(dbias + i, db, tag);
-    });
+    row_blocks<C, 4>(
+        rows, cols, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+          Vec<C> dw = load(dweight + i, tag), db = load(dbias + i, tag);
+          for (int k = 0; k < R; ++k) {
+            const Vec<C> g = load(row<T>(dy, r + k) + i, tag);
+            const Vec<C> d = load(row<T>(x, r + k) + i, tag) - splat(xhat.center[r + k]);
+            dw += g * (splat(xhat.a[r + k]) * d + splat(xhat.b[r + k]));
+            db += g;
+          }
+          store(dweight + i, dw, tag);
+          store(dbias + i, db, tag);
+        });
   } else {
     for (Index r = 0; r < rows; ++r) {
       const T* dyr = row<T>(dy, r);
@@ -656,14 +658,16 @@ void add(In x, In residual, Out h, Index rows, Index cols) {
 template <class T>
 void load_array(const void* src, Compute<T>* dst, Index n) {
   const T* s = static_cast<const T*>(src);
-  sweep<false>(dst, n, [=](Index i, auto tag)
-                           __attribute__((always_inline)) { store(dst + i, load(s + i, tag), tag); });
+  sweep<false>(dst, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+    store(dst + i, load(s + i, tag), tag);
+  });
 }
 template <class T>
 void store_array(const Compute<T>* src, void* dst, Index n) {
   T* d = static_cast<T*>(dst);
-  sweep<false>(d, n, [=](Index i, auto tag)
-                         __attribute__((always_inline)) { store(d + i, load(src + i, tag), tag); });
+  sweep<false>(d, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+    store(d + i, load(src + i, tag), tag);
+  });
 }
 
 void merge(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
@@ -715,7 +719,7 @@ constexpr KernelSet<Compute<T>> kSet = {
 }  // namespace
 
 extern const KernelTable kTable;
-const KernelTable kTable = {NORMCORE_ISA_NAME, kSet<float>,  kSet<BF16>, kSet<F16>,
-                            kSet<double>,      merge,        copy};
+const KernelTable kTable = {NORMCORE_ISA_NAME, kSet<float>, kSet<BF16>, kSet<F16>,
+                            kSet<double>,      merge,       copy};
 
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -1,5 +1,5 @@
-// Threads: OpenMP where the build has it. Work comes as a fixed number of tasks that does not depend
-// on the number of threads, so neither do the results.
+// Threads: OpenMP where the build has it. Work comes as a fixed number of tasks that does not
+// depend on the number of threads, so neither do the results.
 #pragma once
 
 #include <exception>
@@ -18,8 +18,8 @@ namespace normcore::cpu {
 int threads_for(Index bytes, int wanted);
 void note_threads_started();
 
-// Calls f(task) for task in [0, tasks). `sticky` gives every thread the same tasks on every call, so
-// that it finds its data in its own cache; otherwise whoever is free takes the next ones.
+// Calls f(task) for task in [0, tasks). `sticky` gives every thread the same tasks on every call,
+// so that it finds its data in its own cache; otherwise whoever is free takes the next ones.
 template <class F>
 void parallel_for(Index tasks, [[maybe_unused]] int threads, [[maybe_unused]] bool sticky, F&& f) {
 #ifdef _OPENMP

@@ -1,7 +1,7 @@
 // The vector shim: loads, stores and conversions between storage types and vectors of the compute
-// type, on the vector extensions of GCC and Clang. Included only by the kernel sources, one per ISA.
-// All of it sits in an anonymous namespace inside a namespace per ISA, and it uses nothing of the
-// standard library: an inline function shared by two sources of different flags could be taken
+// type, on the vector extensions of GCC and Clang. Included only by the kernel sources, one per
+// ISA. All of it sits in an anonymous namespace inside a namespace per ISA, and it uses nothing of
+// the standard library: an inline function shared by two sources of different flags could be taken
 // from the wrong one by the linker and fault on an older CPU.
 #pragma once
 
@@ -265,9 +265,7 @@ SI Narrow f32_to_f16(F32 v) {
 
 // ---- load: storage type -> compute vector; lanes beyond a partial step are zero
 SI Vec<float> load(const float* p, Full) { return *(const VecOf<float, kLanes<float>>::mem*)p; }
-SI Vec<double> load(const double* p, Full) {
-  return *(const VecOf<double, kLanes<double>>::mem*)p;
-}
+SI Vec<double> load(const double* p, Full) { return *(const VecOf<double, kLanes<double>>::mem*)p; }
 SI F32 load(const BF16* p, Full) { return bf16_to_f32(widen(&p->bits)); }
 SI F32 load(const F16* p, Full) { return load_f16(&p->bits); }
 

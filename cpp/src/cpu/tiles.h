@@ -60,8 +60,8 @@ class TileAccess {
   }
   const char* address(int operand, const void* base, const TileRange& r) const {
     const Access& a = plan_.access[operand];
-    const Index offset = outer_offset(a, r.o) + r.k0 * a.cell +
-                         (plan_.space_dims > 0 ? r.s0 * a.space[0] : 0);
+    const Index offset =
+        outer_offset(a, r.o) + r.k0 * a.cell + (plan_.space_dims > 0 ? r.s0 * a.space[0] : 0);
     return static_cast<const char*>(base) + offset * size_;
   }
 
@@ -107,8 +107,8 @@ class TileAccess {
     }
   }
   template <class E>
-  static void copy_plane(E* there, Index there_i, Index there_j, E* here, Index here_i, Index here_j,
-                         Index ni, Index nj, bool gather) {
+  static void copy_plane(E* there, Index there_i, Index there_j, E* here, Index here_i,
+                         Index here_j, Index ni, Index nj, bool gather) {
     for (Index i = 0; i < ni; ++i, there += there_i, here += here_i) {
       if (gather) {
         for (Index j = 0; j < nj; ++j) here[j * here_j] = there[j * there_j];
