@@ -79,7 +79,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
   const Index cell_bytes = p->count * element;
   const Index total = p->outer * p->cells * cell_bytes;
   p->bytes = total * inputs;
-  p->stream = total >= tuning::kStreamBytes;
+  p->stream = p->bytes >= tuning::kStreamBytes;
 
   // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
   p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;
@@ -141,7 +141,11 @@ void plan_work(const PlanRequest& r, Plan* p) {
   if (rows) {
     const Index unit_bytes = p->piece_outer * std::min(p->count, p->piece_space) * element;
     p->unit_cells = clamp(tuning::kUnitBytes / std::max<Index>(1, unit_bytes), 1, p->block_cells);
-    p->tile_cells = p->count > p->chunk ? 1 : p->unit_cells;
+    // Rows that stay in the first-level cache from one kernel to the next, four at a time.
+    p->tile_cells = p->count > p->chunk
+                        ? 1
+                        : clamp(round_down(tuning::kRowTileBytes / (p->count * element), 4), 1,
+                                p->fused ? p->block_cells : p->unit_cells);
     if (packed > 0) {
       const Index length = std::max<Index>(1, std::min(p->count, p->chunk));
       p->tile_cells = clamp(tuning::kPackElements / length, 1, p->tile_cells);

@@ -33,11 +33,14 @@ inline constexpr Index kSharedBytes = Index(1) << 23;
 inline constexpr Index kMinTileBytes = 256;
 // Bytes of one column tile of kColChunk rows.
 inline constexpr Index kColTileBytes = Index(1) << 18;
+// Bytes of one tile of short rows.
+inline constexpr Index kRowTileBytes = Index(1) << 14;
 // Elements of a gathered tile.
 inline constexpr Index kPackElements = 16384;
 
-// Outputs from this size on are stored past the caches.
-inline constexpr Index kStreamBytes = Index(1) << 24;
+// Where all operands together are larger than a last-level cache's usual share, outputs are stored
+// past the caches.
+inline constexpr Index kStreamBytes = Index(1) << 25;
 // Less data than this is not worth a second thread.
 inline constexpr Index kSerialBytes = Index(1) << 19;
 // Data that the cores' own caches hold between calls.

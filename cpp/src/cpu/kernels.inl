@@ -164,18 +164,26 @@ SI void sum_rows(const Vec<C> (&v)[R], C (&out)[R]) {
 // Columns per call of a kernel that keeps sums per column: their arrays live on the stack.
 constexpr Index kStrip = 512;
 
-// Calls f.template operator()<R>(r, i, tag): B rows at a time over each vector of a strip of
-// columns, so that memory is read in streams along the rows.
-template <class C, int B = 8, class F>
-SI void row_blocks(Index rows, Index cols, F f) {
+// Calls f(i, tag) over [0, n) in vectors from the first element on.
+template <class C, class F>
+SI void sweep_from_start(Index n, F f) {
   constexpr Index N = kLanes<C>;
+  Index i = 0;
+  for (; i + N <= n; i += N) f(i, Full{});
+  if (i < n) f(i, Part{int(n - i)});
+}
+
+// Calls f.template operator()<R>(r, i, tag): eight rows at a time over each vector of a strip of
+// columns, so that memory is read in streams along the rows.
+template <class C, class F>
+SI void row_blocks(Index rows, Index cols, F f) {
   auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
-    Index i = 0;
-    for (; i + N <= cols; i += N) f.template operator()<R>(r, i, Full{});
-    if (i < cols) f.template operator()<R>(r, i, Part{int(cols - i)});
+    sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
+      f.template operator()<R>(r, i, tag);
+    });
   };
   Index r = 0;
-  for (; r + B <= rows; r += B) block.template operator()<B>(r);
+  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
   for (; r < rows; ++r) block.template operator()<1>(r);
 }
 
@@ -610,18 +618,25 @@ void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat
                     Compute<T>* dweight, Compute<T>* dbias) {
   using C = Compute<T>;
   if constexpr (O == kRows) {
-    row_blocks<C, 4>(
-        rows, cols, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
-          Vec<C> dw = load(dweight + i, tag), db = load(dbias + i, tag);
-          for (int k = 0; k < R; ++k) {
-            const Vec<C> g = load(row<T>(dy, r + k) + i, tag);
-            const Vec<C> d = load(row<T>(x, r + k) + i, tag) - splat(xhat.center[r + k]);
-            dw += g * (splat(xhat.a[r + k]) * d + splat(xhat.b[r + k]));
-            db += g;
-          }
-          store(dweight + i, dw, tag);
-          store(dbias + i, db, tag);
-        });
+    // The sums may alias the coefficients as far as a compiler knows: load those first.
+    auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+      const Rows<T, R> dyr(dy, r), xr(x, r);
+      const Coefficient<kRows, R, C> a(xhat.a, r), center(xhat.center, r), b(xhat.b, r);
+      sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
+        Vec<C> dw = load(dweight + i, tag), db = load(dbias + i, tag);
+        for (int k = 0; k < R; ++k) {
+          const Vec<C> g = dyr.load(k, i, tag);
+          const Vec<C> d = xr.load(k, i, tag) - center.in_row[k];
+          dw += g * (a.in_row[k] * d + b.in_row[k]);
+          db += g;
+        }
+        store(dweight + i, dw, tag);
+        store(dbias + i, db, tag);
+      });
+    };
+    Index r = 0;
+    for (; r + 4 <= rows; r += 4) block.template operator()<4>(r);
+    for (; r < rows; ++r) block.template operator()<1>(r);
   } else {
     for (Index r = 0; r < rows; ++r) {
       const T* dyr = row<T>(dy, r);
