@@ -6,7 +6,7 @@
 
 namespace normcore::tuning {
 
-// A chunk is read twice by the moments kernel: it must stay in a 32 KiB L1 cache.
+// A chunk is summed in the compute type: short enough for its rounding, long enough for its merge.
 inline constexpr Index kRowChunk = 4096;  // elements; half of it for float64
 inline constexpr Index kColChunk = 128;   // rows of a column tile
 // Partial sums are kept per piece.

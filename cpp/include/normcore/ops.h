@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "normcore/context.h"
+#include "normcore/errors.h"
 #include "normcore/tensor.h"
 
 namespace normcore {
@@ -17,6 +18,7 @@ struct Axes {
   int count;
 
   Axes(std::initializer_list<int> axes) : count(static_cast<int>(axes.size())) {
+    if (axes.size() > values.size()) throw value_error("axis names too many axes");
     int i = 0;
     for (int a : axes) values[i++] = a;
   }
@@ -30,7 +32,7 @@ struct StatsOut {
   Tensor mean, rstd, pooled;
 };
 
-// Gradients to be written; absent ones are not computed.
+// Gradients to be written; dx must be given, absent others are not computed.
 struct Gradients {
   Tensor dx, dweight, dbias;
 };
@@ -38,7 +40,7 @@ struct Gradients {
 struct LayerNormOptions {
   Axes axes{-1};
   double eps = 1e-5;
-  // With a residual, h = x + residual is written to `h` and normalized.
+  // With a residual, h = x + residual is written to `h`, which must be given too, and normalized.
   ConstTensor residual{};
   Tensor h{};
 };
@@ -49,6 +51,7 @@ struct RMSNormOptions {
   ConstTensor residual{};
   Tensor h{};
 };
+// Running buffers, both or neither, are moved in place by a training call and read by another one.
 struct BatchNormOptions {
   Tensor running_mean{}, running_var{};
   bool training = false;

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "normcore/dtype.h"
+#include "normcore/errors.h"
 
 namespace normcore {
 
@@ -26,6 +27,7 @@ class BasicTensor {
     requires(kConst || !std::is_const_v<T>)
   BasicTensor(T* data, std::initializer_list<Index> shape)
       : BasicTensor(data, DTypeOf<std::remove_const_t<T>>::value, static_cast<int>(shape.size())) {
+    if (shape.size() > kMaxDims) throw value_error("a tensor has more axes than kMaxDims");
     int i = 0;
     for (Index n : shape) shape_[i++] = n;
     set_contiguous();
@@ -34,6 +36,7 @@ class BasicTensor {
     requires(kConst || !std::is_const_v<T>)
   BasicTensor(T* data, std::initializer_list<Index> shape, std::initializer_list<Index> strides)
       : BasicTensor(data, shape) {
+    if (strides.size() != shape.size()) throw value_error("shape and strides differ in length");
     int i = 0;
     for (Index s : strides) strides_[i++] = s;
   }

@@ -19,7 +19,7 @@ class TileAccess {
   TileAccess(const Plan& plan, DType dtype)
       : plan_(plan), size_(static_cast<Index>(size_of(dtype))) {}
 
-  // Elements of scratch that an operand needs: none where it is used in place.
+  // Bytes of scratch that an operand needs: none where it is used in place.
   Index scratch_bytes(int operand) const {
     if (plan_.access[operand].direct) return 0;
     const Index length = std::min(plan_.count, plan_.chunk);
