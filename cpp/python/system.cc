@@ -49,21 +49,24 @@ void convert(py::handle src_object, py::handle dst_object) {
 
 void register_system(py::module_& m) {
   m.attr("__version__") = NORMCORE_VERSION;
-  m.def("methods", &method_names);
-  m.def("get_isa", &get_isa);
-  m.def("set_isa", &set_isa, py::arg("name"));
-  m.def("available_isas", &available_isas);
-  m.def("get_num_threads", &get_num_threads);
+  m.def("methods", &method_names, "Names of the registered methods.");
+  m.def("get_isa", &get_isa, "The instruction set in use, such as 'x86-64-v4'.");
+  m.def("set_isa", &set_isa, py::arg("name"),
+        "Use another instruction set of available_isas(); 'v3' is short for 'x86-64-v3'.");
+  m.def("available_isas", &available_isas, "Instruction sets that this CPU has, best first.");
+  m.def("get_num_threads", &get_num_threads,
+        "Threads of a large call: what was set, else what OpenMP offers.");
   m.def(
       "set_num_threads",
       [](py::handle n) {
         const Index v = as_index(n, "n");
         set_num_threads(static_cast<int>(std::clamp<Index>(v, -1, 1 << 20)));
       },
-      py::arg("n"));
+      py::arg("n"), "Use n threads for large calls, at least 1.");
   m.def("has_openmp", &has_openmp);
   m.def("compiler", &compiler);
-  m.def("cuda_is_available", &cuda::is_available);
+  m.def("cuda_is_available", &cuda::is_available,
+        "Whether this build has the CUDA backend and finds a device.");
   m.def("copy", &copy, py::arg("dst"), py::arg("src"), py::arg("stream"));
   m.def("convert", &convert, py::arg("src"), py::arg("dst"));
 }
