@@ -325,7 +325,7 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
         d = keep<C>(d - splat(center), tag);
         rest[j] += d;
       }
-      squares[j] += d * d;
+      squares[j] = fma<C>(d, d, squares[j]);
     });
     finish_moments(p, 1, cols, center, kCentred ? total<C>(rest) : C(0), total<C>(squares),
                    mean + r, m2 + r);
@@ -360,7 +360,7 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
           d -= c;
           s += d;
         }
-        q += d * d;
+        q = fma<C>(d, d, q);
       }
       if constexpr (kCentred) store(rest + i, s, tag);
       store(squares + i, q, tag);
@@ -452,8 +452,9 @@ SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
           Vec<C> w_i{}, s_i{};
           if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
           for (int j = 0; j < R; ++j) {
-            Vec<C> v = a.at(j, a_i) * (xr.load(j, i, tag) - center.at(j, c_i)) + b.at(j, b_i);
-            if constexpr (kScaled) v = w.at(j, w_i) * v + shift.at(j, s_i);
+            const Vec<C> d = xr.load(j, i, tag) - center.at(j, c_i);
+            Vec<C> v = fma<C>(a.at(j, a_i), d, b.at(j, b_i));
+            if constexpr (kScaled) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
             store(yr + j * stride + i, v, tag);
           }
         });
@@ -476,11 +477,12 @@ SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
                   const Compute<T>* weight, double* dy_u, double* dy_1) {
   using C = Compute<T>;
   constexpr Index N = kLanes<C>;
-  // g = weight * dy and g * u of one vector.
+  // g = weight * dy of one vector; g * u is added to `product`.
   auto terms = [&](Index r, Index i, auto tag, Vec<C>& product) __attribute__((always_inline)) {
     Vec<C> g = load(row<T>(dy, r) + i, tag);
     if constexpr (kWeighted) g *= load(weight + i, tag);
-    product = g * ((load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]));
+    const Vec<C> u = (load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]);
+    product = fma<C>(g, u, product);
     return g;
   };
   if (cols <= 4 * N) {
@@ -506,11 +508,8 @@ SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
   }
   for (Index r = 0; r < rows; ++r) {
     Vec<C> products[4] = {}, sum[4] = {};
-    fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-      Vec<C> product;
-      sum[j] += terms(r, i, tag, product);
-      products[j] += product;
-    });
+    fold<C>(cols, [&](Index i, int j, auto tag)
+                      __attribute__((always_inline)) { sum[j] += terms(r, i, tag, products[j]); });
     dy_u[r] = double(total<C>(products));
     dy_1[r] = double(total<C>(sum));
   }
@@ -535,7 +534,8 @@ SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
       for (int k = 0; k < R; ++k, xr += x.stride, dyr += dy.stride) {
         Vec<C> g = load(dyr, tag);
         if constexpr (kWeighted) g *= splat(weight[r + k]);
-        products_of[k % 2] += g * ((load(xr, tag) - center) * unit);
+        const Vec<C> u = (load(xr, tag) - center) * unit;
+        products_of[k % 2] = fma<C>(g, u, products_of[k % 2]);
         sums_of[k % 2] += g;
       }
       store(products + i, load(products + i, tag) + (products_of[0] + products_of[1]), tag);
@@ -590,7 +590,7 @@ SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C
             Vec<C> g = dyr.load(j, i, tag);
             if constexpr (kWeighted) g *= w.at(j, w_i);
             const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
-            Vec<C> d = p.at(j, p_i) * g + (q.at(j, q_i) * u + c.at(j, r_i));
+            Vec<C> d = fma<C>(p.at(j, p_i), g, fma<C>(q.at(j, q_i), u, c.at(j, r_i)));
             if constexpr (kResidual) d += dhr.load(j, i, tag);
             store(dxr + j * stride + i, d, tag);
           }
@@ -627,7 +627,7 @@ void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat
         for (int k = 0; k < R; ++k) {
           const Vec<C> g = dyr.load(k, i, tag);
           const Vec<C> d = xr.load(k, i, tag) - center.in_row[k];
-          dw += g * (a.in_row[k] * d + b.in_row[k]);
+          dw = fma<C>(g, fma<C>(a.in_row[k], d, b.in_row[k]), dw);
           db += g;
         }
         store(dweight + i, dw, tag);
@@ -645,7 +645,8 @@ void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat
       fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
         const Vec<C> g = load(dyr + i, tag);
         const Vec<C> d = load(xr + i, tag) - load(xhat.center + i, tag);
-        dw[j] += g * keep<C>(load(xhat.a + i, tag) * d + load(xhat.b + i, tag), tag);
+        const Vec<C> normalized = fma<C>(load(xhat.a + i, tag), d, load(xhat.b + i, tag));
+        dw[j] = fma<C>(g, keep<C>(normalized, tag), dw[j]);
         db[j] += g;
       });
       dweight[r] += total<C>(dw);
@@ -692,7 +693,7 @@ void merge(Index n, double count_a, double* mean_a, double* m2_a, double count_b
   sweep<false>(mean_a, n, [=](Index i, auto tag) __attribute__((always_inline)) {
     Vec<double> mean = load(mean_a + i, tag);
     Vec<double> d = load(mean_b + i, tag) - mean;
-    store(mean_a + i, mean + d * f, tag);
+    store(mean_a + i, fma<double>(d, f, mean), tag);
     store(m2_a + i, load(m2_a + i, tag) + load(m2_b + i, tag) + d * d * g, tag);
   });
 }

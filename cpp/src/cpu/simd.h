@@ -70,6 +70,32 @@ SI Vec<C> splat(C v) {
   return v - Vec<C>{};
 }
 
+// a * b + c, rounded once where the instruction set can. Contraction by the compiler is switched
+// off: it may differ between two copies of one loop, and with it the bits of a row.
+template <class C>
+SI Vec<C> fma(Vec<C> a, Vec<C> b, Vec<C> c) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  } else {
+    return (Vec<C>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  }
+#elif defined(NORMCORE_X86) && defined(__FMA__)
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  } else {
+    return (Vec<C>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  }
+#elif defined(__FP_FAST_FMA)
+  for (int i = 0; i < kLanes<C>; ++i) {
+    c[i] = sizeof(C) == 4 ? __builtin_fmaf(a[i], b[i], c[i]) : __builtin_fma(a[i], b[i], c[i]);
+  }
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
 template <class To, class From>
 SI To bitcast(From v) {
   static_assert(sizeof(To) == sizeof(From));

@@ -1,0 +1,135 @@
+// Threads: every task once, errors reach the caller, and a forked child neither hangs nor starts
+// threads of a pool that it does not have.
+#include "cpu/parallel.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "normcore/context.h"
+#if defined(__unix__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+namespace normcore::cpu {
+namespace {
+
+constexpr Index kHuge = Index(1) << 40;  // bytes: worth any number of threads
+
+TEST(ParallelFor, RunsEveryTaskExactlyOnce) {
+  for (const bool sticky : {false, true}) {
+    for (const int threads : {1, 2, 3, 8}) {
+      for (const Index tasks : {0, 1, 2, 3, 7, 64, 1000}) {
+        std::vector<std::atomic<int>> runs(std::size_t(tasks) + 1);
+        parallel_for(tasks, threads, sticky, [&](Index i) { ++runs.at(std::size_t(i)); });
+        for (Index i = 0; i < tasks; ++i) ASSERT_EQ(runs[std::size_t(i)], 1) << i;
+        ASSERT_EQ(runs[std::size_t(tasks)], 0);
+      }
+    }
+  }
+}
+
+TEST(ParallelFor, UsesTheThreadsThatItIsGiven) {
+  if (!has_openmp()) GTEST_SKIP() << "built without OpenMP";
+#ifdef _OPENMP
+  for (const int threads : {2, 3}) {
+    std::atomic<int> most{0};
+    parallel_for(1000, threads, true, [&](Index) {
+      int seen = most;
+      while (seen < omp_get_num_threads() && !most.compare_exchange_weak(seen, omp_get_num_threads())) {
+      }
+    });
+    EXPECT_EQ(most, threads);
+  }
+#endif
+}
+
+TEST(ParallelFor, AnErrorReachesTheCallerAndTheNextCallWorks) {
+  for (const bool sticky : {false, true}) {
+    for (const int threads : {1, 2, 4}) {
+      EXPECT_THROW(parallel_for(100, threads, sticky,
+                                [](Index i) {
+                                  if (i == 57) throw std::runtime_error("task 57");
+                                }),
+                   std::runtime_error);
+      EXPECT_THROW(parallel_for(100, threads, sticky, [](Index) { throw std::runtime_error("all"); }),
+                   std::runtime_error);
+      std::atomic<int> runs{0};
+      parallel_for(100, threads, sticky, [&](Index) { ++runs; });
+      EXPECT_EQ(runs, 100);
+    }
+  }
+}
+
+TEST(ThreadsFor, LittleDataIsWorkedOnByOneThread) {
+  EXPECT_EQ(threads_for(0, 8), 1);
+  EXPECT_EQ(threads_for(1000, 8), 1);
+}
+
+TEST(ThreadsFor, TheCallGoesBeforeTheSetting) {
+  const int before = get_num_threads();
+  set_num_threads(3);
+  EXPECT_EQ(threads_for(kHuge, 0), 3);
+  EXPECT_EQ(threads_for(kHuge, 2), 2);
+  set_num_threads(before);
+}
+
+TEST(ThreadSetting, RefusesLessThanOne) {
+  const int before = get_num_threads();
+  EXPECT_THROW(set_num_threads(0), std::invalid_argument);
+  EXPECT_THROW(set_num_threads(-2), std::invalid_argument);
+  EXPECT_EQ(get_num_threads(), before);
+}
+
+#if defined(__unix__)
+// Runs f in a child that is killed where it hangs; what the child says by its exit status.
+template <class F>
+int in_child(F f) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(f());
+  }
+  int status = 0;
+  if (waitpid(child, &status, 0) != child) return -1;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -2;
+}
+
+int run_tasks() {
+  std::atomic<int> runs{0};
+  parallel_for(100, threads_for(kHuge, 2), false, [&](Index) { ++runs; });
+  return runs == 100 ? 0 : 1;
+}
+
+TEST(Fork, AChildRunsAfterTheParentHasStartedThreads) {
+  ASSERT_EQ(run_tasks(), 0);
+  EXPECT_EQ(in_child(run_tasks), 0) << "-2: the child hung";
+  EXPECT_EQ(in_child([] { return in_child(run_tasks); }), 0) << "in a grandchild";
+  EXPECT_EQ(run_tasks(), 0) << "in the parent, afterwards";
+}
+
+TEST(Fork, OnlyTheChildRunsSerially) {
+  if (!has_openmp()) GTEST_SKIP() << "built without OpenMP";
+  ASSERT_EQ(run_tasks(), 0);
+  EXPECT_EQ(in_child([] { return threads_for(kHuge, 2); }), 1);
+  EXPECT_EQ(threads_for(kHuge, 2), 2);
+}
+
+TEST(Fork, TheLibrarysOwnLoopsRunInAChild) {
+  std::vector<char> from(8 << 20, 'x'), to(from.size());
+  parallel_copy(from.data(), to.data(), Index(from.size()), false);
+  EXPECT_EQ(in_child([&] {
+              std::vector<char> again(from.size());
+              parallel_copy(from.data(), again.data(), Index(from.size()), true);
+              return again == from ? 0 : 1;
+            }),
+            0);
+}
+#endif
+
+}  // namespace
+}  // namespace normcore::cpu

@@ -1,0 +1,391 @@
+// The plan: which axes merge, what is rows and what columns, what may be used in place, and that the
+// blocks and pieces it cuts cover the table exactly once. Hunts every mistake of geometry, without
+// touching the elements of any array.
+#include "plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "forward.h"
+#include "support.h"
+
+namespace normcore {
+namespace {
+
+using testing::Random;
+
+// Which arrays and axes a plan is asked for. Roles: one letter per axis, n(outer) c(hannel) s(pace).
+struct Request {
+  std::string roles;
+  std::vector<Index> shape;
+  std::vector<Index> strides = {};  // of x; contiguous where empty
+  std::vector<Index> out = {};      // of a second operand; absent where empty
+  std::vector<Pool> pools = {Pool::sample};
+  Affinity affinity = Affinity::channel;
+  Index groups = 1;
+  bool computed = true;
+  DType dtype = DType::kFloat32;
+};
+
+Plan plan_of(const Request& r) {
+  std::vector<Role> roles;
+  for (const char letter : r.roles) {
+    roles.push_back(letter == 'n' ? Role::outer : letter == 'c' ? Role::channel : Role::space);
+  }
+  const ConstTensor x = testing::make_tensor(nullptr, r.dtype, r.shape, r.strides);
+  const ConstTensor y = testing::make_tensor(nullptr, r.dtype, r.shape, r.out);
+  PlanRequest request{roles.data(), r.affinity, r.groups, r.pools.data(), int(r.pools.size()),
+                      r.computed,   {&x},       1};
+  if (!r.out.empty()) {
+    request.operands[1] = &y;
+    request.operand_count = 2;
+  }
+  Plan plan;
+  make_plan(request, &plan);
+  return plan;
+}
+
+// ---- the table
+
+struct PlanCase {
+  const char* name;
+  Request request;
+  Layout layout;
+  Index outer, cells, count;
+  int outer_dims, space_dims;
+  bool direct, direct_out = true;
+};
+void PrintTo(const PlanCase& c, std::ostream* out) { *out << c.name; }
+
+constexpr Layout kRowsLayout = Layout::rows, kColumns = Layout::columns;
+constexpr Affinity kElement = Affinity::element;
+const std::vector<Pool> kBatch = {Pool::batch}, kInstance = {Pool::instance},
+                        kGroup = {Pool::group}, kBoth = {Pool::batch, Pool::instance};
+
+const PlanCase kPlans[] = {
+    // channels first
+    {"BatchNCHW", {"ncss", {2, 3, 4, 5}, {}, {}, kBatch}, kRowsLayout, 2, 3, 20, 1, 1, true},
+    {"InstanceNCHW", {"ncss", {2, 3, 4, 5}, {}, {}, kInstance}, kRowsLayout, 2, 3, 20, 1, 1, true},
+    {"GroupNCHW", {"ncss", {2, 6, 4, 5}, {}, {}, kGroup, Affinity::channel, 3},
+     kRowsLayout, 2, 6, 20, 1, 1, true},
+    {"BatchNC", {"nc", {7, 3}, {}, {}, kBatch}, kColumns, 1, 3, 7, 0, 1, true},
+    {"BatchNCTransposed", {"nc", {7, 3}, {1, 7}, {}, kBatch}, kRowsLayout, 7, 3, 1, 1, 0, true},
+    {"OneSample", {"ncss", {1, 3, 4, 5}, {}, {}, kBatch}, kRowsLayout, 1, 3, 20, 0, 1, true},
+    {"OneChannel", {"ncss", {2, 1, 4, 5}, {}, {}, kBatch}, kRowsLayout, 2, 1, 20, 1, 1, true},
+    {"OnePixel", {"ncss", {2, 3, 1, 1}, {}, {}, kBatch}, kColumns, 1, 3, 2, 0, 1, true},
+    {"SizeOneAxesBetween", {"ncsss", {2, 3, 1, 4, 1}, {}, {}, kGroup},
+     kRowsLayout, 2, 3, 4, 1, 1, true},
+    {"NothingButOnes", {"ncs", {1, 1, 1}, {}, {}, kBatch}, kRowsLayout, 1, 1, 1, 0, 0, true},
+    // channels last: as memory order of a logical NCHW, and as the last axis
+    {"BatchNHWC", {"ncss", {2, 3, 4, 5}, {60, 1, 15, 3}, {}, kBatch}, kColumns, 1, 3, 40, 0, 1, true},
+    {"BatchLastAxis", {"nssc", {2, 4, 5, 3}, {}, {}, kBatch}, kColumns, 1, 3, 40, 0, 1, true},
+    {"GroupNHWC", {"ncss", {2, 6, 4, 5}, {120, 1, 30, 6}, {}, kGroup, Affinity::channel, 2},
+     kColumns, 2, 6, 20, 1, 1, true},
+    {"InstanceLastAxis", {"nssc", {2, 4, 5, 3}, {}, {}, kInstance}, kColumns, 2, 3, 20, 1, 1, true},
+    // Batch and space are one to batch pools alone.
+    {"BatchAndInstanceNHWC", {"nssc", {2, 4, 5, 3}, {}, {}, kBoth}, kColumns, 2, 3, 20, 1, 1, true},
+    {"GivenNHWC", {"nssc", {2, 4, 5, 3}, {}, {}, kInstance, Affinity::channel, 1, false},
+     kColumns, 1, 3, 40, 0, 1, true},
+    {"GivenNCHW", {"ncss", {2, 3, 4, 5}, {}, {}, kInstance, Affinity::channel, 1, false},
+     kRowsLayout, 2, 3, 20, 1, 1, true},
+    // elementwise parameters, any axes
+    {"LastAxis", {"nns", {4, 6, 8}, {}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 1, 24, 8, 0, 1, true},
+    {"LastTwoAxes", {"nss", {4, 6, 8}, {}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 1, 4, 48, 0, 1, true},
+    {"AllAxes", {"sss", {4, 6, 8}, {}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 1, 1, 192, 0, 1, true},
+    {"FirstAxis", {"sn", {8, 5}, {}, {}, {Pool::sample}, kElement}, kColumns, 1, 5, 8, 0, 1, true},
+    {"MiddleAxis", {"nsn", {3, 4, 5}, {}, {}, {Pool::sample}, kElement},
+     kColumns, 3, 5, 4, 1, 1, true},
+    {"ChannelsOfNCHW", {"nsnn", {2, 3, 4, 5}, {}, {}, {Pool::sample}, kElement},
+     kColumns, 2, 20, 3, 1, 1, true},
+    {"FirstAndLastAxis", {"sns", {3, 4, 5}, {}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 1, 4, 15, 0, 2, false},
+    {"PaddedRows", {"nns", {4, 6, 8}, {60, 10, 1}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 1, 24, 8, 0, 1, true},
+    {"PaddedPlanes", {"nns", {4, 6, 8}, {50, 8, 1}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 4, 6, 8, 1, 1, true},
+    {"EveryOtherElement", {"ns", {4, 8}, {16, 2}, {}, {Pool::sample}, kElement},
+     kRowsLayout, 1, 4, 8, 0, 1, false},
+    // strange strides
+    {"BroadcastBatch", {"ncs", {2, 3, 4}, {0, 4, 1}, {}, kGroup}, kRowsLayout, 2, 3, 4, 1, 1, true},
+    {"BroadcastSpace", {"ncs", {2, 3, 4}, {3, 1, 0}, {}, kGroup}, kColumns, 2, 3, 4, 1, 1, true},
+    {"NegativeSpace", {"ncs", {2, 3, 4}, {12, 4, -1}, {}, kGroup},
+     kRowsLayout, 2, 3, 4, 1, 1, false},
+    {"NegativeBatch", {"ncs", {2, 3, 4}, {-12, 4, 1}, {}, kGroup},
+     kRowsLayout, 2, 3, 4, 1, 1, true},
+    {"NegativeChannelsLast", {"ncs", {2, 3, 4}, {12, -1, 3}, {}, kGroup},
+     kColumns, 2, 3, 4, 1, 1, false},
+    // An axis merges only where every operand has it continue the other.
+    {"OutputOfOtherOrder", {"ncss", {2, 3, 4, 5}, {}, {60, 1, 15, 3}, kBatch},
+     kRowsLayout, 2, 3, 20, 1, 1, true, false},
+    {"OutputThatStopsMerging", {"nns", {4, 6, 8}, {}, {50, 8, 1}, {Pool::sample}, kElement},
+     kRowsLayout, 4, 6, 8, 1, 1, true},
+    {"OutputWithPaddedSpace", {"ncss", {2, 3, 4, 5}, {}, {84, 28, 7, 1}, kBatch},
+     kRowsLayout, 2, 3, 20, 1, 2, false, false},
+};
+
+class Plans : public ::testing::TestWithParam<PlanCase> {};
+
+TEST_P(Plans, TableAndMergedAxes) {
+  const PlanCase& c = GetParam();
+  const Plan p = plan_of(c.request);
+  EXPECT_EQ(p.layout, c.layout);
+  EXPECT_EQ(p.outer, c.outer);
+  EXPECT_EQ(p.cells, c.cells);
+  EXPECT_EQ(p.count, c.count);
+  EXPECT_EQ(p.outer_dims, c.outer_dims);
+  EXPECT_EQ(p.space_dims, c.space_dims);
+  EXPECT_EQ(p.access[0].direct, c.direct);
+  if (!c.request.out.empty()) {
+    EXPECT_EQ(p.access[1].direct, c.direct_out);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(All, Plans, ::testing::ValuesIn(kPlans),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(PlanFusion, SmallTensorsAreFusedUnlessStatisticsAreGiven) {
+  for (PlanCase c : kPlans) {
+    EXPECT_EQ(plan_of(c.request).fused, c.request.computed) << c.name;
+  }
+}
+
+TEST(PlanFusion, ABatchPoolBeyondAnyCacheTakesTwoSweeps) {
+  const Index kMany = Index(1) << 20;
+  for (const Request& r :
+       {Request{"ncs", {64, 8, kMany}, {}, {}, kBatch}, Request{"nc", {kMany * 64, 8}, {}, {}, kBatch}}) {
+    const Plan p = plan_of(r);
+    EXPECT_FALSE(p.fused);
+    EXPECT_EQ(p.block_outer, p.outer);
+    EXPECT_EQ(p.block_cells, p.cells);
+  }
+}
+
+TEST(PlanFusion, ManySamplesAreWorkedOnOneByOneHoweverLongTheyAre) {
+  EXPECT_TRUE(plan_of({"ns", {1000, 1 << 22}, {}, {}, {Pool::sample}, kElement}).fused);
+  EXPECT_TRUE(plan_of({"ncs", {1000, 32, 1 << 16}, {}, {}, kGroup}).fused);
+}
+
+TEST(PlanStreaming, OnlyLargeOutputsAreStreamed) {
+  EXPECT_FALSE(plan_of({"ns", {100, 1000}, {}, {}, {Pool::sample}, kElement}).stream);
+  EXPECT_TRUE(plan_of({"ns", {100'000, 10'000}, {}, {}, {Pool::sample}, kElement}).stream);
+}
+
+// ---- invariants, over random requests
+
+Request random_request(Random& random, Index longest) {
+  Request r;
+  const bool element = random.integer(0, 1) == 0;
+  const int ndim = int(random.integer(element ? 1 : 2, 5));
+  for (int i = 0; i < ndim; ++i) {
+    const Index small = random.integer(1, 4);
+    r.shape.push_back(random.integer(0, 3) == 0 ? random.integer(1, longest) : small);
+  }
+  if (element) {
+    r.affinity = kElement;
+    for (int i = 0; i < ndim; ++i) r.roles += random.integer(0, 1) ? 'n' : 's';
+    r.roles[std::size_t(random.integer(0, ndim - 1))] = 's';
+  } else {
+    r.roles.assign(std::size_t(ndim), 's');
+    r.roles[0] = 'n';
+    const std::size_t channel = std::size_t(random.integer(1, ndim - 1));
+    r.roles[channel] = 'c';
+    const Index channels = r.shape[channel];
+    while (channels % (r.groups = random.integer(1, channels)) != 0) {
+    }
+    const std::vector<Pool> choices[] = {kBatch, kInstance, kGroup, kBoth, {Pool::sample}};
+    r.pools = choices[random.integer(0, 4)];
+    r.computed = random.integer(0, 4) > 0;
+  }
+  // Axes in any order of memory, some padded, some backwards.
+  for (std::vector<Index>* strides : {&r.strides, &r.out}) {
+    std::vector<std::size_t> order(r.shape.size());
+    std::iota(order.begin(), order.end(), 0);
+    for (std::size_t i = order.size(); i-- > 1 && random.integer(0, 2) == 0;) {
+      std::swap(order[i], order[std::size_t(random.integer(0, Index(i)))]);
+    }
+    strides->assign(order.size(), 0);
+    Index step = random.integer(0, 5) == 0 ? 2 : 1;
+    for (std::size_t i = order.size(); i-- > 0;) {
+      (*strides)[order[i]] = random.integer(0, 7) == 0 ? -step : step;
+      step *= r.shape[order[i]];
+      if (random.integer(0, 5) == 0) step += 3;
+    }
+  }
+  r.dtype = testing::kDTypes[random.integer(0, 3)];
+  return r;
+}
+std::string describe(const Request& r) {
+  std::string s = r.roles;
+  for (const auto* v : {&r.shape, &r.strides, &r.out}) {
+    s += v == &r.shape ? " shape" : v == &r.strides ? " strides" : " out";
+    for (const Index i : *v) (s += ' ') += std::to_string(i);
+  }
+  return (s += " groups ") += std::to_string(r.groups);
+}
+
+// Offset of the merged digits of i.
+Index offset_of(Index i, int dims, const Index* sizes, const Index* strides) {
+  Index offset = 0;
+  for (int d = dims - 1; d >= 0; --d) {
+    offset += i % sizes[d] * strides[d];
+    i /= sizes[d];
+  }
+  return offset;
+}
+
+TEST(PlanInvariants, EveryElementIsReachedOnceAndAtTheSamePlaceInEveryOperand) {
+  Random random(1);
+  for (int trial = 0; trial < 2000; ++trial) {
+    const Request r = random_request(random, 9);
+    const Plan p = plan_of(r);
+    ASSERT_EQ(p.outer * p.cells * p.count,
+              std::accumulate(r.shape.begin(), r.shape.end(), Index(1), std::multiplies<>()))
+        << describe(r);
+    // Pairs of places in x and out: as the arrays say, and as the plan walks.
+    std::map<std::pair<Index, Index>, int> places;
+    std::vector<Index> at(r.shape.size(), 0);
+    for (bool more = true; more;) {
+      ++places[{std::inner_product(at.begin(), at.end(), r.strides.begin(), Index(0)),
+                std::inner_product(at.begin(), at.end(), r.out.begin(), Index(0))}];
+      more = false;
+      for (std::size_t d = at.size(); d-- > 0 && !more;) {
+        more = ++at[d] < r.shape[d];
+        if (!more) at[d] = 0;
+      }
+    }
+    for (Index o = 0; o < p.outer; ++o) {
+      for (Index k = 0; k < p.cells; ++k) {
+        for (Index s = 0; s < p.count; ++s) {
+          Index place[2];
+          for (int i = 0; i < 2; ++i) {
+            const Access& a = p.access[i];
+            place[i] = offset_of(o, p.outer_dims, p.outer_sizes, a.outer) + k * a.cell +
+                       offset_of(s, p.space_dims, p.space_sizes, a.space);
+          }
+          ASSERT_EQ(--places[std::make_pair(place[0], place[1])], 0) << describe(r);
+        }
+      }
+    }
+  }
+}
+
+TEST(PlanInvariants, DirectOperandsAreContiguousAlongATile) {
+  Random random(2);
+  for (int trial = 0; trial < 2000; ++trial) {
+    const Request r = random_request(random, 9);
+    const Plan p = plan_of(r);
+    for (const Access& a : {p.access[0], p.access[1]}) {
+      if (!a.direct) continue;
+      EXPECT_LE(p.space_dims, 1) << describe(r);
+      if (p.layout == Layout::rows && p.space_dims == 1) {
+        EXPECT_EQ(a.space[0], 1) << describe(r);
+      }
+      if (p.layout == Layout::columns && p.cells > 1) {
+        EXPECT_EQ(a.cell, 1) << describe(r);
+      }
+    }
+  }
+}
+
+TEST(PlanInvariants, BlocksAndPiecesCoverTheTableExactlyOnce) {
+  Random random(3);
+  for (int trial = 0; trial < 300; ++trial) {
+    // Long axes reach beyond chunks, pieces and cache sizes.
+    const Request r = random_request(random, trial % 3 == 0 ? 70'000 : 500);
+    if (std::accumulate(r.shape.begin(), r.shape.end(), 1.0, std::multiplies<>()) > 1e6) continue;
+    const Plan p = plan_of(r);
+    std::vector<unsigned char> seen(std::size_t(p.outer * p.cells * p.count), 0);
+    for (Index i = 0; i < p.outer_blocks() * p.cell_blocks(); ++i) {
+      const Block b = block_at(p, i);
+      const Units units(p, b);
+      for (Index u = 0; u < units.count(); ++u) {
+        const Range range = units.range(u);
+        ASSERT_GT(range.on * range.kn * range.sn, 0) << describe(r);
+        for (Index o = range.o0; o < range.o0 + range.on; ++o) {
+          for (Index k = range.k0; k < range.k0 + range.kn; ++k) {
+            const auto cell = seen.begin() + (o * p.cells + k) * p.count;
+            std::for_each(cell + range.s0, cell + range.s0 + range.sn, [](auto& n) { ++n; });
+          }
+        }
+        // What a piece's row of partial results covers follows the block's order.
+        ASSERT_LT(units.piece_of(u), units.pieces()) << describe(r);
+      }
+    }
+    ASSERT_EQ(std::count(seen.begin(), seen.end(), 1), Index(seen.size())) << describe(r);
+  }
+}
+
+TEST(PlanInvariants, BlocksAreClosedUnderTheirPools) {
+  Random random(4);
+  for (int trial = 0; trial < 5000; ++trial) {
+    const Request r = random_request(random, 3000);
+    const Plan p = plan_of(r);
+    for (const Pool pool : r.pools) {
+      switch (r.computed ? extent_of(pool, r.affinity) : Extent::cell) {
+        case Extent::cell:
+          break;
+        case Extent::group:
+          EXPECT_EQ(p.block_cells % (p.cells / p.groups), 0) << describe(r);
+          break;
+        case Extent::row:
+          EXPECT_EQ(p.block_cells, p.cells) << describe(r);
+          break;
+        case Extent::column:
+          EXPECT_EQ(p.block_outer, p.outer) << describe(r);
+          break;
+      }
+    }
+    EXPECT_GE(p.tile_cells, 1);
+    EXPECT_LE(p.tile_cells, p.block_cells) << describe(r);
+    EXPECT_LE(p.unit_cells, p.block_cells) << describe(r);
+  }
+}
+
+// The order of summation of a cell: what fixes its bits.
+TEST(PlanInvariants, ChunkingOfACellDoesNotDependOnTheNumberOfCells) {
+  for (const DType dtype : testing::kDTypes) {
+    for (const Index length : {2, 100, 5000, 100'000}) {
+      struct Family {
+        const char* name;
+        Request (*make)(Index cells, Index length);
+      };
+      const Family families[] = {
+          {"rows", [](Index n, Index s) { return Request{"ns", {n, s}, {}, {}, {}, kElement}; }},
+          {"gathered rows",
+           [](Index n, Index s) { return Request{"ns", {n, s}, {2 * s, 2}, {}, {}, kElement}; }},
+          // One column is a row; from two on they are columns.
+          {"columns",
+           [](Index n, Index s) { return Request{"sn", {s, n + 1}, {}, {}, {}, kElement}; }},
+          {"samples", [](Index n, Index s) { return Request{"ncs", {n, 4, s}, {}, {}, kGroup}; }},
+          {"channels", [](Index n, Index s) { return Request{"ncs", {3, n, s}, {}, {}, kBatch}; }},
+          {"last channels",
+           [](Index n, Index s) { return Request{"nsc", {3, s, n + 1}, {}, {}, kBatch}; }},
+          {"last samples",
+           [](Index n, Index s) { return Request{"nsc", {n, s, 4}, {}, {}, kGroup}; }},
+      };
+      for (const Family& family : families) {
+        Plan one{};
+        for (const Index n : {1, 2, 3, 16, 1000, 100'000}) {
+          Request r = family.make(n, length);
+          r.dtype = dtype;
+          if (r.pools.empty()) r.pools = {Pool::sample};
+          const Plan p = plan_of(r);
+          if (n == 1) one = p;
+          EXPECT_EQ(p.layout, one.layout) << family.name;
+          EXPECT_EQ(p.chunk, one.chunk) << family.name;
+          EXPECT_EQ(p.piece_space, one.piece_space) << family.name;
+          EXPECT_EQ(p.piece_outer, one.piece_outer) << family.name;
+          EXPECT_EQ(p.count, one.count) << family.name;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace normcore

@@ -1,0 +1,107 @@
+// The workspace: aligned arrays that do not overlap, given back in order, and kept from call to call
+// so that nothing is allocated in the steady state.
+#include "cpu/workspace.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <thread>
+
+#include "allocations.h"
+#include "support.h"
+
+namespace normcore::cpu {
+namespace {
+
+using Scope = Workspace::Scope;
+using testing::allocations;
+
+TEST(Workspace, ArraysAreAlignedAndApart) {
+  Workspace w;
+  testing::Random random(1);
+  for (int trial = 0; trial < 50; ++trial) {
+    Scope scope(w);
+    struct Taken {
+      unsigned char* p;
+      Index n;
+    };
+    std::vector<Taken> taken;
+    for (int i = 0; i < 20; ++i) {
+      const Index n = random.integer(0, i % 5 == 0 ? 300'000 : 3000);
+      auto* p = scope.take<unsigned char>(n);
+      ASSERT_EQ(reinterpret_cast<std::uintptr_t>(p) % Workspace::kAlignment, 0u);
+      std::memset(p, i, std::size_t(n));
+      taken.push_back({p, n});
+    }
+    for (int i = 0; i < 20; ++i) {
+      for (Index j = 0; j < taken[std::size_t(i)].n; ++j) {
+        ASSERT_EQ(taken[std::size_t(i)].p[j], i) << "array " << i << " was overwritten";
+      }
+    }
+  }
+}
+
+TEST(Workspace, FilledArraysAreFilled) {
+  Workspace w;
+  Scope scope(w);
+  const double* p = scope.take_filled<double>(1000, 2.5);
+  for (int i = 0; i < 1000; ++i) ASSERT_EQ(p[i], 2.5);
+}
+
+TEST(Workspace, AScopeGivesBackWhatItTookAndNothingElse) {
+  Workspace w;
+  Scope outer(w);
+  double* kept = outer.take_filled<double>(100, 1);
+  double* first;
+  {
+    Scope inner(w);
+    first = inner.take_filled<double>(100, 2);
+    inner.take<double>(200'000);  // a chunk of its own
+  }
+  double* second = outer.take_filled<double>(100, 3);
+  EXPECT_EQ(first, second);
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(kept[i], 1);
+}
+
+void use(Workspace& w) {
+  Scope outer(w);
+  outer.take<float>(1000);
+  for (const Index n : {10, 100'000, 1'000'000}) {
+    Scope inner(w);
+    inner.take<double>(n);
+    inner.take<char>(n);
+  }
+}
+
+TEST(Workspace, NothingIsAllocatedInTheSteadyState) {
+  Workspace w;
+  use(w);
+  const long before = allocations();
+  for (int i = 0; i < 10; ++i) use(w);
+  EXPECT_EQ(allocations(), before);
+}
+
+TEST(Workspace, ChunksBeyondWhatIsKeptAreGivenBack) {
+  Workspace w;
+  const auto take = [&](std::size_t bytes) {
+    const long before = allocations();
+    Scope(w).take<char>(Index(bytes));
+    return allocations() - before;
+  };
+  take(1);
+  take(Workspace::kKept);
+  EXPECT_EQ(take(Workspace::kKept), 0);
+  EXPECT_GT(take(Workspace::kKept + 1), 0);
+  EXPECT_GT(take(Workspace::kKept + 1), 0);  // it was not kept
+  EXPECT_EQ(take(Workspace::kKept), 0);      // what fits still is
+}
+
+TEST(Workspace, EveryThreadHasItsOwn) {
+  Workspace* other = nullptr;
+  std::thread([&] { other = &Workspace::local(); }).join();
+  EXPECT_NE(other, &Workspace::local());
+  EXPECT_EQ(&Workspace::local(), &Workspace::local());
+}
+
+}  // namespace
+}  // namespace normcore::cpu
