@@ -75,7 +75,7 @@ void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& ex
   for (int i = 0; same && i < t.ndim(); ++i) same = t.shape(i) == expected.shape[i];
   if (same) return;
   throw value_error(std::string(name) + " has shape " + shape_text(t) + ", expected " +
-                    shape_text(expected.shape, expected.ndim) + ": " + expected.rule);
+                    shape_text(expected.shape, expected.ndim) + ": " + expected.rule_text());
 }
 
 void check_like(const char* name, const ConstTensor& t, const ConstTensor& x) {

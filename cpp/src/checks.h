@@ -20,7 +20,13 @@ std::string shape_text(const BasicTensor<kConst>& t) {
 struct ExpectedShape {
   Index shape[kMaxDims];
   int ndim = 0;
-  std::string rule;
+  // Put together for a message alone: calls that succeed allocate nothing.
+  const char* rule = "";
+  bool has_axis = false;
+  int given_axis = 0;  // as the caller gave it; ends the rule
+  std::string rule_text() const {
+    return has_axis ? rule + std::to_string(given_axis) + "]" : std::string(rule);
+  }
   void append(Index n) { shape[ndim++] = n; }
 };
 

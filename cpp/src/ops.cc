@@ -306,7 +306,9 @@ struct ChannelCall {
                         ", expected another axis than 0, the batch");
     }
     channel_shape.append(channels());
-    channel_shape.rule = "x.shape[channel_axis=" + std::to_string(axis) + "]";
+    channel_shape.rule = "x.shape[channel_axis=";
+    channel_shape.given_axis = axis;
+    channel_shape.has_axis = true;
     if (weight) check_shape("weight", weight, channel_shape);
     if (bias) check_shape("bias", bias, channel_shape);
   }
@@ -522,7 +524,7 @@ ChannelCall group_norm_call(const ConstTensor& x, Index num_groups, const ConstT
   if (num_groups < 1 || call.channels() % num_groups != 0) {
     throw value_error("num_groups is " + std::to_string(num_groups) +
                       ", expected a positive divisor of " + std::to_string(call.channels()) + ": " +
-                      call.channel_shape.rule);
+                      call.channel_shape.rule_text());
   }
   call.groups = num_groups;
   if (x.size() > 0 && call.samples() * (call.channels() / num_groups) * call.space() == 1) {

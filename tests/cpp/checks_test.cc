@@ -44,8 +44,8 @@ Slice slice(const float* base, const std::vector<Index>& strides, const std::vec
     }
     s.elements = wider;
   }
-  s.view = testing::make_tensor(const_cast<float*>(base) + first, DType::kFloat32, count,
-                                view_strides);
+  s.view =
+      testing::make_tensor(const_cast<float*>(base) + first, DType::kFloat32, count, view_strides);
   return s;
 }
 
@@ -176,8 +176,9 @@ TEST(CheckShape, NamesTheArgumentItsShapeAndTheRule) {
 TEST(CheckLike, NamesTypeAndShape) {
   const float x[6] = {};
   const double d[6] = {};
-  EXPECT_EQ(message<type_error>([&] { check_like("dy", ConstTensor(d, {6}), ConstTensor(x, {6})); }),
-            "dy has dtype float64, expected float32: x's");
+  EXPECT_EQ(
+      message<type_error>([&] { check_like("dy", ConstTensor(d, {6}), ConstTensor(x, {6})); }),
+      "dy has dtype float64, expected float32: x's");
   EXPECT_EQ(message([&] { check_like("dy", ConstTensor(x, {2, 3}), ConstTensor(x, {6})); }),
             "dy has shape (2, 3), expected (6,): x's");
 }

@@ -220,9 +220,7 @@ std::vector<Map<C>> maps() {
          k.weighted_grad[p.orientation](p.in(p.dy, t), p.in(p.x, t), In{nullptr, 0}, y, t.rows,
                                         t.cols, p.gradient(t), p.along(p.weight, t));
        },
-       [](P p, Index r, Index c) {
-         return gradient_sum(p, r, c, p.along_at(p.weight, r, c), 0);
-       }},
+       [](P p, Index r, Index c) { return gradient_sum(p, r, c, p.along_at(p.weight, r, c), 0); }},
       {"weighted_grad with dh",
        [](K k, P p, const Part& t, Out y) {
          k.weighted_grad[p.orientation](p.in(p.dy, t), p.in(p.x, t), p.in(p.dh, t), y, t.rows,
@@ -289,9 +287,8 @@ std::vector<Reduction<C>> reductions() {
        }},
       {"weighted_sums", false,
        [](K k, P p, const Part& t, Numbers& out) {
-         k.weighted_sums[p.orientation](p.in(p.dy, t), p.in(p.x, t), t.rows, t.cols,
-                                        p.centering(t), p.along(p.weight, t), out[0].data(),
-                                        out[1].data());
+         k.weighted_sums[p.orientation](p.in(p.dy, t), p.in(p.x, t), t.rows, t.cols, p.centering(t),
+                                        p.along(p.weight, t), out[0].data(), out[1].data());
        },
        [](P p, Index r, Index c, Sum(&s)[2]) {
          const double g = p.along_at(p.weight, r, c) * p.dy.at(r, c);
@@ -529,9 +526,10 @@ TEST_P(Kernels, MomentsSurviveAnyMagnitude) {
             double mean[3], m2[3];
             (raw ? set.squares : set.moments)[o](p.x.in(0, 0, 0), p.rows, p.cols, mean, m2);
             for (Index k = 0; k < 3; ++k) {
-              auto x = [&](Index i) { return std::ldexp(p.line(k, o == kRows).rows == 1
-                                                            ? p.x.at(k, i)
-                                                            : p.x.at(i, k), -e); };
+              auto x = [&](Index i) {
+                return std::ldexp(p.line(k, o == kRows).rows == 1 ? p.x.at(k, i) : p.x.at(i, k),
+                                  -e);
+              };
               double want_mean = 0, want_m2 = 0;
               for (Index i = 0; !raw && i < n; ++i) want_mean += x(i) / double(n);
               for (Index i = 0; i < n; ++i) want_m2 += (x(i) - want_mean) * (x(i) - want_mean);

@@ -40,7 +40,8 @@ TEST(ParallelFor, UsesTheThreadsThatItIsGiven) {
     std::atomic<int> most{0};
     parallel_for(1000, threads, true, [&](Index) {
       int seen = most;
-      while (seen < omp_get_num_threads() && !most.compare_exchange_weak(seen, omp_get_num_threads())) {
+      while (seen < omp_get_num_threads() &&
+             !most.compare_exchange_weak(seen, omp_get_num_threads())) {
       }
     });
     EXPECT_EQ(most, threads);
@@ -56,8 +57,9 @@ TEST(ParallelFor, AnErrorReachesTheCallerAndTheNextCallWorks) {
                                   if (i == 57) throw std::runtime_error("task 57");
                                 }),
                    std::runtime_error);
-      EXPECT_THROW(parallel_for(100, threads, sticky, [](Index) { throw std::runtime_error("all"); }),
-                   std::runtime_error);
+      EXPECT_THROW(
+          parallel_for(100, threads, sticky, [](Index) { throw std::runtime_error("all"); }),
+          std::runtime_error);
       std::atomic<int> runs{0};
       parallel_for(100, threads, sticky, [&](Index) { ++runs; });
       EXPECT_EQ(runs, 100);

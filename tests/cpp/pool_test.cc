@@ -96,8 +96,7 @@ TEST(Pools, OfEveryExtentAreTheMomentsOfTheirMembers) {
                                                         : o;
           ASSERT_EQ(t.entry(o, k), pool);
           for (Index s = 0; s < kCount; ++s) {
-            members[std::size_t(pool)].push_back(
-                x[std::size_t((o * plan.cells + k) * kCount + s)]);
+            members[std::size_t(pool)].push_back(x[std::size_t((o * plan.cells + k) * kCount + s)]);
           }
         }
       }

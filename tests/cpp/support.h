@@ -124,8 +124,8 @@ class Bytes {
   static constexpr unsigned char kPoison = 0xa7;
 
   explicit Bytes(std::size_t size)
-      : data_(static_cast<unsigned char*>(::operator new(size + !size,
-                                                         std::align_val_t(kAlignment)))),
+      : data_(static_cast<unsigned char*>(
+            ::operator new(size + !size, std::align_val_t(kAlignment)))),
         size_(size) {
     std::memset(data_.get(), kPoison, size);
   }

@@ -1,5 +1,5 @@
-// The workspace: aligned arrays that do not overlap, given back in order, and kept from call to call
-// so that nothing is allocated in the steady state.
+// The workspace: aligned arrays that do not overlap, given back in order, and kept from call to
+// call so that nothing is allocated in the steady state.
 #include "cpu/workspace.h"
 
 #include <gtest/gtest.h>
