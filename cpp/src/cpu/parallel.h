@@ -5,6 +5,7 @@
 #include <exception>
 #include <utility>
 
+#include "cpu/workspace.h"
 #include "normcore/dtype.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -42,8 +43,13 @@ void parallel_for(Index tasks, [[maybe_unused]] int threads, [[maybe_unused]] bo
 #pragma omp parallel for schedule(static, run) num_threads(team)
       for (Index task = 0; task < tasks; ++task) guarded(task);
     } else {
-#pragma omp parallel for schedule(dynamic, run) num_threads(team)
-      for (Index task = 0; task < tasks; ++task) guarded(task);
+#pragma omp parallel num_threads(team)
+      {
+        // Also in threads that get no task this time: a later call must find it.
+        Workspace::local().warm();
+#pragma omp for schedule(dynamic, run)
+        for (Index task = 0; task < tasks; ++task) guarded(task);
+      }
     }
     if (error) std::rethrow_exception(error);
     return;

@@ -24,6 +24,11 @@ class Workspace {
     return instance;
   }
 
+  // Has the first chunk ready.
+  void warm() {
+    if (chunks_.empty()) Scope(*this).take<char>(1);
+  }
+
   // Everything taken while a Scope lives is given back at its end.
   class Scope {
    public:
