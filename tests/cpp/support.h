@@ -65,7 +65,7 @@ inline double round_to(DType t, double v) {
   return std::abs(r) > f.max ? std::copysign(INFINITY, v) : r;
 }
 
-// 16-bit patterns: `bits_of` takes a number that the type holds.
+// 16-bit patterns: `bits_of` takes a number that the type holds, and gives one of many NaNs.
 inline double value_of(DType t, std::uint16_t bits) {
   const Format f = format_of(t);
   const int fraction_bits = f.precision - 1, bias = 1 - f.min_exponent;
@@ -81,6 +81,7 @@ inline std::uint16_t bits_of(DType t, double v) {
   const int fraction_bits = f.precision - 1, bias = 1 - f.min_exponent;
   const unsigned sign = std::signbit(v) ? 0x8000 : 0;
   const double a = std::abs(v);
+  if (std::isnan(v)) return 0x7fff;
   if (std::isinf(v)) return std::uint16_t(sign | unsigned(2 * bias + 1) << fraction_bits);
   if (a < std::ldexp(1, f.min_exponent)) {
     return std::uint16_t(sign | unsigned(std::ldexp(a, fraction_bits - f.min_exponent)));
