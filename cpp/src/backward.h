@@ -81,6 +81,11 @@ class Backward {
   }
 
  private:
+  struct CellGradients {
+    double* mean[P];
+    double* var[P];
+  };
+
   bool elementwise() const { return args_.element_weight != nullptr; }
   bool given() const { return args_.given_mean != nullptr; }
   Index blocks() const { return plan_.outer_blocks() * plan_.cell_blocks(); }
@@ -232,27 +237,34 @@ class Backward {
     }
   }
 
-  void solve(const Block& b, const Solved<Method, C>& s, GradientTable<C>& t) const {
-    for (Index o = 0; o < s.rows; ++o) {
-      for (Index k = 0; k < b.kn; ++k) {
-        const Index cell = o * b.kn + k;
-        Stats stats[P];
-        cell_stats(s, o, k, cell, stats);
-        const Coef f = Method::coefficients(stats, params_);
-        const double unit = unit_of(f.a);
-        t.a[cell] = f.a;
-        t.b[cell] = f.b;
-        t.unit[cell] = unit;
-        t.unit_c[cell] = C(unit);
-        t.a_c[cell] = C(f.a);
-        t.b_c[cell] = C(f.b);
-        t.p[cell] = C(channel_weight(b, k) * f.a);
-      }
+  // f(first, n, weight), weight being a function of 0 <= k < n, for all cells of a block in one or
+  // more stretches.
+  template <class F>
+  void for_cells(const Block& b, Index rows, F f) const {
+    if (args_.channel_weight) {
+      const double* weight = args_.channel_weight + b.k0;
+      for (Index o = 0; o < rows; ++o) f(o * b.kn, b.kn, [weight](Index k) { return weight[k]; });
+    } else {
+      f(Index(0), rows * b.kn, [](Index) { return 1.0; });
     }
   }
 
-  double channel_weight(const Block& b, Index k) const {
-    return args_.channel_weight ? args_.channel_weight[b.k0 + k] : 1;
+  void solve(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& table) const {
+    for_cells(b, s.rows,
+              [cells = s.cells, t = table, params = params_](Index first, Index n, auto weight) {
+                for (Index k = 0; k < n; ++k) {
+                  const Index cell = first + k;
+                  const Coef f = Method::coefficients(cells.at(cell).stats, params);
+                  const double unit = unit_of(f.a);
+                  t.a[cell] = f.a;
+                  t.b[cell] = f.b;
+                  t.unit[cell] = unit;
+                  t.unit_c[cell] = C(unit);
+                  t.a_c[cell] = C(f.a);
+                  t.b_c[cell] = C(f.b);
+                  t.p[cell] = C(weight(k) * f.a);
+                }
+              });
   }
 
   // Sums of the pieces of each row of the table into its first `rows` entries.
@@ -289,44 +301,54 @@ class Backward {
   // From the sums over dy to q and r, through the gradients of the pooled statistics.
   void pull_back(const Block& b, const Solved<Method, C>& s, GradientTable<C>& t,
                  const double* dy_u, const double* dy_1, Scope& scope) const {
-    StatsGrad* pooled[P];
+    const Index cells = s.rows * b.kn;
+    // Gradients of each pool's statistics, by cell; then summed over the cells of the pool, and
+    // given back to each of them.
+    CellGradients d;
     for (int i = 0; i < P; ++i) {
-      pooled[i] = scope.template take_filled<StatsGrad>(s.pools[i].rows * s.pools[i].cols, {0, 0});
+      d.mean[i] = scope.template take<double>(cells);
+      d.var[i] = scope.template take<double>(cells);
     }
-    for (Index o = 0; o < s.rows; ++o) {
-      for (Index k = 0; k < b.kn; ++k) {
-        const Index cell = o * b.kn + k;
-        const double w = channel_weight(b, k);
-        Stats stats[P];
-        StatsGrad ds[P];
-        cell_stats(s, o, k, cell, stats);
-        Method::pullback(stats, params_, {w * dy_u[cell] / t.unit[cell], w * dy_1[cell]}, ds);
-        for (int i = 0; i < P; ++i) {
-          StatsGrad& to = pooled[i][s.pools[i].entry(o, k)];
-          // A gradient with respect to a mean that counts from the centre.
-          to.mean += ds[i].mean;
-          to.var += ds[i].var;
-        }
-      }
-    }
-    for (Index o = 0; o < s.rows; ++o) {
-      for (Index k = 0; k < b.kn; ++k) {
-        const Index cell = o * b.kn + k;
-        double q = 0, r = 0;
-        for (int i = 0; i < P; ++i) {
-          const PoolTable& pool = s.pools[i];
-          const Index e = pool.entry(o, k);
-          const double share = 2 * pooled[i][e].var / pool.count;
-          q += share;
-          if (!Method::raw) {
-            const double mean = pool.mean[e] - double(s.center[cell]);
-            r += pooled[i][e].mean / pool.count - share * mean;
+    for_cells(
+        b, s.rows,
+        [cells = s.cells, t, d, dy_u, dy_1, params = params_](Index first, Index n, auto weight) {
+          for (Index k = 0; k < n; ++k) {
+            const Index cell = first + k;
+            const CoefGrad g{weight(k) * dy_u[cell] / t.unit[cell], weight(k) * dy_1[cell]};
+            StatsGrad ds[P];
+            Method::pullback(cells.at(cell).stats, params, g, ds);
+            for (int i = 0; i < P; ++i) {
+              // A gradient with respect to a mean that counts from the centre.
+              d.mean[i][cell] = ds[i].mean;
+              d.var[i][cell] = ds[i].var;
+            }
           }
-        }
-        t.q[cell] = C(q / t.unit[cell]);
-        t.r[cell] = C(r);
-      }
+        });
+    for (int i = 0; i < P; ++i) {
+      const PoolTable& pool = s.pools[i];
+      if (pool.rows * pool.cols == cells) continue;
+      share_by_pool(pool, s.rows, scope, d.mean[i]);
+      share_by_pool(pool, s.rows, scope, d.var[i]);
     }
+    const CellStats<Method> stats = s.cells;
+    const GradientTable<C> to = t;
+    for (Index cell = 0; cell < cells; ++cell) {
+      double q = 0, r = 0;
+      for (int i = 0; i < P; ++i) {
+        const double share = 2 * d.var[i][cell] / stats.count[i];
+        q += share;
+        if (!Method::raw) r += d.mean[i][cell] / stats.count[i] - share * stats.mean[i][cell];
+      }
+      to.q[cell] = C(q / to.unit[cell]);
+      to.r[cell] = C(r);
+    }
+  }
+
+  // Replaces every cell's value by the sum over the cells of its pool.
+  static void share_by_pool(const PoolTable& pool, Index rows, Scope& scope, double* values) {
+    double* sum = scope.template take_filled<double>(pool.rows * pool.cols, 0);
+    pool.for_cells(rows, [=](Index e, Index cell) { sum[e] += values[cell]; });
+    pool.for_cells(rows, [=](Index e, Index cell) { values[cell] = sum[e]; });
   }
 
   const Backend& be_;

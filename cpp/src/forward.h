@@ -81,11 +81,31 @@ void for_units(const Backend& be, Index units, F&& f) {
   }
 }
 
+// What the method sees of every cell of a block. Loops over cells take a copy of this and are flat:
+// short rows have one cell for a few vectors, and compilers vectorize such loops.
+template <class Method>
+struct CellStats {
+  static constexpr int P = kPoolCount<Method>;
+  const double* mean[P];  // from the centre
+  const double* var[P];
+  double count[P];
+
+  struct Pooled {
+    Stats stats[P];
+  };
+  Pooled at(Index cell) const {
+    Pooled result;
+    for (int i = 0; i < P; ++i) result.stats[i] = {mean[i][cell], var[i][cell], count[i]};
+    return result;
+  }
+};
+
 template <class Method, class C>
 struct Solved {
   PoolTable pools[kPoolCount<Method>];
   Index rows, row_step;  // of coefficients; row_step 0 where rows of the table share them
   C* center;
+  CellStats<Method> cells;
 };
 
 // Statistics of the pools of a block: reduce and pool, or take what is given.
@@ -161,23 +181,30 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     for (PoolTable& t : out.pools) pool_moments(be, mean, m2, rows, b.kn, cell_count, t);
   }
 
-  // The centre: the mean of the first pool as the compute type holds it.
-  const PoolTable& first = out.pools[0];
-  for (Index o = 0; o < rows; ++o) {
-    for (Index k = 0; k < b.kn; ++k) {
-      out.center[o * b.kn + k] = Method::raw ? C(0) : C(first.mean[first.entry(o, k)]);
-    }
-  }
-}
-
-// What the method sees of cell (o, k).
-template <class Method, class C>
-void cell_stats(const Solved<Method, C>& s, Index o, Index k, Index cell,
-                Stats (&stats)[kPoolCount<Method>]) {
+  const Index cells = rows * b.kn;
   for (int i = 0; i < kPoolCount<Method>; ++i) {
-    const PoolTable& t = s.pools[i];
-    const Index e = t.entry(o, k);
-    stats[i] = {t.mean[e] - double(s.center[cell]), t.var[e], t.count};
+    const PoolTable& t = out.pools[i];
+    const double* pooled_mean = t.mean;
+    out.cells.var[i] = t.var;
+    out.cells.count[i] = t.count;
+    if (t.rows * t.cols != cells) {
+      double* mean = scope.template take<double>(cells);
+      double* var = scope.template take<double>(cells);
+      t.for_cells(rows, [&](Index e, Index cell) {
+        mean[cell] = t.mean[e];
+        var[cell] = t.var[e];
+      });
+      pooled_mean = mean;
+      out.cells.var[i] = var;
+    }
+    // The centre: the mean of the first pool as the compute type holds it.
+    C* center = out.center;
+    if (i == 0) {
+      for (Index c = 0; c < cells; ++c) center[c] = Method::raw ? C(0) : C(pooled_mean[c]);
+    }
+    double* from_center = scope.template take<double>(cells);
+    for (Index c = 0; c < cells; ++c) from_center[c] = pooled_mean[c] - double(center[c]);
+    out.cells.mean[i] = from_center;
   }
 }
 
@@ -198,6 +225,14 @@ void export_statistics(const Backend& be, const Args& args, const typename Metho
       args.rstd[to] = Method::coefficients(stats, params).a;
     }
   }
+}
+
+// A parameter of the channels of a block, as a function of the channel; `missing` where there is
+// none.
+template <class Scope>
+auto per_channel(const double* values, double missing, const Block& b, Scope& scope) {
+  const double* at = values ? values + b.k0 : scope.template take_filled<double>(b.kn, missing);
+  return [at](Index k) { return at[k]; };
 }
 
 template <class Method, class Backend>
@@ -223,17 +258,21 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
 
     C* a = scope.template take<C>(s.rows * b.kn);
     C* shift = scope.template take<C>(s.rows * b.kn);
-    for (Index o = 0; o < s.rows; ++o) {
-      for (Index k = 0; k < b.kn; ++k) {
-        const Index cell = o * b.kn + k;
-        Stats stats[kPoolCount<Method>];
-        cell_stats(s, o, k, cell, stats);
-        const Coef f = Method::coefficients(stats, params);
-        const double w = args.channel_weight ? args.channel_weight[b.k0 + k] : 1;
-        const double c = args.channel_bias ? args.channel_bias[b.k0 + k] : 0;
-        a[cell] = C(w * f.a);
-        shift[cell] = C(w * f.b + c);
+    const CellStats<Method> cells = s.cells;
+    auto solve = [cells, params, a, shift](Index first, Index n, auto weight, auto bias) {
+      for (Index k = 0; k < n; ++k) {
+        const Coef f = Method::coefficients(cells.at(first + k).stats, params);
+        a[first + k] = C(weight(k) * f.a);
+        shift[first + k] = C(weight(k) * f.b + bias(k));
       }
+    };
+    if (args.channel_weight || args.channel_bias) {
+      auto weight = per_channel(args.channel_weight, 1, b, scope);
+      auto bias = per_channel(args.channel_bias, 0, b, scope);
+      for (Index o = 0; o < s.rows; ++o) solve(o * b.kn, b.kn, weight, bias);
+    } else {
+      auto same = [](double v) { return [v](Index) { return v; }; };
+      solve(0, s.rows * b.kn, same(1), same(0));
     }
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
     const Index n = units.count();

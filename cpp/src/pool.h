@@ -4,7 +4,9 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "normcore/method.h"
 #include "plan.h"
@@ -15,13 +17,22 @@ namespace normcore {
 struct PoolTable {
   Extent extent;
   Index rows, cols;
-  Index row_step, cell_div;  // entry of block cell (o, k): o * row_step + k / cell_div
+  Index row_step, cell_div;  // block cell (o, k) belongs to entry o * row_step + k / cell_div
   double count;
   double* mean;
   double* var;
 
-  // The division is worth a branch: most pools have an entry per cell.
-  Index entry(Index o, Index k) const { return o * row_step + (cell_div == 1 ? k : k / cell_div); }
+  // f(entry, cell) for every cell of a block of `block_rows` rows.
+  template <class F>
+  void for_cells(Index block_rows, F f) const {
+    Index cell = 0;
+    for (Index o = 0; o < block_rows; ++o) {
+      for (Index j = 0; j < cols; ++j) {
+        const Index e = o * row_step + j;
+        for (const Index end = cell + cell_div; cell < end; ++cell) f(e, cell);
+      }
+    }
+  }
 };
 
 // Shape of a pool over a block of `on` x `kn` cells, closed under it. The table has one row, and
@@ -44,6 +55,12 @@ template <class Backend>
 void pool_moments(const Backend& be, const double* mean, const double* m2, Index rows, Index kn,
                   double cell_count, PoolTable& t) {
   const Index entries = t.rows * t.cols;
+  const double count = t.count;
+  if (t.extent == Extent::cell) {
+    for (Index e = 0; e < entries; ++e) t.mean[e] = mean[e];
+    for (Index e = 0; e < entries; ++e) t.var[e] = m2[e] / count;
+    return;
+  }
   if (t.extent == Extent::column) {
     for (Index o = 0; o < rows; ++o) {
       if (o == 0) {
@@ -53,30 +70,31 @@ void pool_moments(const Backend& be, const double* mean, const double* m2, Index
       }
     }
   } else {
+    const double share = 1 / double(t.cell_div);
     for (Index e = 0; e < entries; ++e) {
-      const Index first = e * t.cell_div;  // rows * kn cells, cell_div to an entry
-      double m = mean[first], q = m2[first];
-      for (Index j = 1; j < t.cell_div; ++j) {
-        const double d = mean[first + j] - m, share = 1 / double(j + 1);
-        m += d * share;
-        q += m2[first + j] + d * d * cell_count * double(j) * share;
+      const double* means = mean + e * t.cell_div;  // rows * kn cells, cell_div to an entry
+      const double* m2s = m2 + e * t.cell_div;
+      double m = 0, within = 0, between = 0;
+      for (Index j = 0; j < t.cell_div; ++j) m += means[j] * share;
+      for (Index j = 0; j < t.cell_div; ++j) {
+        within += m2s[j];
+        between += (means[j] - m) * (means[j] - m);
       }
       t.mean[e] = m;
-      t.var[e] = q;
+      t.var[e] = within + cell_count * between;
     }
   }
-  for (Index e = 0; e < entries; ++e) t.var[e] /= t.count;
+  for (Index e = 0; e < entries; ++e) t.var[e] /= count;
 }
 
 // Largest power of two not above |a|, kept within float's normal range; 1 where a is not finite.
 inline double unit_of(double a) {
-  constexpr std::uint64_t kLow = 1023 - 126, kOne = 1023, kHigh = 1023 + 126;
-  std::uint64_t exponent = std::bit_cast<std::uint64_t>(a) >> 52 & 0x7ff;
-  exponent = exponent == 0x7ff  ? kOne
-             : exponent < kLow  ? kLow
-             : exponent > kHigh ? kHigh
-                                : exponent;
-  return std::bit_cast<double>(exponent << 52);
+  const double size = std::fabs(a);
+  double bounded = size < 0x1p-126 ? 0x1p-126 : size;
+  bounded = bounded > 0x1p126 ? 0x1p126 : bounded;
+  bounded = size <= std::numeric_limits<double>::max() ? bounded : 1;
+  constexpr std::uint64_t kExponent = 0x7ff0000000000000;
+  return std::bit_cast<double>(std::bit_cast<std::uint64_t>(bounded) & kExponent);
 }
 
 }  // namespace normcore

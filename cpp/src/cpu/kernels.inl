@@ -22,64 +22,91 @@ SI T* row(Out y, Index r) {
 // Rows from this many vectors on are worth aligning to their output.
 constexpr Index kAlignVectors = 16;
 
-// Calls f(i, tag) over [0, n). The vectors of a streamed or long row are aligned to `y`, so f must
-// not care where they begin.
+// What a step of a sweep gives: one vector for each of R rows.
+template <class C, int R>
+struct Vectors {
+  Vec<C> at[R];
+};
+SI Vectors<float, 1> one(Vec<float> v) { return {{v}}; }
+SI Vectors<double, 1> one(Vec<double> v) { return {{v}}; }
+
+template <class T, class C, int R, class Tag>
+SI void put_pair(T* y, Index stride, const Vectors<C, R>& a, const Vectors<C, R>& b, Tag tag) {
+  for (int j = 0; j < R; ++j) store_pair(y + j * stride, a.at[j], b.at[j], tag);
+}
+
+// Stores what f(i, tag) gives over [0, n) of rows that are `stride` apart. The vectors of a
+// streamed or long row are aligned to `y`, so f must not care where they begin.
 template <bool kStream, class T, class F>
-SI void sweep(T* y, Index n, F f) {
-  constexpr Index N = kLanes<Compute<T>>;
+SI void sweep(T* y, Index stride, Index n, F f) {
+  using C = Compute<T>;
+  constexpr Index N = kLanes<C>;
+  auto put = [=]<int R>(Index i, const Vectors<C, R>& v, auto tag) __attribute__((always_inline)) {
+    for (int j = 0; j < R; ++j) store(y + j * stride + i, v.at[j], tag);
+  };
   Index i = 0;
   if (kStream || n >= kAlignVectors * N) {
     // Elements before the first one whose vector is aligned.
     Index head = Index((0 - reinterpret_cast<std::uintptr_t>(y)) / sizeof(T)) & (N - 1);
     if (head > n) head = n;
     if (head > 0) {
-      f(Index(0), Part{int(head)});
+      const Part part{int(head)};
+      put(0, f(Index(0), part), part);
       i = head;
     }
+    if (sizeof(T) < sizeof(C) && i + N <= n && reinterpret_cast<std::uintptr_t>(y + i) % kBytes) {
+      put(i, f(i, Full{}), Full{});
+      i += N;
+    }
   }
+  auto steps = [&](auto tag) __attribute__((always_inline)) {
+    if constexpr (sizeof(T) < sizeof(C)) {
+      for (; i + 2 * N <= n; i += 2 * N) put_pair(y + i, stride, f(i, tag), f(i + N, tag), tag);
+      if (i + N <= n) put(i, f(i, Full{}), Full{}), i += N;
+    } else {
+#pragma GCC unroll 2
+      for (; i + N <= n; i += N) put(i, f(i, tag), tag);
+    }
+  };
   if constexpr (kStream) {
-#pragma GCC unroll 2
-    for (; i + N <= n; i += N) f(i, Stream{});
+    steps(Stream{});
   } else {
-#pragma GCC unroll 2
-    for (; i + N <= n; i += N) f(i, Full{});
+    steps(Full{});
   }
-  if (i < n) f(i, Part{int(n - i)});
+  if (i < n) {
+    const Part part{int(n - i)};
+    put(i, f(i, part), part);
+  }
 }
 
 // Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
-// R being G or 1, and gives run what is to happen to one vector of them. Rows taken together share
-// their loads of what runs along them; streamed rows can where they are aligned alike.
+// R being G or 1, and gives run a step for them. Rows taken together share their loads of what runs
+// along them; streamed rows can where they are aligned alike.
 template <int G, class T, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
-  constexpr Index N = kLanes<Compute<T>>;
   Index r = 0;
   // A line shared by two rows would be written twice, once past the caches: short rows only stream
   // where no line is shared.
-  const bool aligned = (reinterpret_cast<std::uintptr_t>(y.data) % 64 |
-                        std::uintptr_t(y.stride) * sizeof(T) % 64) == 0;
-  if (y.stream && (aligned || cols >= kAlignVectors * N)) {
-    auto run = [&](auto step)
-                   __attribute__((always_inline)) { sweep<true>(row<T>(y, r), cols, step); };
-    if (y.stride % N == 0) {
+  const Index row_bytes = y.stride * Index(sizeof(T));
+  const bool aligned =
+      (reinterpret_cast<std::uintptr_t>(y.data) | std::uintptr_t(row_bytes)) % 64 == 0;
+  if (y.stream && (aligned || cols >= kAlignVectors * kLanes<Compute<T>>)) {
+    auto run = [&](auto step) __attribute__((always_inline)) {
+      sweep<true>(row<T>(y, r), y.stride, cols, step);
+    };
+    if (row_bytes % kBytes == 0) {
       for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
     }
     for (; r < rows; ++r) f.template operator()<1>(r, run);
     stream_fence();
   } else {
-    auto run = [&](auto step)
-                   __attribute__((always_inline)) { sweep<false>(row<T>(y, r), cols, step); };
+    auto run = [&](auto step) __attribute__((always_inline)) {
+      sweep<false>(row<T>(y, r), y.stride, cols, step);
+    };
     for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
     for (; r < rows; ++r) f.template operator()<1>(r, run);
   }
 }
-
-// The same step, stored through the caches.
-template <class Tag>
-SI Tag near(Tag tag) {
-  return tag;
-}
-SI Full near(Stream) { return {}; }
 
 // R rows of an input tile, and the lines to ask for while they are worked on.
 template <class T, int R>
@@ -431,32 +458,34 @@ struct Coefficient {
 template <Orientation kCells, int R, class C>
 using Parameter = Coefficient<kCells == kRows ? kCols : kRows, R, C>;
 
-// Rows that an apply kernel takes together: what runs down the columns is worth sharing.
-template <Orientation kCells>
-constexpr int kGroup = kCells == kCols ? 4 : 1;
+// Rows that an apply kernel takes together: what runs along all of them is worth sharing.
+template <Orientation kCells, bool kAcross>
+constexpr int kGroup = kCells == kCols ? 4
+                       : kAcross       ? 2
+                                       : 1;
 
 template <class T, Orientation O, bool kScaled>
 SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     const Compute<T>* weight, const Compute<T>* bias) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O>, T>(
+  sweep_tile<kGroup<O, kScaled>, T>(
       y, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
         const Rows<T, R> xr(x, r);
-        T* const yr = row<T>(y, r);
-        const Index stride = y.stride;
         const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
-        const Parameter<kScaled ? O : kCols, R, C> w(kScaled ? weight : f.a, r);
-        const Parameter<kScaled ? O : kCols, R, C> shift(kScaled ? bias : f.a, r);
+        const Parameter<kScaled ? O : kRows, R, C> w(kScaled ? weight : f.a, r);
+        const Parameter<kScaled ? O : kRows, R, C> shift(kScaled ? bias : f.a, r);
         run([&](Index i, auto tag) __attribute__((always_inline)) {
           const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
           Vec<C> w_i{}, s_i{};
           if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
+          Vectors<C, R> out;
           for (int j = 0; j < R; ++j) {
             const Vec<C> d = xr.load(j, i, tag) - center.at(j, c_i);
             Vec<C> v = fma<C>(a.at(j, a_i), d, b.at(j, b_i));
             if constexpr (kScaled) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
-            store(yr + j * stride + i, v, tag);
+            out.at[j] = v;
           }
+          return out;
         });
       });
 }
@@ -573,27 +602,27 @@ template <class T, Orientation O, bool kWeighted, bool kResidual>
 SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
                   const Compute<T>* weight) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O>, T>(
+  sweep_tile<kGroup<O, kWeighted>, T>(
       dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
         const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
-        T* const dxr = row<T>(dx, r);
-        const Index stride = dx.stride;
         const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
         const Coefficient<O, R, C> center(f.x.center, r), unit(f.x.unit, r);
-        const Parameter<kWeighted ? O : kCols, R, C> w(kWeighted ? weight : f.p, r);
+        const Parameter<kWeighted ? O : kRows, R, C> w(kWeighted ? weight : f.p, r);
         run([&](Index i, auto tag) __attribute__((always_inline)) {
           const Vec<C> p_i = p.along(i, tag), q_i = q.along(i, tag), r_i = c.along(i, tag);
           const Vec<C> c_i = center.along(i, tag), u_i = unit.along(i, tag);
           Vec<C> w_i{};
           if constexpr (kWeighted) w_i = w.along(i, tag);
+          Vectors<C, R> out;
           for (int j = 0; j < R; ++j) {
             Vec<C> g = dyr.load(j, i, tag);
             if constexpr (kWeighted) g *= w.at(j, w_i);
             const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
             Vec<C> d = fma<C>(p.at(j, p_i), g, fma<C>(q.at(j, q_i), u, c.at(j, r_i)));
             if constexpr (kResidual) d += dhr.load(j, i, tag);
-            store(dxr + j * stride + i, d, tag);
+            out.at[j] = d;
           }
+          return out;
         });
       });
 }
@@ -660,13 +689,9 @@ void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat
 template <class T>
 void add(In x, In residual, Out h, Index rows, Index cols) {
   sweep_tile<1, T>(h, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
-    const Rows<T, R> xr(x, r), rr(residual, r);
-    T* const hr = row<T>(h, r);
-    const Index stride = h.stride;
+    const Rows<T, 1> xr(x, r), rr(residual, r);
     run([&](Index i, auto tag) __attribute__((always_inline)) {
-      for (int j = 0; j < R; ++j) {
-        store(hr + j * stride + i, xr.load(j, i, tag) + rr.load(j, i, tag), tag);
-      }
+      return one(xr.load(0, i, tag) + rr.load(0, i, tag));
     });
   });
 }
@@ -674,15 +699,14 @@ void add(In x, In residual, Out h, Index rows, Index cols) {
 template <class T>
 void load_array(const void* src, Compute<T>* dst, Index n) {
   const T* s = static_cast<const T*>(src);
-  sweep<false>(dst, n, [=](Index i, auto tag) __attribute__((always_inline)) {
-    store(dst + i, load(s + i, tag), tag);
+  sweep<false>(dst, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+    return one(load(s + i, tag));
   });
 }
 template <class T>
 void store_array(const Compute<T>* src, void* dst, Index n) {
-  T* d = static_cast<T*>(dst);
-  sweep<false>(d, n, [=](Index i, auto tag) __attribute__((always_inline)) {
-    store(d + i, load(src + i, tag), tag);
+  sweep<false>(static_cast<T*>(dst), 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+    return one(load(src + i, tag));
   });
 }
 
@@ -690,7 +714,7 @@ void merge(Index n, double count_a, double* mean_a, double* m2_a, double count_b
            const double* mean_b, const double* m2_b) {
   const double share = count_b / (count_a + count_b);
   const Vec<double> f = splat(share), g = splat(count_a * share);
-  sweep<false>(mean_a, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+  sweep_from_start<double>(n, [=](Index i, auto tag) __attribute__((always_inline)) {
     Vec<double> mean = load(mean_a + i, tag);
     Vec<double> d = load(mean_b + i, tag) - mean;
     store(mean_a + i, fma<double>(d, f, mean), tag);
@@ -703,12 +727,12 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
   const float* s = static_cast<const float*>(src);
   float* d = static_cast<float*>(dst);
   auto move = [=](Index i, auto tag)
-                  __attribute__((always_inline)) { store(d + i, load(s + i, tag), tag); };
+                  __attribute__((always_inline)) { return one(load(s + i, tag)); };
   if (stream) {
-    sweep<true>(d, n, move);
+    sweep<true>(d, 0, n, move);
     stream_fence();
   } else {
-    sweep<false>(d, n, move);
+    sweep<false>(d, 0, n, move);
   }
   const std::size_t done = std::size_t(n) * sizeof(float);
   for (std::size_t i = done; i < bytes; ++i) {

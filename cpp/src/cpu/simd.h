@@ -243,18 +243,23 @@ SI void put(std::uint16_t* p, Narrow v, Part t) {
 // ---- storage <-> compute, both ways exact or rounded once to nearest even
 SI F32 bf16_to_f32(U32 bits) { return bitcast<F32>(bits << 16); }
 
-SI Narrow f32_to_bf16(F32 v) {
+// The upper halves of the lanes become the nearest patterns, ties to even. Not for NaN, which could
+// round up into infinity.
+SI U32 round_to_upper_half(F32 v) {
   U32 u = bitcast<U32>(v);
+  return u + 0x7fffu + ((u >> 16) & 1u);
+}
+
+SI Narrow f32_to_bf16(F32 v) {
+  U32 u = bitcast<U32>(v), rounded = round_to_upper_half(v);
 #if defined(NORMCORE_X86) && defined(__AVX512F__)
   // As below; named, because GCC would spell out the comparison as a vector.
   const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  const __m512i even = (__m512i)(u + 0x7fffu + ((u >> 16) & 1u));
   const __m512i quiet = _mm512_set1_epi32(0x400000);
-  return narrow((U32)_mm512_mask_or_epi32(even, is_nan, (__m512i)u, quiet) >> 16);
+  return narrow((U32)_mm512_mask_or_epi32((__m512i)rounded, is_nan, (__m512i)u, quiet) >> 16);
 #endif
   U32 nan = bitcast<U32>(v != v);
-  U32 rounded = u + 0x7fffu + ((u >> 16) & 1u);
-  // A NaN must not round up into infinity, and comes out quiet.
+  // A NaN comes out quiet.
   return narrow(((nan & (u | 0x400000u)) | (~nan & rounded)) >> 16);
 }
 
@@ -359,6 +364,48 @@ template <class Tag>
 SI void store(F16* p, F32 v, Tag t) {
   put(&p->bits, f32_to_f16(v), t);
 }
+
+// Two vectors at p: 16-bit patterns are rounded and packed together.
+template <class T, class Tag>
+SI void store_pair(T* p, Vec<Compute<T>> a, Vec<Compute<T>> b, Tag t) {
+  store(p, a, t);
+  store(p + kLanes<Compute<T>>, b, t);
+}
+#if defined(NORMCORE_X86) && defined(__AVX2__)
+// Stores the upper halves of the lanes of a and b.
+SI void put_upper_halves(std::uint16_t* p, U32 a, U32 b, bool stream) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr std::uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                         23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                         45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i packed = _mm512_permutex2var_epi16((__m512i)a, _mm512_load_si512(kOdd), (__m512i)b);
+  stream ? _mm512_stream_si512((__m512i*)p, packed) : _mm512_storeu_si512(p, packed);
+#else
+  const __m256i by_lane = _mm256_packus_epi32((__m256i)(a >> 16), (__m256i)(b >> 16));
+  const __m256i packed = _mm256_permute4x64_epi64(by_lane, 0xd8);
+  stream ? _mm256_stream_si256((__m256i*)p, packed) : _mm256_storeu_si256((__m256i*)p, packed);
+#endif
+}
+SI bool any_nan(F32 a, F32 b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) != 0;
+#else
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q)) != 0;
+#endif
+}
+// As two single stores, with the care for NaN taken out of the common path.
+template <class Tag>
+SI void store_pair_bf16(BF16* p, F32 a, F32 b, Tag t, bool stream) {
+  if (__builtin_expect(any_nan(a, b), 0)) {
+    store(p, a, t);
+    store(p + kLanes<float>, b, t);
+  } else {
+    put_upper_halves(&p->bits, round_to_upper_half(a), round_to_upper_half(b), stream);
+  }
+}
+SI void store_pair(BF16* p, F32 a, F32 b, Full t) { store_pair_bf16(p, a, b, t, false); }
+SI void store_pair(BF16* p, F32 a, F32 b, Stream t) { store_pair_bf16(p, a, b, t, true); }
+#endif
 
 // Asks for the line at p, which need not be mapped.
 SI void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
