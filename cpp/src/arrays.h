@@ -59,23 +59,19 @@ decltype(auto) with_storage(DType dtype, F&& f) {
   }
 }
 
-// The elements of t along w as a contiguous array of C: t's own memory where that serves.
+// The elements of t along w, as a contiguous array of C.
 template <class C>
-const C* load_array(const ConstTensor& t, const Walk& w, cpu::Workspace::Scope& scope) {
+void read_array(const ConstTensor& t, const Walk& w, cpu::Workspace::Scope& scope, C* out) {
   const Index n = w.count();
   const void* source = t.data();
-  const bool contiguous = w.contiguous();
-  if (contiguous && t.dtype() == DTypeOf<C>::value) return static_cast<const C*>(source);
-  if (!contiguous) {
+  if (!w.contiguous()) {
     source = with_storage(t.dtype(), [&]<class E>(std::type_identity<E>) -> const void* {
       E* packed = scope.take<E>(n);
       Index i = 0;
       w.each([&](Index at) { packed[i++] = static_cast<const E*>(t.data())[at]; });
       return packed;
     });
-    if (t.dtype() == DTypeOf<C>::value) return static_cast<const C*>(source);
   }
-  C* out = scope.take<C>(n);
   if (t.dtype() == DType::kFloat64) {
     for (Index i = 0; i < n; ++i) out[i] = C(static_cast<const double*>(source)[i]);
   } else if constexpr (std::is_same_v<C, float>) {
@@ -89,7 +85,6 @@ const C* load_array(const ConstTensor& t, const Walk& w, cpu::Workspace::Scope& 
     }
     for (Index i = 0; i < n; ++i) out[i] = C(narrow[i]);
   }
-  return out;
 }
 
 // Writes n doubles to the elements of t along w, rounded once for float64 and float32.

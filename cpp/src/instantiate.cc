@@ -45,7 +45,10 @@ std::vector<const char*> method_names() {
 
 template <class C>
 void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardArgs<C>& args,
-                 double eps, const Context& context) {
+                 double eps, const Context& context, Memory& memory) {
+  if (context.device == Device::kCuda) {
+    return cuda::run_forward<C>(method, plan, dtype, args, eps, context, memory);
+  }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
   explain(method_info(method).name, plan, backend.threads());
   dispatch(method, [&]<class M>(std::type_identity<M>) {
@@ -55,7 +58,10 @@ void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardAr
 
 template <class C>
 void run_backward(MethodId method, const Plan& plan, DType dtype, const BackwardArgs<C>& args,
-                  double eps, const Context& context) {
+                  double eps, const Context& context, Memory& memory) {
+  if (context.device == Device::kCuda) {
+    return cuda::run_backward<C>(method, plan, dtype, args, eps, context, memory);
+  }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
   explain(method_info(method).name, plan, backend.threads());
   dispatch(method, [&]<class M>(std::type_identity<M>) {
@@ -65,9 +71,9 @@ void run_backward(MethodId method, const Plan& plan, DType dtype, const Backward
 
 #define NORMCORE_INSTANTIATE(C)                                                               \
   template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,   \
-                               const Context&);                                               \
+                               const Context&, Memory&);                                      \
   template void run_backward<C>(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, \
-                                const Context&);
+                                const Context&, Memory&);
 NORMCORE_INSTANTIATE(float)
 NORMCORE_INSTANTIATE(double)
 

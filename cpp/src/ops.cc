@@ -2,15 +2,13 @@
 // order, run the pipeline, and write back. No arithmetic on x happens here.
 #include "normcore/ops.h"
 
-#include "arrays.h"
 #include "checks.h"
+#include "memory.h"
 #include "normcore/errors.h"
 #include "pipeline.h"
 
 namespace normcore {
 namespace {
-
-using Scope = cpu::Workspace::Scope;
 
 const ConstTensor kAbsent{};
 
@@ -30,7 +28,7 @@ std::string input_size(const ConstTensor& x) { return ", got input size " + shap
 // How the entries of a statistics array of the caller follow the plan's table. The array's axes are
 // x's axes (element) or (N, pools) without the axes that the pool spans.
 template <class T>
-Walk statistics_walk(const Plan& plan, const T& t, int last_axes) {
+Walk statistics_walk(const Plan& plan, const T& t) {
   Walk w;
   if (plan.affinity == Affinity::element) {
     for (int i = 0; i < plan.outer_axis_count; ++i) {
@@ -38,7 +36,7 @@ Walk statistics_walk(const Plan& plan, const T& t, int last_axes) {
       w.append(t.shape(a), t.stride(a));
     }
   } else {
-    for (int a = 0; a < t.ndim() - last_axes; ++a) w.append(t.shape(a), t.stride(a));
+    for (int a = 0; a < t.ndim(); ++a) w.append(t.shape(a), t.stride(a));
   }
   return w;
 }
@@ -49,48 +47,50 @@ struct StatsTable {
   double* rstd = nullptr;
 
   StatsTable() = default;
-  StatsTable(Index entries, Scope& scope)
-      : mean(scope.take<double>(entries)),
-        var(scope.take<double>(entries)),
-        rstd(scope.take<double>(entries)) {}
+  StatsTable(Index entries, Memory& memory)
+      : mean(memory.take<double>(entries)),
+        var(memory.take<double>(entries)),
+        rstd(memory.take<double>(entries)) {}
 
   // Repeats the first n entries until there are `total`.
-  void repeat(Index n, Index total) {
-    for (Index i = n; i < total; ++i) {
-      mean[i] = mean[i - n];
-      var[i] = var[i - n];
-      rstd[i] = rstd[i - n];
-    }
+  void repeat(Index n, Index total, Memory& memory) {
+    for (double* values : {mean, var, rstd}) memory.repeat(values, n, total);
   }
 };
 
-void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out, Scope& scope) {
-  if (out.mean) {
-    store_array(table.mean, out.mean, statistics_walk(plan, out.mean, 0), scope);
-  }
-  if (out.rstd) {
-    store_array(table.rstd, out.rstd, statistics_walk(plan, out.rstd, 0), scope);
-  }
+// The means or the variances of an array of pairs (mean, var).
+template <bool kConst>
+BasicTensor<kConst> half_of_pairs(const BasicTensor<kConst>& pooled, Index which) {
+  const int last = pooled.ndim() - 1;
+  auto* data = static_cast<std::conditional_t<kConst, const double, double>*>(pooled.data());
+  BasicTensor<kConst> half(data + which * pooled.stride(last), DType::kFloat64, last);
+  for (int i = 0; i < last; ++i) half.set_dim(i, pooled.shape(i), pooled.stride(i));
+  return half;
+}
+
+void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out, Memory& memory) {
+  auto write = [&](const double* values, const Tensor& t) {
+    if (t) memory.store(values, t, statistics_walk(plan, t));
+  };
+  write(table.mean, out.mean);
+  write(table.rstd, out.rstd);
   if (out.pooled) {
-    double* data = static_cast<double*>(out.pooled.data());
-    const Index pair = out.pooled.stride(out.pooled.ndim() - 1);
-    Index i = 0;
-    statistics_walk(plan, out.pooled, 1).each([&](Index at) {
-      data[at] = table.mean[i];
-      data[at + pair] = table.var[i++];
-    });
+    write(table.mean, half_of_pairs(out.pooled, 0));
+    write(table.var, half_of_pairs(out.pooled, 1));
   }
 }
 
-void read_pooled(const Plan& plan, const ConstTensor& pooled, double* mean, double* var) {
-  const double* data = static_cast<const double*>(pooled.data());
-  const Index pair = pooled.stride(pooled.ndim() - 1);
-  Index i = 0;
-  statistics_walk(plan, pooled, 1).each([&](Index at) {
-    mean[i] = data[at];
-    var[i++] = data[at + pair];
-  });
-}
+// Statistics that a forward call wrote.
+struct PooledValues {
+  const double* mean = nullptr;
+  const double* var = nullptr;
+  PooledValues(const Plan& plan, const ConstTensor& pooled, Memory& memory) {
+    if (!pooled) return;
+    const ConstTensor means = half_of_pairs(pooled, 0), vars = half_of_pairs(pooled, 1);
+    mean = memory.load<double>(means, statistics_walk(plan, means));
+    var = memory.load<double>(vars, statistics_walk(plan, vars));
+  }
+};
 
 void check_pooled(const ConstTensor& pooled, ExpectedShape shape) {
   if (!pooled) return;
@@ -110,23 +110,22 @@ void check_stats_out(const StatsOut& out, ExpectedShape shape) {
   check_pooled(out.pooled, shape);
 }
 
-void fill(const Tensor& t, double value) {
+void fill(const Tensor& t, double value, Memory& memory) {
   if (!t) return;
-  Scope scope(cpu::Workspace::local());
   Walk w;
   for (int i = 0; i < t.ndim(); ++i) w.append(t.shape(i), t.stride(i));
-  store_array(scope.take_filled<double>(w.count(), value), t, w, scope);
+  memory.store(memory.take_filled<double>(w.count(), value), t, w);
 }
 
 // Nothing to normalize: gradients of parameters are sums over nothing.
-void finish_empty(const Gradients& g) {
-  fill(g.dweight, 0);
-  fill(g.dbias, 0);
+void finish_empty(const Gradients& g, const Context& context) {
+  CallMemory memory(context);
+  fill(g.dweight, 0, memory.get());
+  fill(g.dbias, 0, memory.get());
 }
-void finish_empty(const StatsOut& s) {
-  fill(s.mean, std::nan(""));
-  fill(s.rstd, std::nan(""));
-  fill(s.pooled, std::nan(""));
+void finish_empty(const StatsOut& s, const Context& context) {
+  CallMemory memory(context);
+  for (const Tensor* t : {&s.mean, &s.rstd, &s.pooled}) fill(*t, std::nan(""), memory.get());
 }
 
 // ---- layer and rms norm: parameters belong to elements
@@ -184,13 +183,9 @@ struct ElementCall {
 
   template <class C>
   const C* load_parameter(const Plan& plan, const ConstTensor& t, double missing, double offset,
-                          Scope& scope) const {
-    if (!t) return scope.take_filled<C>(plan.count, C(missing));
-    const C* values = load_array<C>(t, parameter_walk(plan, t), scope);
-    if (offset == 0) return values;
-    C* shifted = scope.take<C>(plan.count);
-    for (Index i = 0; i < plan.count; ++i) shifted[i] = C(double(values[i]) + offset);
-    return shifted;
+                          Memory& memory) const {
+    if (!t) return memory.take_filled<C>(plan.count, C(missing));
+    return memory.load_shifted<C>(t, parameter_walk(plan, t), offset);
   }
 };
 
@@ -208,12 +203,13 @@ void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor
     check_disjoint("h", h, "out", y);
   }
   check_stats_out(stats, call.stats_shape);
-  if (call.x.size() == 0) return finish_empty(stats);
+  if (call.x.size() == 0) return finish_empty(stats, context);
 
   Plan plan;
   const ConstTensor y_view = y, h_view = h;
   call.plan({&call.x, &y_view, &residual, residual ? &h_view : nullptr}, &plan);
-  Scope scope(cpu::Workspace::local());
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
   with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
     ForwardArgs<C> args{};
     args.x = residual ? h.data() : call.x.data();
@@ -224,17 +220,17 @@ void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor
       // What is normalized lies where h lies.
       std::swap(plan.access[0], plan.access[3]);
     }
-    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, scope);
-    args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, scope);
+    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
+    args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, memory);
     StatsTable table;
     if (stats.mean || stats.rstd || stats.pooled) {
-      table = StatsTable(plan.outer * plan.cells, scope);
+      table = StatsTable(plan.outer * plan.cells, memory);
       args.mean = table.mean;
       args.var = table.var;
       args.rstd = table.rstd;
     }
-    run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
-    if (args.mean) write_stats(plan, table, stats, scope);
+    run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context, memory);
+    if (args.mean) write_stats(plan, table, stats, memory);
   });
 }
 
@@ -250,34 +246,32 @@ void element_backward(const ElementCall& call, const ConstTensor& dy, const Grad
   if (g.dweight) check_shape("dweight", g.dweight, call.parameter_shape);
   if (g.dbias) check_shape("dbias", g.dbias, call.parameter_shape);
   check_pooled(pooled, call.stats_shape);
-  if (call.x.size() == 0) return finish_empty(g);
+  if (call.x.size() == 0) return finish_empty(g, context);
 
   Plan plan;
   const ConstTensor dx_view = g.dx;
   call.plan({&call.x, &dy, &dx_view, &dh}, &plan);
-  Scope scope(cpu::Workspace::local());
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
   with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
     BackwardArgs<C> args{};
     args.x = call.x.data();
     args.dy = dy.data();
     args.dx = g.dx.data();
     args.dh = dh ? dh.data() : nullptr;
-    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, scope);
+    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
     if (g.dweight || g.dbias) {
-      args.dweight = scope.take<double>(plan.count);
-      args.dbias = scope.take<double>(plan.count);
+      args.dweight = memory.take<double>(plan.count);
+      args.dbias = memory.take<double>(plan.count);
     }
-    if (pooled) {
-      const StatsTable table(plan.outer * plan.cells, scope);
-      read_pooled(plan, pooled, table.mean, table.var);
-      args.forward_mean = table.mean;
-      args.forward_var = table.var;
-    }
-    run_backward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+    const PooledValues forward(plan, pooled, memory);
+    args.forward_mean = forward.mean;
+    args.forward_var = forward.var;
+    run_backward<C>(call.method, plan, call.x.dtype(), args, call.eps, context, memory);
     if (g.dweight) {
-      store_array(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight), scope);
+      memory.store(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight));
     }
-    if (g.dbias) store_array(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias), scope);
+    if (g.dbias) memory.store(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias));
   });
 }
 
@@ -351,8 +345,8 @@ struct ChannelCall {
     s.append(extent() == Extent::group ? groups : channels());
     return s;
   }
-  StatsTable take_stats(Scope& scope) const {
-    return StatsTable((per_sample() ? samples() : 1) * stats_shape().shape[per_sample()], scope);
+  StatsTable take_stats(Memory& memory) const {
+    return StatsTable((per_sample() ? samples() : 1) * stats_shape().shape[per_sample()], memory);
   }
 
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
@@ -367,8 +361,8 @@ struct ChannelCall {
     make_plan(request, out);
   }
 
-  const double* load_channels(const ConstTensor& t, Scope& scope) const {
-    return t ? load_array<double>(t, vector_walk(t), scope) : nullptr;
+  const double* load_channels(const ConstTensor& t, Memory& memory) const {
+    return t ? memory.load<double>(t, vector_walk(t)) : nullptr;
   }
 };
 
@@ -381,16 +375,12 @@ struct RunningUpdate {
 };
 
 void move_buffer(const Tensor& buffer, const double* values, Index rows, double momentum,
-                 double factor, Scope& scope) {
+                 double factor, Memory& memory) {
   const Index n = buffer.shape(0);
-  const double* old = load_array<double>(buffer, vector_walk(buffer), scope);
-  double* moved = scope.take<double>(n);
-  for (Index k = 0; k < n; ++k) {
-    double sum = 0;
-    for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
-    moved[k] = (1 - momentum) * old[k] + momentum * factor * (sum / double(rows));
-  }
-  store_array(moved, buffer, vector_walk(buffer), scope);
+  const double* old = memory.load<double>(buffer, vector_walk(buffer));
+  double* moved = memory.take<double>(n);
+  memory.blend(old, values, rows, n, momentum, factor, moved);
+  memory.store(moved, buffer, vector_walk(buffer));
 }
 
 void channel_forward(const ChannelCall& call, const Tensor& y, const RunningUpdate* running,
@@ -406,39 +396,40 @@ void channel_forward(const ChannelCall& call, const Tensor& y, const RunningUpda
     check_disjoint("out", y, "running_var", running->var);
   }
   check_stats_out(stats, call.stats_shape());
-  if (call.x.size() == 0) return finish_empty(stats);
+  if (call.x.size() == 0) return finish_empty(stats, context);
 
   Plan plan;
   const ConstTensor y_view = y;
   call.plan({&call.x, &y_view}, &plan);
-  Scope scope(cpu::Workspace::local());
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
   const Extent extent = call.extent();
   StatsTable table;
-  if (running || stats.mean || stats.rstd || stats.pooled) table = call.take_stats(scope);
+  if (running || stats.mean || stats.rstd || stats.pooled) table = call.take_stats(memory);
   with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
     ForwardArgs<C> args{};
     args.x = call.x.data();
     args.y = y.data();
-    args.channel_weight = call.load_channels(call.weight, scope);
-    args.channel_bias = call.load_channels(call.bias, scope);
-    args.given_mean = call.load_channels(call.given_mean, scope);
-    args.given_var = call.load_channels(call.given_var, scope);
+    args.channel_weight = call.load_channels(call.weight, memory);
+    args.channel_bias = call.load_channels(call.bias, memory);
+    args.given_mean = call.load_channels(call.given_mean, memory);
+    args.given_var = call.load_channels(call.given_var, memory);
     args.mean = table.mean;
     args.var = table.var;
     args.rstd = table.rstd;
-    run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+    run_forward<C>(call.method, plan, call.x.dtype(), args, call.eps, context, memory);
   });
   if (!table.mean) return;
   if (call.given() && call.per_sample()) {
-    table.repeat(call.channels(), call.samples() * call.channels());
+    table.repeat(call.channels(), call.samples() * call.channels(), memory);
   }
-  write_stats(plan, table, stats, scope);
+  write_stats(plan, table, stats, memory);
   if (running) {
     const Index rows = plan.pool_rows(extent);
     const double n = double(call.space()) * double(rows == 1 ? call.samples() : 1);
     const double factor = running->unbiased && n > 1 ? n / (n - 1) : 1;
-    move_buffer(running->mean, table.mean, rows, running->momentum, 1, scope);
-    move_buffer(running->var, table.var, rows, running->momentum, factor, scope);
+    move_buffer(running->mean, table.mean, rows, running->momentum, 1, memory);
+    move_buffer(running->var, table.var, rows, running->momentum, factor, memory);
   }
 }
 
@@ -452,41 +443,39 @@ void channel_backward(const ChannelCall& call, const ConstTensor& dy, const Grad
   if (g.dweight) check_shape("dweight", g.dweight, call.channel_shape);
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
   check_pooled(pooled, call.stats_shape());
-  if (call.x.size() == 0) return finish_empty(g);
+  if (call.x.size() == 0) return finish_empty(g, context);
 
   Plan plan;
   const ConstTensor dx_view = g.dx;
   call.plan({&call.x, &dy, &dx_view}, &plan);
-  Scope scope(cpu::Workspace::local());
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
   double* dweight = nullptr;
   double* dbias = nullptr;
   if (g.dweight || g.dbias) {
-    dweight = scope.take<double>(call.channels());
-    dbias = scope.take<double>(call.channels());
+    dweight = memory.take<double>(call.channels());
+    dbias = memory.take<double>(call.channels());
   }
   with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
     BackwardArgs<C> args{};
     args.x = call.x.data();
     args.dy = dy.data();
     args.dx = g.dx.data();
-    args.channel_weight = call.load_channels(call.weight, scope);
-    if (pooled) {
-      const StatsTable table = call.take_stats(scope);
-      read_pooled(plan, pooled, table.mean, table.var);
-      args.forward_mean = table.mean;
-      args.forward_var = table.var;
-    }
+    args.channel_weight = call.load_channels(call.weight, memory);
+    const PooledValues forward(plan, pooled, memory);
+    args.forward_mean = forward.mean;
+    args.forward_var = forward.var;
     if (call.given()) {
       // What the forward call used, if it says so: the buffers may have moved on.
-      args.given_mean = pooled ? args.forward_mean : call.load_channels(call.given_mean, scope);
-      args.given_var = pooled ? args.forward_var : call.load_channels(call.given_var, scope);
+      args.given_mean = pooled ? args.forward_mean : call.load_channels(call.given_mean, memory);
+      args.given_var = pooled ? args.forward_var : call.load_channels(call.given_var, memory);
     }
     args.dweight = dweight;
     args.dbias = dbias;
-    run_backward<C>(call.method, plan, call.x.dtype(), args, call.eps, context);
+    run_backward<C>(call.method, plan, call.x.dtype(), args, call.eps, context, memory);
   });
-  if (g.dweight) store_array(dweight, g.dweight, vector_walk(g.dweight), scope);
-  if (g.dbias) store_array(dbias, g.dbias, vector_walk(g.dbias), scope);
+  if (g.dweight) memory.store(dweight, g.dweight, vector_walk(g.dweight));
+  if (g.dbias) memory.store(dbias, g.dbias, vector_walk(g.dbias));
 }
 
 ChannelCall batch_norm_call(const ConstTensor& x, const ConstTensor& weight,

@@ -5,6 +5,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "memory.h"
 #include "normcore/context.h"
 
 namespace normcore {
@@ -26,9 +27,19 @@ NORMCORE_API std::vector<const char*> method_names();
 // C is float or double.
 template <class C>
 void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardArgs<C>& args,
-                 double eps, const Context& context);
+                 double eps, const Context& context, Memory& memory);
 template <class C>
 void run_backward(MethodId method, const Plan& plan, DType dtype, const BackwardArgs<C>& args,
-                  double eps, const Context& context);
+                  double eps, const Context& context, Memory& memory);
+
+// The same on a CUDA device: cuda/backend.cu, or no_cuda.cc, which refuses.
+namespace cuda {
+template <class C>
+void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardArgs<C>& args,
+                 double eps, const Context& context, Memory& memory);
+template <class C>
+void run_backward(MethodId method, const Plan& plan, DType dtype, const BackwardArgs<C>& args,
+                  double eps, const Context& context, Memory& memory);
+}  // namespace cuda
 
 }  // namespace normcore

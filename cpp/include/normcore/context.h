@@ -31,7 +31,8 @@ NORMCORE_API bool has_openmp();
 NORMCORE_API const char* compiler();
 
 namespace cuda {
-NORMCORE_API bool is_available();
-}
+NORMCORE_API bool is_built();      // with the CUDA backend
+NORMCORE_API bool is_available();  // and a device and its driver are here
+}  // namespace cuda
 
 }  // namespace normcore

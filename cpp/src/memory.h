@@ -1,0 +1,120 @@
+// The small arrays of a call, on its device: scratch, and the way between the caller's parameters,
+// buffers and statistics, of any dtype and strides, and the pipeline's contiguous tables.
+#pragma once
+
+#include <memory>
+
+#include "arrays.h"
+#include "normcore/context.h"
+
+namespace normcore {
+
+class Memory {
+ public:
+  virtual ~Memory() = default;
+
+  template <class T>
+  T* take(Index n) {
+    return static_cast<T*>(take_bytes(static_cast<std::size_t>(n) * sizeof(T)));
+  }
+  template <class C>
+  C* take_filled(Index n, C value) {
+    C* out = take<C>(n);
+    fill(out, n, value);
+    return out;
+  }
+  // The elements of t along w: t's own memory where that serves.
+  template <class C>
+  const C* load(const ConstTensor& t, const Walk& w) {
+    if (w.contiguous() && t.dtype() == DTypeOf<C>::value) return static_cast<const C*>(t.data());
+    C* out = take<C>(w.count());
+    read(t, w, out);
+    return out;
+  }
+  template <class C>
+  const C* load_shifted(const ConstTensor& t, const Walk& w, double offset) {
+    const C* values = load<C>(t, w);
+    if (offset == 0) return values;
+    C* shifted = take<C>(w.count());
+    shift(values, w.count(), offset, shifted);
+    return shifted;
+  }
+  // Writes values to the elements of t along w, each rounded once.
+  virtual void store(const double* values, const Tensor& t, const Walk& w) = 0;
+  // Repeats the first n of `total` values.
+  virtual void repeat(double* values, Index n, Index total) = 0;
+  // out[k] = (1 - momentum) * old[k] + momentum * factor * mean over the rows of values [rows, n]
+  virtual void blend(const double* old, const double* values, Index rows, Index n, double momentum,
+                     double factor, double* out) = 0;
+
+ protected:
+  virtual void* take_bytes(std::size_t bytes) = 0;
+  virtual void read(const ConstTensor& t, const Walk& w, float* out) = 0;
+  virtual void read(const ConstTensor& t, const Walk& w, double* out) = 0;
+  virtual void shift(const float* values, Index n, double offset, float* out) = 0;
+  virtual void shift(const double* values, Index n, double offset, double* out) = 0;
+  virtual void fill(float* out, Index n, float value) = 0;
+  virtual void fill(double* out, Index n, double value) = 0;
+};
+
+class HostMemory final : public Memory {
+ public:
+  HostMemory() : scope_(cpu::Workspace::local()) {}
+
+  void store(const double* values, const Tensor& t, const Walk& w) override {
+    store_array(values, t, w, scope_);
+  }
+  void repeat(double* values, Index n, Index total) override {
+    for (Index i = n; i < total; ++i) values[i] = values[i - n];
+  }
+  void blend(const double* old, const double* values, Index rows, Index n, double momentum,
+             double factor, double* out) override {
+    for (Index k = 0; k < n; ++k) {
+      double sum = 0;
+      for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
+      out[k] = (1 - momentum) * old[k] + momentum * factor * (sum / double(rows));
+    }
+  }
+
+ protected:
+  void* take_bytes(std::size_t bytes) override {
+    return scope_.take<char>(static_cast<Index>(bytes));
+  }
+  void read(const ConstTensor& t, const Walk& w, float* out) override {
+    read_array(t, w, scope_, out);
+  }
+  void read(const ConstTensor& t, const Walk& w, double* out) override {
+    read_array(t, w, scope_, out);
+  }
+  void shift(const float* values, Index n, double offset, float* out) override {
+    for (Index i = 0; i < n; ++i) out[i] = float(double(values[i]) + offset);
+  }
+  void shift(const double* values, Index n, double offset, double* out) override {
+    for (Index i = 0; i < n; ++i) out[i] = values[i] + offset;
+  }
+  void fill(float* out, Index n, float value) override { std::fill_n(out, n, value); }
+  void fill(double* out, Index n, double value) override { std::fill_n(out, n, value); }
+
+ private:
+  cpu::Workspace::Scope scope_;
+};
+
+namespace cuda {
+// Throws where there is no CUDA backend or no device.
+std::unique_ptr<Memory> make_memory(const Context& context);
+}  // namespace cuda
+
+// The memory of the device of a call.
+class CallMemory {
+ public:
+  explicit CallMemory(const Context& context) {
+    if (context.device == Device::kCuda) device_ = cuda::make_memory(context);
+  }
+  Memory& get() { return device_ ? *device_ : static_cast<Memory&>(host_); }
+
+ private:
+  HostMemory host_;
+  std::unique_ptr<Memory> device_;
+};
+
+}  // namespace normcore
