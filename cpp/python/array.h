@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "device_buffer.h"
 #include "dlpack.h"
 #include "normcore/normcore.h"
 
@@ -51,22 +52,42 @@ inline DType dtype_of(const py::dtype& d, const char* name) {
 
 // ---- results of libraries other than NumPy
 
-// Memory that other libraries take over through DLPack.
+// Memory that other libraries take over through DLPack, on the CPU or on a CUDA device.
 class Buffer {
  public:
-  Buffer(const ConstTensor& like_shape, DType dtype) : tensor_(nullptr, dtype, like_shape.ndim()) {
+  Buffer(const ConstTensor& like_shape, DType dtype, const Context& where)
+      : where_(where), tensor_(nullptr, dtype, like_shape.ndim()) {
     for (int i = 0; i < like_shape.ndim(); ++i) tensor_.set_dim(i, like_shape.shape(i), 0);
     const std::size_t bytes = static_cast<std::size_t>(tensor_.size()) * size_of(dtype);
-    memory_ =
-        std::shared_ptr<void>(::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
-                              [](void* p) { ::operator delete(p, std::align_val_t(kAlignment)); });
+    if (where.device == Device::kCuda) {
+      memory_ = cuda::allocate_shared(bytes, where);
+    } else {
+      memory_ = std::shared_ptr<void>(
+          ::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
+          [](void* p) { ::operator delete(p, std::align_val_t(kAlignment)); });
+    }
     Tensor view(memory_.get(), dtype, like_shape.ndim());
     for (int i = 0; i < like_shape.ndim(); ++i) view.set_dim(i, like_shape.shape(i), 0);
     tensor_ = view;
   }
   Tensor& tensor() { return tensor_; }
 
-  py::capsule to_capsule() const {
+  std::pair<int, int> device() const {
+    return where_.device == Device::kCuda ? std::pair(int(dlpack::kCuda), where_.device_index)
+                                          : std::pair(int(dlpack::kCpu), 0);
+  }
+
+  // `stream`: None or a stream of the consumer on which the data is to be ready.
+  py::capsule to_capsule(py::handle stream) const {
+    if (where_.device == Device::kCuda) {
+      const std::intptr_t consumer = stream.is_none() ? 1 : stream.cast<std::intptr_t>();
+      if (consumer != -1) {
+        Context then = where_;
+        // DLPack's 1 is the legacy default stream, which the runtime also calls null.
+        then.stream = consumer == 1 ? nullptr : reinterpret_cast<void*>(consumer);
+        cuda::order_streams(where_, then);
+      }
+    }
     struct Export {
       dlpack::Managed managed;
       std::shared_ptr<void> memory;
@@ -81,9 +102,11 @@ class Buffer {
     const DType t = tensor_.dtype();
     const dlpack::DataType type{t == DType::kBFloat16 ? dlpack::kBfloat : dlpack::kFloat,
                                 static_cast<std::uint8_t>(8 * size_of(t)), 1};
-    e->managed = {{memory_.get(), {dlpack::kCpu, 0}, tensor_.ndim(), type, e->shape, e->strides, 0},
-                  e,
-                  [](dlpack::Managed* m) { delete static_cast<Export*>(m->context); }};
+    const auto [device_type, device_index] = device();
+    e->managed = {
+        {memory_.get(), {device_type, device_index}, tensor_.ndim(), type, e->shape, e->strides, 0},
+        e,
+        [](dlpack::Managed* m) { delete static_cast<Export*>(m->context); }};
     return py::capsule(&e->managed, dlpack::Managed::kName, [](PyObject* capsule) {
       // Renamed by whoever took it over; otherwise it is still ours.
       if (!PyCapsule_IsValid(capsule, dlpack::Managed::kName)) return;
@@ -95,6 +118,7 @@ class Buffer {
 
  private:
   static constexpr std::size_t kAlignment = 64;
+  Context where_;
   Tensor tensor_;
   std::shared_ptr<void> memory_;
 };
@@ -111,6 +135,18 @@ inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
   return f(like, py::cast(std::move(buffer)));
 }
 
+// The stream that an array's library works on now: normcore._interop.current_stream.
+inline void* current_stream(py::handle array) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
+  const py::object& f =
+      storage
+          .call_once_and_store_result([] {
+            return py::object(py::module_::import("normcore._interop").attr("current_stream"));
+          })
+          .get_stored();
+  return reinterpret_cast<void*>(f(array).cast<std::intptr_t>());
+}
+
 // A result: a NumPy array, or memory that becomes an array of another library once it is written.
 class Result {
  public:
@@ -123,6 +159,8 @@ class Result {
     if (!buffer_) return array_;
     return adopt(array_, std::move(buffer_));
   }
+  // The memory itself, for our own later use.
+  py::object take_buffer() { return py::cast(std::move(buffer_)); }
 
  private:
   py::object array_ = py::none();  // the result, or with a buffer what it should be like
@@ -176,6 +214,8 @@ class Array {
   const Tensor& tensor() const { return tensor_; }
   py::handle object() const { return object_; }
   bool numpy() const { return numpy_; }
+  // The device that it lies on and the stream that it is ready on.
+  const Context& where() const { return where_; }
 
   // A new array of this one's library: its shape and dtype, and its order in memory.
   Result new_like(Tensor* view) const {
@@ -205,6 +245,7 @@ class Array {
     object_ = py::reinterpret_borrow<py::object>(object);
     if (py::isinstance<py::array>(object)) return read_numpy(name);
     if (py::hasattr(object, "__dlpack__")) return read_dlpack(name);
+    if (py::hasattr(object, "__cuda_array_interface__")) return read_cuda_array_interface(name);
     if (!convert || object.is_none()) {
       throw type_error(std::string(name) + " is " +
                        (object.is_none() ? "None" : Py_TYPE(object.ptr())->tp_name) +
@@ -255,21 +296,63 @@ class Array {
 
   void read_dlpack(const char* name) {
     const auto device = object_.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-    if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
+    py::dict options;
+    if (device.first == dlpack::kCuda && cuda::is_built()) {
+      where_ = {Device::kCuda, device.second, current_stream(object_)};
+      // None would mean the legacy default stream, which DLPack calls 1.
+      options["stream"] = where_.stream ? reinterpret_cast<std::intptr_t>(where_.stream) : 1;
+    } else if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
       throw value_error(std::string(name) + " is on device " + std::to_string(device.first) + ":" +
-                        std::to_string(device.second) +
-                        " (DLPack numbers), expected the CPU: this build has no CUDA backend");
+                        std::to_string(device.second) + " (DLPack numbers), expected the CPU" +
+                        (cuda::is_built() ? " or CUDA" : ": this build has no CUDA backend"));
     }
     py::object capsule;
     try {
-      capsule = object_.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+      capsule =
+          object_.attr("__dlpack__")(**options, py::arg("max_version") = py::make_tuple(1, 0));
     } catch (py::error_already_set& e) {
       if (!e.matches(PyExc_TypeError)) throw;
-      capsule = object_.attr("__dlpack__")();  // an exporter of before version 1
+      capsule = object_.attr("__dlpack__")(**options);  // an exporter of before version 1
     }
     if (!take_capsule<dlpack::ManagedVersioned>(capsule, name) &&
         !take_capsule<dlpack::Managed>(capsule, name)) {
       throw type_error(std::string(name) + ".__dlpack__() gave no DLPack capsule");
+    }
+  }
+
+  // Objects that have no __dlpack__, such as Numba's device arrays.
+  void read_cuda_array_interface(const char* name) {
+    if (!cuda::is_built()) {
+      throw value_error(std::string(name) +
+                        " is a CUDA array, expected a CPU array: this build has no CUDA backend");
+    }
+    const py::dict i = object_.attr("__cuda_array_interface__");
+    const auto type = i["typestr"].cast<std::string>();
+    DType dtype = DType::kFloat32;
+    if (type == "<f2") {
+      dtype = DType::kFloat16;
+    } else if (type == "<f8") {
+      dtype = DType::kFloat64;
+    } else if (type != "<f4") {
+      throw type_error(std::string(name) + " has dtype " + type + ", " + kExpectedDtypes);
+    }
+    const auto [address, read_only] = i["data"].cast<std::pair<std::uintptr_t, bool>>();
+    const py::tuple shape = i["shape"];
+    const int ndim = check_ndim(static_cast<Index>(shape.size()), name);
+    tensor_ = Tensor(reinterpret_cast<void*>(address), dtype, ndim);
+    writable_ = !read_only;
+    for (int a = 0; a < ndim; ++a) tensor_.set_dim(a, shape[a].cast<Index>(), 0);
+    tensor_.set_contiguous();
+    if (i.contains("strides") && !i["strides"].is_none()) {
+      const py::tuple strides = i["strides"];
+      for (int a = 0; a < ndim; ++a) {
+        tensor_.set_dim(a, tensor_.shape(a), strides[a].cast<Index>() / Index(size_of(dtype)));
+      }
+    }
+    where_ = {Device::kCuda, cuda::device_of(tensor_.data())};
+    if (i.contains("stream") && !i["stream"].is_none()) {
+      const auto stream = i["stream"].cast<std::intptr_t>();
+      where_.stream = stream == 1 ? nullptr : reinterpret_cast<void*>(stream);
     }
   }
 
@@ -307,7 +390,7 @@ class Array {
       stride *= std::max<Index>(1, shape.shape(order[i]));
     }
     if (!numpy_) {
-      auto buffer = std::make_unique<Buffer>(shape, dtype);
+      auto buffer = std::make_unique<Buffer>(shape, dtype, where_);
       for (int i = 0; i < n; ++i) buffer->tensor().set_dim(i, shape.shape(i), strides[i]);
       *view = buffer->tensor();
       return Result(object_, std::move(buffer));
@@ -322,6 +405,7 @@ class Array {
   py::object object_;
   py::dtype dtype_;
   Tensor tensor_;
+  Context where_;
   std::shared_ptr<void> owner_;
   bool numpy_ = false;
   bool writable_ = false;

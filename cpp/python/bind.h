@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -13,6 +14,14 @@ namespace normcore::python {
 
 void register_functions(py::module_& m);
 void register_system(py::module_& m);
+
+// An argument of a call beside x.
+struct Named {
+  const char* name;
+  const Array& array;
+};
+// Where a call on x runs: all arrays must lie there, and are ready on its stream.
+Context call_context(const Array& x, std::initializer_list<Named> others);
 
 // Kernels run without the interpreter lock where they take longer than letting go of it.
 class ReleaseGil {

@@ -19,6 +19,7 @@ struct Output {
       result = Result(py::reinterpret_borrow<py::object>(out));
     }
   }
+  const Array& array() const { return array_; }  // absent where the array is new
 
  private:
   Array array_;
@@ -37,10 +38,10 @@ struct ParameterGradient {
 };
 
 // Arrays for the statistics of a call: mean and rstd of x's library, and pooled, which is for the
-// backward call alone and stays with NumPy, so that no library narrows it.
+// backward call alone: NumPy's, or a Buffer on x's device, so that no library narrows its float64.
 struct Statistics {
   Result mean, rstd;
-  py::object pooled;
+  py::object pooled = py::none();
   StatsOut out;
 
   Statistics(bool wanted, const Array& x, const ConstTensor& shape, bool with_mean) {
@@ -52,6 +53,10 @@ struct Statistics {
     for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
     pairs.set_dim(shape.ndim(), 2, 0);
     pairs.set_contiguous();
+    if (x.where().device == Device::kCuda && !x.numpy()) {
+      pooled = x.new_contiguous(pairs, DType::kFloat64, &out.pooled).take_buffer();
+      return;
+    }
     Index strides[kMaxDims];
     for (int i = 0; i < pairs.ndim(); ++i) strides[i] = pairs.stride(i);
     pooled = new_numpy(pairs, numpy_dtype(DType::kFloat64), strides, sizeof(double));
@@ -115,9 +120,11 @@ py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
   ResidualArguments<LayerNormOptions> residual(residual_, x, &options);
   Output y(out, x);
   Statistics stats(return_stats, x, kept_shape(x, options.axes), true);
+  const Context context = call_context(
+      x, {{"weight", weight}, {"bias", bias}, {"residual", residual.residual}, {"out", y.array()}});
   {
     const ReleaseGil release(x.tensor().size());
-    layer_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
+    layer_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out, context);
   }
   return residual.results(y, stats, return_stats);
 }
@@ -132,9 +139,11 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
   ResidualArguments<RMSNormOptions> residual(residual_, x, &options);
   Output y(out, x);
   Statistics stats(return_stats, x, kept_shape(x, options.axes), false);
+  const Context context =
+      call_context(x, {{"weight", weight}, {"residual", residual.residual}, {"out", y.array()}});
   {
     const ReleaseGil release(x.tensor().size());
-    rms_norm(x.tensor(), weight.tensor(), y.tensor, options, stats.out);
+    rms_norm(x.tensor(), weight.tensor(), y.tensor, options, stats.out, context);
   }
   return residual.results(y, stats, return_stats);
 }
@@ -148,11 +157,17 @@ py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
   const LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
   Output dx(out, x);
   ParameterGradient dweight(weight), dbias(bias);
+  const Context context = call_context(x, {{"dy", dy},
+                                           {"weight", weight},
+                                           {"bias", bias},
+                                           {"dh", dh},
+                                           {"stats.pooled", pooled},
+                                           {"out", dx.array()}});
   {
     const ReleaseGil release(x.tensor().size());
     layer_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
                         {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.tensor(),
-                        pooled.tensor());
+                        pooled.tensor(), context);
   }
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
@@ -167,10 +182,13 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
                                as_double(weight_offset, "weight_offset")};
   Output dx(out, x);
   ParameterGradient dweight(weight);
+  const Context context = call_context(
+      x,
+      {{"dy", dy}, {"weight", weight}, {"dh", dh}, {"stats.pooled", pooled}, {"out", dx.array()}});
   {
     const ReleaseGil release(x.tensor().size());
     rms_norm_backward(dy.tensor(), x.tensor(), weight.tensor(), {dx.tensor, dweight.tensor, {}},
-                      options, dh.tensor(), pooled.tensor());
+                      options, dh.tensor(), pooled.tensor(), context);
   }
   return py::make_tuple(dx.result.take(), dweight.result.take());
 }
@@ -202,9 +220,14 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
                                  as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
   Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0), true);
+  const Context context = call_context(x, {{"weight", weight},
+                                           {"bias", bias},
+                                           {"running_mean", buffers.mean},
+                                           {"running_var", buffers.var},
+                                           {"out", y.array()}});
   {
     const ReleaseGil release(x.tensor().size());
-    batch_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
+    batch_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out, context);
   }
   return results(y, stats, return_stats);
 }
@@ -223,10 +246,18 @@ py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
   options.channel_axis = as_axis(channel_axis, "channel_axis");
   Output dx(out, x);
   ParameterGradient dweight(weight), dbias(bias);
+  const Context context = call_context(x, {{"dy", dy},
+                                           {"weight", weight},
+                                           {"bias", bias},
+                                           {"running_mean", buffers.mean},
+                                           {"running_var", buffers.var},
+                                           {"stats.pooled", pooled},
+                                           {"out", dx.array()}});
   {
     const ReleaseGil release(x.tensor().size());
     batch_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
-                        {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor());
+                        {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor(),
+                        context);
   }
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
@@ -244,9 +275,15 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                                     as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
   Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, true, 0), true);
+  const Context context = call_context(x, {{"weight", weight},
+                                           {"bias", bias},
+                                           {"running_mean", buffers.mean},
+                                           {"running_var", buffers.var},
+                                           {"out", y.array()}});
   {
     const ReleaseGil release(x.tensor().size());
-    instance_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out);
+    instance_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out,
+                  context);
   }
   return results(y, stats, return_stats);
 }
@@ -266,10 +303,18 @@ py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle wei
   options.channel_axis = as_axis(channel_axis, "channel_axis");
   Output dx(out, x);
   ParameterGradient dweight(weight), dbias(bias);
+  const Context context = call_context(x, {{"dy", dy},
+                                           {"weight", weight},
+                                           {"bias", bias},
+                                           {"running_mean", buffers.mean},
+                                           {"running_var", buffers.var},
+                                           {"stats.pooled", pooled},
+                                           {"out", dx.array()}});
   {
     const ReleaseGil release(x.tensor().size());
     instance_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
-                           {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor());
+                           {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor(),
+                           context);
   }
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
@@ -283,10 +328,11 @@ py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_
   Output y(out, x);
   Statistics stats(return_stats && num_groups > 0, x,
                    channel_shape(x, options.channel_axis, true, num_groups), true);
+  const Context context = call_context(x, {{"weight", weight}, {"bias", bias}, {"out", y.array()}});
   {
     const ReleaseGil release(x.tensor().size());
-    group_norm(x.tensor(), num_groups, weight.tensor(), bias.tensor(), y.tensor, options,
-               stats.out);
+    group_norm(x.tensor(), num_groups, weight.tensor(), bias.tensor(), y.tensor, options, stats.out,
+               context);
   }
   return results(y, stats, return_stats);
 }
@@ -300,11 +346,16 @@ py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_gr
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output dx(out, x);
   ParameterGradient dweight(weight), dbias(bias);
+  const Context context = call_context(x, {{"dy", dy},
+                                           {"weight", weight},
+                                           {"bias", bias},
+                                           {"stats.pooled", pooled},
+                                           {"out", dx.array()}});
   {
     const ReleaseGil release(x.tensor().size());
     group_norm_backward(dy.tensor(), x.tensor(), as_index(num_groups, "num_groups"),
                         weight.tensor(), {dx.tensor, dweight.tensor, dbias.tensor}, options,
-                        pooled.tensor());
+                        pooled.tensor(), context);
   }
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
@@ -312,9 +363,14 @@ py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_gr
 }  // namespace
 
 void register_functions(py::module_& m) {
-  py::class_<Buffer>(m, "Buffer", "Memory of a result, for another library to take over.")
-      .def("__dlpack__", [](const Buffer& b, const py::kwargs&) { return b.to_capsule(); })
-      .def("__dlpack_device__", [](const Buffer&) { return py::make_tuple(int(dlpack::kCpu), 0); });
+  py::class_<Buffer>(m, "Buffer", py::module_local(), "Memory of a result, for another library to take over.")
+      .def(
+          "__dlpack__",
+          [](const Buffer& b, py::handle stream, const py::kwargs&) {
+            return b.to_capsule(stream);
+          },
+          py::kw_only(), py::arg("stream") = py::none())
+      .def("__dlpack_device__", &Buffer::device);
   m.def("layer_norm", &layer_norm_);
   m.def("layer_norm_backward", &layer_norm_backward_);
   m.def("rms_norm", &rms_norm_);

@@ -1,31 +1,8 @@
 // Every registered method, instantiated for the CPU.
-#include <type_traits>
-
 #include "cpu/backend.h"
-#include "normcore/methods/batch_norm.h"
-#include "normcore/methods/group_norm.h"
-#include "normcore/methods/instance_norm.h"
-#include "normcore/methods/layer_norm.h"
-#include "normcore/methods/rms_norm.h"
-#include "pipeline.h"
+#include "methods.h"
 
 namespace normcore {
-namespace {
-
-template <class F>
-decltype(auto) dispatch(MethodId method, F&& f) {
-  switch (method) {
-#define NORMCORE_METHOD(name, type) \
-  case MethodId::name:              \
-    return f(std::type_identity<type>{});
-#include "normcore/methods.def"
-#undef NORMCORE_METHOD
-  }
-  __builtin_unreachable();
-}
-
-}  // namespace
-
 const MethodInfo& method_info(MethodId method) {
   static const MethodInfo kInfo[] = {
 #define NORMCORE_METHOD(name, type) {#name, type::pools, kPoolCount<type>},
@@ -51,7 +28,7 @@ void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardAr
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
   explain(method_info(method).name, plan, backend.threads());
-  dispatch(method, [&]<class M>(std::type_identity<M>) {
+  with_method(method, [&]<class M>(std::type_identity<M>) {
     forward<M>(backend, args, typename M::Params{eps});
   });
 }
@@ -64,7 +41,7 @@ void run_backward(MethodId method, const Plan& plan, DType dtype, const Backward
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
   explain(method_info(method).name, plan, backend.threads());
-  dispatch(method, [&]<class M>(std::type_identity<M>) {
+  with_method(method, [&]<class M>(std::type_identity<M>) {
     Backward<M, cpu::Backend<C>>(backend, args, typename M::Params{eps}).run();
   });
 }

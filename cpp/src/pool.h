@@ -88,7 +88,7 @@ void pool_moments(const Backend& be, const double* mean, const double* m2, Index
 }
 
 // Largest power of two not above |a|, kept within float's normal range; 1 where a is not finite.
-inline double unit_of(double a) {
+NORMCORE_HD inline double unit_of(double a) {
   const double size = std::fabs(a);
   double bounded = size < 0x1p-126 ? 0x1p-126 : size;
   bounded = bounded > 0x1p126 ? 0x1p126 : bounded;

@@ -1,4 +1,4 @@
-"""Results as arrays of the caller's own library, handed over through DLPack."""
+"""Arrays of other libraries: results handed over through DLPack, and current streams."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import sys
 from typing import Any
 
 import numpy as np
+
+
+def current_stream(array: Any) -> int:
+    """Return the CUDA stream that the library of ``array`` works on now; 0 is the default stream."""
+    root = type(array).__module__.partition(".")[0]
+    if root == "torch":
+        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
+    if root == "cupy":
+        return int(sys.modules["cupy"].cuda.get_current_stream(array.device.id).ptr)
+    return 0
 
 
 def adopt(like: Any, buffer: Any) -> Any:

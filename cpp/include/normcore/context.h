@@ -13,7 +13,8 @@ enum class Device { kCpu, kCuda };
 
 struct Context {
   Device device = Device::kCpu;
-  void* stream = nullptr;  // of the device; unused on the CPU
+  int device_index = 0;    // of the CUDA device
+  void* stream = nullptr;  // cudaStream_t; null is the legacy default stream
   int threads = 0;         // 0: as set_num_threads says
 };
 

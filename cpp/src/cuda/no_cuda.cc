@@ -1,6 +1,7 @@
 // The build without CUDA.
 #include <type_traits>
 
+#include "device_buffer.h"
 #include "normcore/errors.h"
 #include "pipeline.h"
 
@@ -14,6 +15,9 @@ namespace {
 }  // namespace
 
 std::unique_ptr<Memory> make_memory(const Context&) { refuse(); }
+std::shared_ptr<void> allocate_shared(std::size_t, const Context&) { refuse(); }
+void order_streams(const Context&, const Context&) { refuse(); }
+int device_of(const void*) { refuse(); }
 
 template <class C>
 void run_forward(MethodId, const Plan&, DType, const ForwardArgs<C>&, double, const Context&,

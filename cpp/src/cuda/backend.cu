@@ -1,0 +1,434 @@
+// The pipeline on a CUDA device: the steps of forward.h and backward.h as launches on the caller's
+// stream. The formulas are the same headers; nothing waits for the host.
+#include <string>
+#include <type_traits>
+
+#include "cuda/cells.cuh"
+#include "cuda/launch.h"
+#include "cuda/policy.h"
+#include "cuda/rows.cuh"
+#include "cuda/solve.cuh"
+#include "methods.h"
+#include "normcore/errors.h"
+
+namespace normcore::cuda {
+namespace {
+
+// Packs a thread of a kernel may hold of each operand before registers run out.
+constexpr int kForwardPacks = 8;
+// The backward kernel also holds sums for every element: 16 of them.
+template <class T>
+constexpr int kBackwardPacks = 16 / kPack<T>;
+constexpr int kCellPacks = 4;
+// Elements of a piece where threads take pieces alone.
+constexpr Index kLonePiece = 256;
+constexpr int kLoneThreads = 128;
+// Blocks of the backward row kernel for each multiprocessor.
+constexpr int kPersistentBlocks = 4;
+constexpr Index kParameterRuns = 256;
+
+Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// ---- the plan as kernels take it
+
+Geometry geometry_of(const Plan& plan) {
+  if (plan.outer_dims > kMostAxes || plan.space_dims > kMostAxes) {
+    throw value_error("x has more than 8 axes that do not merge, which CUDA refuses");
+  }
+  Geometry g{};
+  g.outer = plan.outer;
+  g.cells = plan.cells;
+  g.count = plan.count;
+  g.shared_rows = plan.merged_outer;
+  g.outer_dims = plan.outer_dims;
+  g.space_dims = plan.space_dims;
+  for (int d = 0; d < plan.outer_dims; ++d) g.outer_sizes[d] = plan.outer_sizes[d];
+  for (int d = 0; d < plan.space_dims; ++d) g.space_sizes[d] = plan.space_sizes[d];
+  return g;
+}
+
+View view_of(const Plan& plan, int operand, const void* data) {
+  const Access& a = plan.access[operand];
+  View v{};
+  v.data = const_cast<void*>(data);
+  v.cell = a.cell;
+  for (int d = 0; d < plan.outer_dims; ++d) v.outer[d] = a.outer[d];
+  for (int d = 0; d < plan.space_dims; ++d) v.space[d] = a.space[d];
+  return v;
+}
+
+PoolShape pool_of(const Plan& plan, Extent extent) {
+  PoolShape p{};
+  p.extent = extent;
+  p.rows = plan.pool_rows(extent);
+  p.cols = plan.pool_cols(extent);
+  p.across = extent == Extent::row     ? plan.cells
+             : extent == Extent::group ? plan.cells / plan.groups
+                                       : 1;
+  p.count =
+      double(plan.count) * double(p.across) * double(extent == Extent::column ? plan.outer : 1);
+  return p;
+}
+
+// The distance of the cells from each other in an operand, if it is one and the same.
+bool even_rows(const Plan& plan, int operand, Index* stride) {
+  const Access& a = plan.access[operand];
+  *stride = plan.cells > 1 ? a.cell : plan.outer_dims > 0 ? a.outer[plan.outer_dims - 1] : 0;
+  if (plan.outer == 1) return true;
+  return plan.outer_dims == 1 && a.outer[0] == *stride * plan.cells;
+}
+
+Team team_of(const RowPolicy& p) { return {p.threads, p.cluster, nullptr}; }
+constexpr int kTeamBytes = Team::kDoubles * int(sizeof(double));
+
+// f(integral constant P) for the packs of a policy.
+template <int kMost, class F>
+void with_packs(int packs, F&& f) {
+  if constexpr (kMost > 1) {
+    if (packs < kMost) return with_packs<kMost / 2>(packs, f);
+  }
+  f(std::integral_constant<int, kMost>{});
+}
+
+// ---- one call
+
+template <class Method, class T>
+class Pipeline {
+  using C = Compute<T>;
+  static constexpr int P = kPoolCount<Method>;
+  static constexpr int V = kPack<T>;
+  // Whose pool can be a row of elements that have parameters of their own.
+  static constexpr bool kRowFamily = P == 1 && Method::pools[0] == Pool::sample;
+
+ public:
+  using Params = typename Method::Params;
+
+  Pipeline(const Plan& plan, DeviceMemory& memory, const Params& params)
+      : plan_(plan), memory_(memory), params_(params), g_(geometry_of(plan)) {}
+
+  void forward(const ForwardArgs<C>& args) {
+    if constexpr (kRowFamily) {
+      if (forward_rows(args)) return;
+    }
+    settle_pieces(args.residual ? std::initializer_list<int>{0, 1, 2, 3}
+                                : std::initializer_list<int>{0, 1});
+    if (args.residual) {
+      on_pieces([&](auto p, auto packed) {
+        launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, view(3, args.x_in),
+               view(2, args.residual), view(0, args.x), team_);
+      });
+    }
+    PoolTables<Method> pools = statistics(args);
+    if (args.mean) {
+      launch(each(pools.shape[0].entries()), stream(), export_statistics<Method>, pools, params_,
+             RowStatistics{args.mean, args.var, args.rstd});
+    }
+    const Index cells = g_.coefficient_cells();
+    C* a = memory_.take<C>(cells);
+    C* center = memory_.take<C>(cells);
+    C* shift = memory_.take<C>(cells);
+    launch(each(cells), stream(), solve_forward<Method, C>, g_, pools, params_, args.channel_weight,
+           args.channel_bias, a, center, shift);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(0, args.x), view(1, args.y),
+             team_, Coefficients<C>{a, center, shift}, args.element_weight, args.element_bias);
+    });
+  }
+
+  void backward(const BackwardArgs<C>& args) {
+    if constexpr (kRowFamily) {
+      if (backward_rows(args)) return;
+    }
+    settle_pieces(args.dh ? std::initializer_list<int>{0, 1, 2, 3}
+                          : std::initializer_list<int>{0, 1, 2});
+    const PoolTables<Method> pools = statistics(args);
+    const Index cells = g_.coefficient_cells();
+    BackwardTable<C> t{};
+    for (double** column : {&t.a, &t.b, &t.unit}) *column = memory_.take<double>(cells);
+    for (C** column : {&t.a_c, &t.b_c, &t.center, &t.unit_c, &t.p, &t.q, &t.r}) {
+      *column = memory_.take<C>(cells);
+    }
+    launch(each(cells), stream(), solve_backward<Method, C>, g_, pools, params_,
+           args.channel_weight, t);
+
+    const bool given = args.given_mean != nullptr;
+    const bool element = args.element_weight != nullptr;
+    double* sum_u = memory_.take<double>(cells);
+    double* sum_1 = memory_.take<double>(cells);
+    if (!given || args.dweight) {
+      const Index parts = g_.outer * g_.cells * g_.pieces;
+      double* dy_u = memory_.take<double>(parts);
+      double* dy_1 = memory_.take<double>(parts);
+      on_pieces([&](auto p, auto packed) {
+        launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(1, args.dy),
+               view(0, args.x), team_, t.center, t.unit_c, args.element_weight, dy_u, dy_1);
+      });
+      launch(warp_each(cells), stream(), sum_pieces, g_, dy_u, dy_1, sum_u, sum_1);
+      if (args.dweight && !element) {
+        launch(warp_each(g_.cells), stream(), channel_gradients<C>, g_, t, sum_u, sum_1,
+               args.dweight, args.dbias);
+      }
+    }
+    if (args.dweight && element) element_gradients(args, t);
+    if (!given) pull_back_through(pools, args.channel_weight, t, sum_u, sum_1);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(1, args.dy), view(0, args.x),
+             view(3, args.dh), view(2, args.dx), team_,
+             GradientCoefficients<C>{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c},
+             args.element_weight);
+    });
+  }
+
+ private:
+  cudaStream_t stream() const { return memory_.stream(); }
+  View view(int operand, const void* data) const {
+    return data ? view_of(plan_, operand, data) : View{};
+  }
+  static Launch each(Index n) { return {ceil_div(n, kSolveThreads), kSolveThreads}; }
+  static Launch warp_each(Index n) { return {ceil_div(n * 32, kSolveThreads), kSolveThreads}; }
+
+  // ---- rows that stay in registers
+
+  bool row_shape(std::initializer_list<int> operands, int most_packs, RowPolicy* policy,
+                 Index (&strides)[kMaxOperands]) const {
+    if (plan_.layout != Layout::rows || plan_.affinity != Affinity::element ||
+        plan_.extent != Extent::cell) {
+      return false;
+    }
+    for (const int i : operands) {
+      if (!plan_.access[i].direct || !even_rows(plan_, i, &strides[i])) return false;
+    }
+    const int most_cluster = facts_of(memory_.device()).most_cluster;
+    *policy = row_policy(ceil_div(plan_.count, V), most_packs, most_cluster);
+    return static_cast<bool>(*policy);
+  }
+
+  bool forward_rows(const ForwardArgs<C>& args) {
+    if (!args.element_weight) return false;
+    RowPolicy policy;
+    Index stride[kMaxOperands];
+    const bool add = args.residual != nullptr;
+    if (!row_shape(add ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1},
+                   kForwardPacks, &policy, stride)) {
+      return false;
+    }
+    RowsForward<C> a{};
+    a.rows = plan_.outer * plan_.cells;
+    a.n = plan_.count;
+    a.x = add ? RowsIn{args.x_in, stride[3]} : RowsIn{args.x, stride[0]};
+    if (add) {
+      a.residual = {args.residual, stride[2]};
+      a.h = {const_cast<void*>(args.x), stride[0]};
+    }
+    a.y = {args.y, stride[1]};
+    a.weight = args.element_weight;
+    a.bias = args.element_bias;
+    a.out = {args.mean, args.var, args.rstd};
+    const Launch l{ceil_div(a.rows, policy.rows_per_block) * policy.cluster, policy.block_threads(),
+                   kTeamBytes, policy.cluster};
+    with_packs<kForwardPacks>(policy.packs, [&](auto p) {
+      launch(l, stream(), rows_forward<Method, T, p()>, a, params_, team_of(policy));
+    });
+    return true;
+  }
+
+  bool backward_rows(const BackwardArgs<C>& args) {
+    if (!args.element_weight) return false;
+    RowPolicy policy;
+    Index stride[kMaxOperands];
+    if (!row_shape(
+            args.dh ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1, 2},
+            kBackwardPacks<T>, &policy, stride)) {
+      return false;
+    }
+    RowsBackward<C> a{};
+    a.rows = plan_.outer * plan_.cells;
+    a.n = plan_.count;
+    a.x = {args.x, stride[0]};
+    a.dy = {args.dy, stride[1]};
+    if (args.dh) a.dh = {args.dh, stride[3]};
+    a.dx = {args.dx, stride[2]};
+    a.weight = args.element_weight;
+    a.mean = args.forward_mean;
+    a.var = args.forward_var;
+    // The number of blocks decides the order of the parameters' sums: by the device and the length
+    // of a row, unless there are fewer rows.
+    const Index most =
+        std::max<Index>(1, Index(facts_of(memory_.device()).multiprocessors) * kPersistentBlocks *
+                               128 / std::max(128, policy.block_threads()) / policy.cluster);
+    const Index blocks = std::min(most, ceil_div(a.rows, policy.rows_per_block));
+    if (args.dweight) {
+      a.dweight = memory_.take<C>(blocks * a.n);
+      a.dbias = memory_.take<C>(blocks * a.n);
+    }
+    const Launch l{blocks * policy.cluster, policy.block_threads(), kTeamBytes, policy.cluster};
+    with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(l, stream(), rows_backward<Method, T, p()>, a, params_, team_of(policy));
+    });
+    if (args.dweight) sum_parts(a.dweight, a.dbias, blocks, args);
+    return true;
+  }
+
+  void sum_parts(const C* dweight, const C* dbias, Index parts, const BackwardArgs<C>& args) {
+    const Launch l{ceil_div(plan_.count, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double))};
+    launch(l, stream(), sum_rows<C>, dweight, parts, plan_.count, args.dweight);
+    launch(l, stream(), sum_rows<C>, dbias, parts, plan_.count, args.dbias);
+  }
+
+  // ---- two sweeps with tables between them
+
+  // Chooses who takes which piece of a cell.
+  void settle_pieces(std::initializer_list<int> operands) {
+    packed_ = plan_.layout == Layout::rows;
+    for (const int i : operands) packed_ = packed_ && plan_.access[i].direct;
+    const Index cells = g_.outer * g_.cells;
+    if (packed_) {
+      const RowPolicy longest = row_policy(256 * kCellPacks, kCellPacks, 1);
+      g_.piece = std::min<Index>(std::max<Index>(1, g_.count), 256 * kCellPacks * V);
+      g_.pieces = ceil_div(g_.count, g_.piece);
+      policy_ = g_.pieces > 1 ? longest : row_policy(ceil_div(g_.count, V), kCellPacks, 1);
+      team_ = team_of(policy_);
+      pieces_ = {ceil_div(cells * g_.pieces, policy_.rows_per_block), policy_.block_threads(),
+                 kTeamBytes};
+    } else {
+      g_.piece = std::min<Index>(std::max<Index>(1, g_.count), kLonePiece);
+      g_.pieces = ceil_div(g_.count, g_.piece);
+      pieces_ = {ceil_div(cells * g_.pieces, kLoneThreads), kLoneThreads};
+    }
+  }
+  template <class F>
+  void on_pieces(F f) const {
+    if (packed_) {
+      with_packs<kCellPacks>(policy_.packs, [&](auto p) { f(p, std::true_type{}); });
+    } else {
+      f(std::integral_constant<int, 1>{}, std::false_type{});
+    }
+  }
+
+  template <class Args>
+  PoolTables<Method> statistics(const Args& args) {
+    PoolTables<Method> pools{};
+    if (args.given_mean) {
+      for (int i = 0; i < P; ++i) {
+        pools.shape[i] = pool_of(plan_, Extent::column);
+        pools.mean[i] = args.given_mean;
+        pools.var[i] = args.given_var;
+      }
+      return pools;
+    }
+    for (int i = 0; i < P; ++i) {
+      pools.shape[i] = pool_of(plan_, extent_of(Method::pools[i], plan_.affinity));
+    }
+    if (args.saved_mean()) {
+      pools.mean[0] = args.saved_mean();
+      pools.var[0] = args.saved_var();
+      return pools;
+    }
+    const Index parts = g_.outer * g_.cells * g_.pieces;
+    double* mean = memory_.take<double>(parts);
+    double* m2 = memory_.take<double>(parts);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(0, args.x),
+             team_, mean, m2);
+    });
+    for (int i = 0; i < P; ++i) {
+      double* pool_mean = memory_.take<double>(pools.shape[i].entries());
+      double* pool_var = memory_.take<double>(pools.shape[i].entries());
+      launch(warp_each(pools.shape[i].entries()), stream(), pool_pieces, g_, pools.shape[i],
+             Method::raw, mean, m2, pool_mean, pool_var);
+      pools.mean[i] = pool_mean;
+      pools.var[i] = pool_var;
+    }
+    return pools;
+  }
+
+  void pull_back_through(const PoolTables<Method>& pools, const double* weight,
+                         const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+    const Index cells = g_.coefficient_cells();
+    CellGradients<Method> d{}, pooled{};
+    for (int i = 0; i < P; ++i) {
+      d.mean[i] = memory_.take<double>(cells);
+      d.var[i] = memory_.take<double>(cells);
+    }
+    launch(each(cells), stream(), pull_back<Method, C>, g_, pools, params_, weight, t, sum_u, sum_1,
+           d);
+    for (int i = 0; i < P; ++i) {
+      const Index entries = pools.shape[i].entries();
+      pooled.mean[i] = memory_.take<double>(entries);
+      pooled.var[i] = memory_.take<double>(entries);
+      launch(warp_each(entries), stream(), sum_pool, g_, pools.shape[i], d.mean[i], d.var[i],
+             pooled.mean[i], pooled.var[i]);
+    }
+    launch(each(cells), stream(), spread_gradients<Method, C>, g_, pools, pooled, t);
+  }
+
+  void element_gradients(const BackwardArgs<C>& args, const BackwardTable<C>& t) {
+    const Index runs = std::min(kParameterRuns, g_.outer * g_.cells);
+    C* dweight = memory_.take<C>(runs * g_.count);
+    C* dbias = memory_.take<C>(runs * g_.count);
+    Launch l{ceil_div(g_.count, kLoneThreads), kLoneThreads};
+    l.blocks_y = runs;
+    launch(l, stream(), parameter_sums<T>, g_, view(1, args.dy), view(0, args.x),
+           Coefficients<C>{t.a_c, t.center, t.b_c}, dweight, dbias);
+    sum_parts(dweight, dbias, runs, args);
+  }
+
+  const Plan& plan_;
+  DeviceMemory& memory_;
+  const Params& params_;
+  Geometry g_;
+  bool packed_ = false;
+  RowPolicy policy_;
+  Team team_{};
+  Launch pieces_{};
+};
+
+// f(type identity of the pipeline) for a method and the storage type of dtype, whose compute type
+// is C; errors say what was asked for.
+template <class C, class F>
+void with_pipeline(MethodId method, DType dtype, const Plan& plan, const DeviceMemory& memory,
+                   F&& f) {
+  try {
+    with_method(method, [&]<class M>(std::type_identity<M>) {
+      with_element_type(dtype, [&]<class T>(T) {
+        if constexpr (std::is_same_v<Compute<T>, C>) f(std::type_identity<Pipeline<M, T>>{});
+      });
+    });
+  } catch (const CudaError& e) {
+    throw CudaError(std::string(method_info(method).name) + " on " + std::to_string(plan.outer) +
+                    " x " + std::to_string(plan.cells) + " cells of " + std::to_string(plan.count) +
+                    " elements, CUDA device " + std::to_string(memory.device()) + ": " + e.what());
+  }
+}
+
+}  // namespace
+
+template <class C>
+void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardArgs<C>& args,
+                 double eps, const Context&, Memory& memory) {
+  auto& device = static_cast<DeviceMemory&>(memory);
+  with_pipeline<C>(method, dtype, plan, device, [&]<class Line>(std::type_identity<Line>) {
+    const typename Line::Params params{eps};
+    Line(plan, device, params).forward(args);
+  });
+}
+
+template <class C>
+void run_backward(MethodId method, const Plan& plan, DType dtype, const BackwardArgs<C>& args,
+                  double eps, const Context&, Memory& memory) {
+  auto& device = static_cast<DeviceMemory&>(memory);
+  with_pipeline<C>(method, dtype, plan, device, [&]<class Line>(std::type_identity<Line>) {
+    const typename Line::Params params{eps};
+    Line(plan, device, params).backward(args);
+  });
+}
+
+#define NORMCORE_INSTANTIATE(C)                                                               \
+  template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,   \
+                               const Context&, Memory&);                                      \
+  template void run_backward<C>(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, \
+                                const Context&, Memory&);
+NORMCORE_INSTANTIATE(float)
+NORMCORE_INSTANTIATE(double)
+
+}  // namespace normcore::cuda

@@ -1,0 +1,242 @@
+// The channel family, and whatever the row kernels do not hold: two sweeps over the tensor with
+// small kernels on the table of cells between them. A cell is cut into pieces; partial results have
+// one entry per cell and piece, and are merged in a fixed order (solve.cuh).
+//
+// Where the elements of a cell follow each other (kPacked) a team of threads takes a piece and
+// moves packs of 16 bytes; otherwise (channels-last, any strides) a thread takes a piece alone,
+// neighbouring threads neighbouring cells.
+#pragma once
+
+#include "cuda/geometry.cuh"
+#include "cuda/rows.cuh"
+
+namespace normcore::cuda {
+
+template <class C>
+struct Coefficients {
+  const C* a;  // per coefficient cell; see Geometry::coefficient_of
+  const C* center;
+  const C* b;
+};
+template <class C>
+struct GradientCoefficients {
+  const C* p;
+  const C* q;
+  const C* r;
+  const C* center;
+  const C* unit;
+};
+
+// Which piece of which cell a thread, or its team, works on.
+struct Piece {
+  Index cell, index, first, n;  // n = 0: none
+};
+template <bool kPacked>
+__device__ Piece my_piece(const Geometry& g, const Team& team) {
+  const Index cells = g.outer * g.cells;
+  const Index at = kPacked ? first_row(team) : Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  // Cells run fastest where threads work alone, so that neighbours read neighbours.
+  const Index cell = kPacked ? at / g.pieces : at % cells;
+  const Index index = kPacked ? at % g.pieces : at / cells;
+  if (at >= cells * g.pieces) return {0, 0, 0, 0};
+  return {cell, index, index * g.piece, g.elements_of(index)};
+}
+
+template <bool kRaw, class T, int P, bool kPacked>
+__global__ void __launch_bounds__(512)
+    cell_moments(Geometry g, View x, Team team, double* mean, double* m2) {
+  using C = Compute<T>;
+  const Piece piece = my_piece<kPacked>(g, team);
+  const T* start = x.cell_start<const T>(g, piece.cell);
+  const Index to = piece.cell * g.pieces + piece.index;
+  if constexpr (kPacked) {
+    team.scratch = shared_memory();
+    int phase = 0;
+    const T* row = start + piece.first;
+    RowPacks<T, P> held;
+    held.load(row, piece.n, team);
+    C center;
+    const Stats s = row_statistics<kRaw>(held, piece.n, piece.n, team, phase, center);
+    if (piece.n > 0 && team.index() == 0) {
+      mean[to] = double(center) + s.mean;
+      m2[to] = s.var * double(piece.n);
+    }
+  } else if (piece.n > 0) {
+    // In float64, which holds the square of any float; for float64 itself around a first value.
+    const double center = kRaw ? 0 : double(widen(start[x.step(g, piece.first)]));
+    double rest = 0, squares = 0;
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      const double d = double(widen(start[x.step(g, s)])) - center;
+      rest += d;
+      squares += d * d;
+    }
+    const double n = double(piece.n), around = squares - rest * rest / n;
+    mean[to] = kRaw ? 0 : center + rest / n;
+    m2[to] = kRaw ? squares : around < 0 ? 0 : around;
+  }
+}
+
+// y = a * (x - center) + b, and with elementwise parameters weight * that + bias.
+template <class T, int P, bool kPacked>
+__global__ void __launch_bounds__(512)
+    cell_apply(Geometry g, View x, View y, Team team, Coefficients<Compute<T>> f,
+               const Compute<T>* weight, const Compute<T>* bias) {
+  using C = Compute<T>;
+  const Piece piece = my_piece<kPacked>(g, team);
+  if (piece.n == 0) return;
+  const Index at = g.coefficient_of(piece.cell);
+  const C a = f.a[at], center = f.center[at], b = f.b[at];
+  const T* from = x.cell_start<const T>(g, piece.cell);
+  T* to = y.cell_start<T>(g, piece.cell);
+  auto value = [&](T v, Index s) {
+    const C normalized = a * (widen(v) - center) + b;
+    return narrow<T>(weight ? weight[s] * normalized + bias[s] : normalized);
+  };
+  if constexpr (kPacked) {
+    const T* row = from + piece.first;
+    RowPacks<T, P> held;
+    held.load(row, piece.n, team);
+    for_held<T, P>(piece.n, team, [&](int p, int e, Index i) {
+      held.pack[p].at[e] = value(held.pack[p].at[e], piece.first + i);
+    });
+    held.store(to + piece.first, piece.n, team);
+  } else {
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      to[y.step(g, s)] = value(from[x.step(g, s)], s);
+    }
+  }
+}
+
+// h = x + residual
+template <class T, int P, bool kPacked>
+__global__ void __launch_bounds__(512)
+    cell_add(Geometry g, View x, View residual, View h, Team team) {
+  const Piece piece = my_piece<kPacked>(g, team);
+  if (piece.n == 0) return;
+  const T* a = x.cell_start<const T>(g, piece.cell);
+  const T* b = residual.cell_start<const T>(g, piece.cell);
+  T* to = h.cell_start<T>(g, piece.cell);
+  if constexpr (kPacked) {
+    RowPacks<T, P> left, right;
+    left.load(a + piece.first, piece.n, team);
+    right.load(b + piece.first, piece.n, team);
+    for_held<T, P>(piece.n, team, [&](int p, int e, Index) {
+      left.pack[p].at[e] = narrow<T>(widen(left.pack[p].at[e]) + widen(right.pack[p].at[e]));
+    });
+    left.store(to + piece.first, piece.n, team);
+  } else {
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      to[h.step(g, s)] = narrow<T>(widen(a[x.step(g, s)]) + widen(b[residual.step(g, s)]));
+    }
+  }
+}
+
+// sum dy * u and sum dy of every piece, u = (x - center) * unit; weight as in cell_apply.
+template <class T, int P, bool kPacked>
+__global__ void __launch_bounds__(512)
+    cell_sums(Geometry g, View dy, View x, Team team, const Compute<T>* center,
+              const Compute<T>* unit, const Compute<T>* weight, double* dy_u, double* dy_1) {
+  using C = Compute<T>;
+  const Piece piece = my_piece<kPacked>(g, team);
+  const Index at = g.coefficient_of(piece.cell), to = piece.cell * g.pieces + piece.index;
+  const C c = center[at], u = unit[at];
+  const T* dy_start = dy.cell_start<const T>(g, piece.cell);
+  const T* x_start = x.cell_start<const T>(g, piece.cell);
+  if constexpr (kPacked) {
+    team.scratch = shared_memory();
+    int phase = 0;
+    const T* row = x_start + piece.first;
+    RowPacks<T, P> x_held, dy_held;
+    x_held.load(row, piece.n, team);
+    dy_held.load(dy_start + piece.first, piece.n, team);
+    C sums[2] = {0, 0};
+    for_held<T, P>(piece.n, team, [&](int p, int e, Index i) {
+      C v = widen(dy_held.pack[p].at[e]);
+      if (weight) v *= weight[piece.first + i];
+      sums[0] += v * ((widen(x_held.pack[p].at[e]) - c) * u);
+      sums[1] += v;
+    });
+    team_sum(sums, team, phase);
+    if (piece.n > 0 && team.index() == 0) {
+      dy_u[to] = double(sums[0]);
+      dy_1[to] = double(sums[1]);
+    }
+  } else if (piece.n > 0) {
+    double sum_u = 0, sum_1 = 0;
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      C v = widen(dy_start[dy.step(g, s)]);
+      if (weight) v *= weight[s];
+      sum_u += double(v * ((widen(x_start[x.step(g, s)]) - c) * u));
+      sum_1 += double(v);
+    }
+    dy_u[to] = sum_u;
+    dy_1[to] = sum_1;
+  }
+}
+
+// dx = p * dy + q * u + r (+ dh), weight in dy; with q null p * dy alone.
+template <class T, int P, bool kPacked>
+__global__ void __launch_bounds__(512)
+    cell_grad(Geometry g, View dy, View x, View dh, View dx, Team team,
+              GradientCoefficients<Compute<T>> f, const Compute<T>* weight) {
+  using C = Compute<T>;
+  const Piece piece = my_piece<kPacked>(g, team);
+  if (piece.n == 0) return;
+  const Index at = g.coefficient_of(piece.cell);
+  const bool through_statistics = f.q != nullptr, has_dh = dh.data != nullptr;
+  const C p_c = f.p[at], c = f.center[at], u = f.unit[at];
+  const C q = through_statistics ? f.q[at] : C(0), r = through_statistics ? f.r[at] : C(0);
+  const T* dy_start = dy.cell_start<const T>(g, piece.cell);
+  const T* x_start = x.cell_start<const T>(g, piece.cell);
+  const T* dh_start = has_dh ? dh.cell_start<const T>(g, piece.cell) : nullptr;
+  T* to = dx.cell_start<T>(g, piece.cell);
+  auto value = [&](T dy_i, T x_i, C dh_i, Index s) {
+    C v = widen(dy_i);
+    if (weight) v *= weight[s];
+    C d = p_c * v;
+    if (through_statistics) d += q * ((widen(x_i) - c) * u) + r;
+    return narrow<T>(d + dh_i);
+  };
+  if constexpr (kPacked) {
+    const T* row = x_start + piece.first;
+    RowPacks<T, P> x_held, dy_held, dh_held;
+    x_held.load(row, through_statistics ? piece.n : 0, team);
+    dy_held.load(dy_start + piece.first, piece.n, team);
+    if (has_dh) dh_held.load(dh_start + piece.first, piece.n, team);
+    for_held<T, P>(piece.n, team, [&](int p, int e, Index i) {
+      const C extra = has_dh ? widen(dh_held.pack[p].at[e]) : C(0);
+      dy_held.pack[p].at[e] =
+          value(dy_held.pack[p].at[e], x_held.pack[p].at[e], extra, piece.first + i);
+    });
+    dy_held.store(to + piece.first, piece.n, team);
+  } else {
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      const C extra = has_dh ? widen(dh_start[dh.step(g, s)]) : C(0);
+      to[dx.step(g, s)] = value(dy_start[dy.step(g, s)], x_start[x.step(g, s)], extra, s);
+    }
+  }
+}
+
+// The gradients of elementwise parameters: a thread an element, blockIdx.y a run of the cells; each
+// run leaves a row of [runs, count].
+template <class T>
+__global__ void parameter_sums(Geometry g, View dy, View x, Coefficients<Compute<T>> f,
+                               Compute<T>* dweight, Compute<T>* dbias) {
+  using C = Compute<T>;
+  const Index s = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (s >= g.count) return;
+  const Index cells = g.outer * g.cells, runs = gridDim.y, run = blockIdx.y;
+  const Index dy_step = dy.step(g, s), x_step = x.step(g, s);
+  double dw = 0, db = 0;
+  for (Index cell = run * cells / runs; cell < (run + 1) * cells / runs; ++cell) {
+    const Index at = g.coefficient_of(cell);
+    const C dy_i = widen(dy.cell_start<const T>(g, cell)[dy_step]);
+    const C d = widen(x.cell_start<const T>(g, cell)[x_step]) - f.center[at];
+    dw += double(dy_i * (f.a[at] * d + f.b[at]));
+    db += double(dy_i);
+  }
+  dweight[run * g.count + s] = C(dw);
+  dbias[run * g.count + s] = C(db);
+}
+
+}  // namespace normcore::cuda

@@ -1,0 +1,81 @@
+// A plan as kernels take it: the table of cells, the pieces of a cell that are reduced at once, and
+// where the operands have their elements.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/elements.cuh"
+#include "plan.h"
+
+namespace normcore::cuda {
+
+// Axes that are left after merging; more is refused.
+inline constexpr int kMostAxes = 8;
+
+struct Geometry {
+  Index outer, cells, count;
+  Index piece;       // elements of a piece
+  Index pieces;      // of a cell
+  bool shared_rows;  // coefficients do not depend on the row of the table
+  int outer_dims, space_dims;
+  Index outer_sizes[kMostAxes], space_sizes[kMostAxes];
+
+  __host__ __device__ Index coefficient_rows() const { return shared_rows ? 1 : outer; }
+  __host__ __device__ Index coefficient_cells() const { return coefficient_rows() * cells; }
+  __device__ Index coefficient_of(Index cell) const { return shared_rows ? cell % cells : cell; }
+  __device__ Index elements_of(Index p) const {
+    const Index left = count - p * piece;
+    return left < piece ? left : piece;
+  }
+};
+
+// An operand: element (o, k, s) of the table.
+struct View {
+  void* data;
+  Index outer[kMostAxes];
+  Index cell;
+  Index space[kMostAxes];
+
+  // Element (o, k, 0), cell = o * cells + k.
+  template <class T>
+  __device__ T* cell_start(const Geometry& g, Index cell_index) const {
+    Index o = cell_index / g.cells, offset = cell_index % g.cells * cell;
+    for (int d = g.outer_dims - 1; d >= 0; --d) {
+      offset += o % g.outer_sizes[d] * outer[d];
+      o /= g.outer_sizes[d];
+    }
+    return static_cast<T*>(data) + offset;
+  }
+  // From element (o, k, 0) to (o, k, s).
+  __device__ Index step(const Geometry& g, Index s) const {
+    if (g.space_dims <= 1) return s * (g.space_dims == 1 ? space[0] : 0);
+    Index offset = 0;
+    for (int d = g.space_dims - 1; d >= 0; --d) {
+      offset += s % g.space_sizes[d] * space[d];
+      s /= g.space_sizes[d];
+    }
+    return offset;
+  }
+};
+
+// The cells of one pool of a method: entry e of a table [rows, cols].
+struct PoolShape {
+  Extent extent;
+  Index rows, cols;
+  Index across;  // neighbouring cells of an entry
+  double count;  // elements of an entry
+
+  __host__ __device__ Index entries() const { return rows * cols; }
+  // Cells of an entry, in a fixed order: the m-th of cells_of_entry.
+  __device__ Index cells_of_entry(const Geometry& g) const {
+    return extent == Extent::column ? g.outer : across;
+  }
+  __device__ Index cell_of(const Geometry& g, Index entry, Index m) const {
+    return extent == Extent::column ? m * g.cells + entry : entry * across + m;
+  }
+  __device__ Index entry_of(const Geometry& g, Index cell) const {
+    return extent == Extent::column ? cell % g.cells : cell / across;
+  }
+};
+
+}  // namespace normcore::cuda

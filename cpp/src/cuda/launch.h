@@ -1,0 +1,115 @@
+// Calls of the CUDA runtime, each with its code checked, and launches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+
+namespace normcore::cuda {
+
+class CudaError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+inline void check(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) return;
+  throw CudaError(std::string(what) + ": " + cudaGetErrorString(code));
+}
+
+// The device of a call while it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+struct DeviceFacts {
+  int multiprocessors;
+  int most_cluster;  // blocks that may share a row: 1 before compute capability 9.0
+};
+const DeviceFacts& facts_of(int device);
+
+// Stream-ordered memory of our own pool, which keeps what is freed.
+void* allocate(std::size_t bytes, int device, cudaStream_t stream);
+
+struct Launch {
+  std::int64_t blocks;
+  int threads;
+  int shared_bytes = 0;
+  int cluster = 1;
+  std::int64_t blocks_y = 1;
+};
+
+template <class... Params, class... Args>
+void launch(const Launch& l, cudaStream_t stream, void (*kernel)(Params...), Args... args) {
+  if (l.blocks == 0) return;
+  if (l.blocks > 0x7fffffff || l.blocks_y > 65535) {
+    throw CudaError("more than 2^31 - 1 blocks: the array is too large");
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(l.blocks), unsigned(l.blocks_y));
+  config.blockDim = dim3(unsigned(l.threads));
+  config.dynamicSmemBytes = std::size_t(l.shared_bytes);
+  config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  if (l.cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(l.cluster), 1, 1};
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    if (l.cluster > 8) {
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                 cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "cudaFuncSetAttribute");
+    }
+  }
+  check(cudaLaunchKernelEx(&config, kernel, Params(args)...), "cudaLaunchKernelEx");
+}
+
+// The small arrays of a call on a device. Chunks are taken from the pool and given back on the
+// stream, after what the call has queued.
+class DeviceMemory final : public Memory {
+ public:
+  explicit DeviceMemory(const Context& context);
+  ~DeviceMemory() override;
+
+  int device() const { return device_; }
+  cudaStream_t stream() const { return stream_; }
+
+  void store(const double* values, const Tensor& t, const Walk& w) override;
+  void repeat(double* values, Index n, Index total) override;
+  void blend(const double* old, const double* values, Index rows, Index n, double momentum,
+             double factor, double* out) override;
+
+ protected:
+  void* take_bytes(std::size_t bytes) override;
+  void read(const ConstTensor& t, const Walk& w, float* out) override;
+  void read(const ConstTensor& t, const Walk& w, double* out) override;
+  void shift(const float* values, Index n, double offset, float* out) override;
+  void shift(const double* values, Index n, double offset, double* out) override;
+  void fill(float* out, Index n, float value) override;
+  void fill(double* out, Index n, double value) override;
+
+ private:
+  int device_;
+  DeviceGuard guard_;
+  cudaStream_t stream_;
+  std::vector<void*> chunks_;
+  char* free_ = nullptr;
+  std::size_t left_ = 0;
+};
+
+}  // namespace normcore::cuda

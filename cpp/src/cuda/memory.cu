@@ -1,0 +1,225 @@
+// Device memory, and the kernels for the small arrays of a call.
+#include <array>
+#include <mutex>
+
+#include "cuda/elements.cuh"
+#include "cuda/launch.h"
+#include "device_buffer.h"
+#include "normcore/errors.h"
+
+namespace normcore::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMostDevices = 64;
+constexpr int kMostWalkAxes = 8;
+
+Launch one_each(Index n) { return {(n + kThreads - 1) / kThreads, kThreads}; }
+__device__ Index my_index() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// A walk whose axes are merged where they can be.
+struct DeviceWalk {
+  int ndim = 0;
+  Index size[kMostWalkAxes], stride[kMostWalkAxes];
+
+  explicit DeviceWalk(const Walk& w) {
+    for (int i = 0; i < w.ndim; ++i) {
+      if (w.size[i] == 1) continue;
+      if (ndim > 0 && stride[ndim - 1] == w.stride[i] * w.size[i]) {
+        size[ndim - 1] *= w.size[i];
+        stride[ndim - 1] = w.stride[i];
+        continue;
+      }
+      if (ndim == kMostWalkAxes) {
+        throw value_error("an argument has more than 8 axes that do not merge, which CUDA refuses");
+      }
+      size[ndim] = w.size[i];
+      stride[ndim++] = w.stride[i];
+    }
+  }
+  __device__ Index at(Index i) const {
+    Index offset = 0;
+    for (int d = ndim - 1; d >= 0; --d) {
+      offset += i % size[d] * stride[d];
+      i /= size[d];
+    }
+    return offset;
+  }
+};
+
+template <class T, class C>
+__global__ void read_kernel(const T* from, DeviceWalk walk, Index n, C* out) {
+  const Index i = my_index();
+  if (i < n) out[i] = C(widen(from[walk.at(i)]));
+}
+template <class T>
+__global__ void store_kernel(const double* values, DeviceWalk walk, Index n, T* to) {
+  const Index i = my_index();
+  if (i < n) to[walk.at(i)] = narrow<T>(Compute<T>(values[i]));
+}
+template <class C>
+__global__ void shift_kernel(const C* values, Index n, double offset, C* out) {
+  const Index i = my_index();
+  if (i < n) out[i] = C(double(values[i]) + offset);
+}
+template <class C>
+__global__ void fill_kernel(C* out, Index n, C value) {
+  const Index i = my_index();
+  if (i < n) out[i] = value;
+}
+__global__ void repeat_kernel(double* values, Index n, Index total) {
+  const Index i = n + my_index();
+  if (i < total) values[i] = values[i % n];
+}
+__global__ void blend_kernel(const double* old, const double* values, Index rows, Index n,
+                             double momentum, double factor, double* out) {
+  const Index k = my_index();
+  if (k >= n) return;
+  double sum = 0;
+  for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
+  out[k] = (1 - momentum) * old[k] + momentum * factor * (sum / double(rows));
+}
+
+template <class C>
+void read_array(const ConstTensor& t, const Walk& w, C* out, cudaStream_t stream) {
+  with_element_type(t.dtype(), [&]<class T>(T) {
+    const Index n = w.count();
+    launch(one_each(n), stream, read_kernel<T, C>, static_cast<const T*>(t.data()), DeviceWalk(w),
+           n, out);
+  });
+}
+
+struct DeviceState {
+  std::once_flag once;
+  DeviceFacts facts{};
+  cudaMemPool_t pool{};
+};
+DeviceState& state_of(int device) {
+  static std::array<DeviceState, kMostDevices> states;
+  if (device < 0 || device >= kMostDevices) throw CudaError("device number beyond 63");
+  DeviceState& s = states[std::size_t(device)];
+  std::call_once(s.once, [&] {
+    int major = 0;
+    check(cudaDeviceGetAttribute(&s.facts.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+          "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "cudaDeviceGetAttribute");
+    s.facts.most_cluster = major >= 9 ? 16 : 1;
+    cudaMemPoolProps props{};
+    props.allocType = cudaMemAllocationTypePinned;
+    props.location = {cudaMemLocationTypeDevice, device};
+    check(cudaMemPoolCreate(&s.pool, &props), "cudaMemPoolCreate");
+    std::uint64_t keep = ~std::uint64_t(0);
+    check(cudaMemPoolSetAttribute(s.pool, cudaMemPoolAttrReleaseThreshold, &keep),
+          "cudaMemPoolSetAttribute");
+  });
+  return s;
+}
+
+}  // namespace
+
+bool is_built() { return true; }
+
+bool is_available() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+const DeviceFacts& facts_of(int device) { return state_of(device).facts; }
+
+void* allocate(std::size_t bytes, int device, cudaStream_t stream) {
+  void* p = nullptr;
+  check(cudaMallocFromPoolAsync(&p, bytes, state_of(device).pool, stream),
+        "cudaMallocFromPoolAsync");
+  return p;
+}
+
+std::shared_ptr<void> allocate_shared(std::size_t bytes, const Context& where) {
+  const DeviceGuard guard(where.device_index);
+  const auto stream = static_cast<cudaStream_t>(where.stream);
+  void* p = allocate(std::max<std::size_t>(1, bytes), where.device_index, stream);
+  return {p, [stream](void* memory) { cudaFreeAsync(memory, stream); }};
+}
+
+void order_streams(const Context& first, const Context& then) {
+  if (first.stream == then.stream) return;
+  const DeviceGuard guard(first.device_index);
+  cudaEvent_t done;
+  check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  const cudaError_t recorded = cudaEventRecord(done, static_cast<cudaStream_t>(first.stream));
+  const cudaError_t waits =
+      recorded == cudaSuccess ? cudaStreamWaitEvent(static_cast<cudaStream_t>(then.stream), done, 0)
+                              : recorded;
+  cudaEventDestroy(done);  // once it has happened
+  check(waits, "cudaStreamWaitEvent");
+}
+
+int device_of(const void* address) {
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
+  return attributes.device;
+}
+
+std::unique_ptr<Memory> make_memory(const Context& context) {
+  return std::make_unique<DeviceMemory>(context);
+}
+
+DeviceMemory::DeviceMemory(const Context& context)
+    : device_(context.device_index),
+      guard_(device_),
+      stream_(static_cast<cudaStream_t>(context.stream)) {}
+
+DeviceMemory::~DeviceMemory() {
+  for (void* p : chunks_) cudaFreeAsync(p, stream_);
+}
+
+void* DeviceMemory::take_bytes(std::size_t bytes) {
+  constexpr std::size_t kAlignment = 256, kChunk = std::size_t(1) << 18;
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (bytes > left_) {
+    const std::size_t chunk = std::max(bytes, kChunk);
+    chunks_.reserve(chunks_.size() + 1);
+    free_ = static_cast<char*>(allocate(chunk, device_, stream_));
+    chunks_.push_back(free_);
+    left_ = chunk;
+  }
+  void* p = free_;
+  free_ += bytes;
+  left_ -= bytes;
+  return p;
+}
+
+void DeviceMemory::read(const ConstTensor& t, const Walk& w, float* out) {
+  read_array(t, w, out, stream_);
+}
+void DeviceMemory::read(const ConstTensor& t, const Walk& w, double* out) {
+  read_array(t, w, out, stream_);
+}
+void DeviceMemory::store(const double* values, const Tensor& t, const Walk& w) {
+  with_element_type(t.dtype(), [&]<class T>(T) {
+    const Index n = w.count();
+    launch(one_each(n), stream_, store_kernel<T>, values, DeviceWalk(w), n,
+           static_cast<T*>(t.data()));
+  });
+}
+void DeviceMemory::repeat(double* values, Index n, Index total) {
+  launch(one_each(total - n), stream_, repeat_kernel, values, n, total);
+}
+void DeviceMemory::blend(const double* old, const double* values, Index rows, Index n,
+                         double momentum, double factor, double* out) {
+  launch(one_each(n), stream_, blend_kernel, old, values, rows, n, momentum, factor, out);
+}
+void DeviceMemory::shift(const float* values, Index n, double offset, float* out) {
+  launch(one_each(n), stream_, shift_kernel<float>, values, n, offset, out);
+}
+void DeviceMemory::shift(const double* values, Index n, double offset, double* out) {
+  launch(one_each(n), stream_, shift_kernel<double>, values, n, offset, out);
+}
+void DeviceMemory::fill(float* out, Index n, float value) {
+  launch(one_each(n), stream_, fill_kernel<float>, out, n, value);
+}
+void DeviceMemory::fill(double* out, Index n, double value) {
+  launch(one_each(n), stream_, fill_kernel<double>, out, n, value);
+}
+
+}  // namespace normcore::cuda

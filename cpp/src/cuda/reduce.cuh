@@ -1,0 +1,117 @@
+// Sums over the threads that share a row: a part of a warp, warps of a block, or the blocks of a
+// cluster. The order is fixed, and every thread gets the same bits. What only a device has
+// (barriers of a cluster, the shared memory of another block) is behind functions here.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace normcore::cuda {
+
+// The dynamic shared memory of the block.
+__device__ inline double* shared_memory() {
+#if defined(NORMCORE_SHARED_MEMORY)  // kernels run on the host, in the tests
+  return NORMCORE_SHARED_MEMORY;
+#else
+  extern __shared__ double memory[];
+  return memory;
+#endif
+}
+
+__device__ inline int cluster_rank() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return int(cooperative_groups::this_cluster().block_rank());
+#else
+  return 0;
+#endif
+}
+__device__ inline void cluster_barrier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cooperative_groups::this_cluster().sync();
+#endif
+}
+// Where block `rank` of the cluster has what this block has at p in shared memory.
+template <class T>
+__device__ const T* of_block(T* p, int rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+#else
+  (void)rank;
+  return p;
+#endif
+}
+
+// The threads that share a row.
+struct Team {
+  int threads;      // in this block
+  int cluster;      // blocks
+  double* scratch;  // shared: kMostSums values for each warp of the block, twice, then a cluster's
+
+  static constexpr int kMostSums = 2;
+  static constexpr int kMostWarps = 32;
+  static constexpr int kDoubles = (2 * kMostWarps + 2) * kMostSums;
+
+  __device__ int warps() const { return threads / 32; }
+  __device__ int index() const { return int(threadIdx.x) % threads + cluster_rank() * threads; }
+  __device__ int size() const { return threads * cluster; }
+};
+
+// The row of this thread's team where every team has one.
+__device__ inline std::int64_t first_row(const Team& team) {
+  return std::int64_t(blockIdx.x) / team.cluster * (int(blockDim.x) / team.threads) +
+         int(threadIdx.x) / team.threads;
+}
+
+// Whether the flag, which all threads of a team agree on, is set in any team that shares barriers
+// or a warp with this one.
+__device__ inline bool any_in_reach(bool flag, const Team& team) {
+  if (team.threads <= 32) return __any_sync(0xffffffffu, flag) != 0;
+  if (team.threads == int(blockDim.x)) return flag;
+  return __syncthreads_or(flag) != 0;
+}
+
+// Replaces v by the sums over the team. `phase` counts the calls: neighbours use different scratch,
+// so that one barrier a call is enough.
+template <int K, class C>
+__device__ void team_sum(C (&v)[K], const Team& team, int& phase) {
+  static_assert(K <= Team::kMostSums);
+  const int within = team.threads < 32 ? team.threads : 32;
+  for (int d = within / 2; d > 0; d /= 2) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) v[k] += __shfl_xor_sync(0xffffffffu, v[k], d);
+  }
+  if (team.threads > 32) {
+    C* slots = reinterpret_cast<C*>(team.scratch + phase % 2 * Team::kMostWarps * Team::kMostSums);
+    const int warp = int(threadIdx.x) / 32;
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) slots[warp * K + k] = v[k];
+    }
+    __syncthreads();
+    const int first = warp / team.warps() * team.warps();
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      v[k] = 0;
+      for (int w = 0; w < team.warps(); ++w) v[k] += slots[(first + w) * K + k];
+    }
+  }
+  if (team.cluster > 1) {
+    C* slot = reinterpret_cast<C*>(team.scratch + 2 * Team::kMostWarps * Team::kMostSums +
+                                   phase % 2 * Team::kMostSums);
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) slot[k] = v[k];
+    }
+    cluster_barrier();
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      v[k] = 0;
+      for (int b = 0; b < team.cluster; ++b) v[k] += of_block(slot, b)[k];
+    }
+  }
+  ++phase;
+}
+
+}  // namespace normcore::cuda

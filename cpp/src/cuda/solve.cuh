@@ -1,0 +1,228 @@
+// The small steps between the sweeps, on the device so that no call waits for the host: merge the
+// pieces, pool the cells, ask the method, and the same way back. They run on tables of one entry
+// per cell or pool; a warp sums for each entry, in a fixed order.
+#pragma once
+
+#include "cuda/cells.cuh"
+
+namespace normcore::cuda {
+
+inline constexpr int kSolveThreads = 128;
+
+// The entry that this thread's warp works on.
+__device__ inline Index my_entry() { return (Index(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
+__device__ inline int my_lane() { return int(threadIdx.x) % 32; }
+// The entry that this thread alone works on.
+__device__ inline Index my_cell() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+template <class... D>
+__device__ void warp_sum(D&... v) {
+  for (int d = 16; d > 0; d /= 2) ((v += __shfl_xor_sync(0xffffffffu, v, d)), ...);
+}
+
+// The statistics of a pool from the moments of its cells' pieces: the means' mean, then the spread
+// within and between them.
+static __global__ void pool_pieces(Geometry g, PoolShape pool, bool raw, const double* mean,
+                                   const double* m2, double* pool_mean, double* pool_var) {
+  const Index entry = my_entry();
+  if (entry >= pool.entries()) return;
+  const Index parts = pool.cells_of_entry(g) * g.pieces;
+  auto each = [&](auto f) {
+    for (Index i = my_lane(); i < parts; i += 32) {
+      const Index piece = i % g.pieces;
+      f(pool.cell_of(g, entry, i / g.pieces) * g.pieces + piece, double(g.elements_of(piece)));
+    }
+  };
+  double center = 0;
+  if (!raw) {
+    each([&](Index at, double n) { center += mean[at] * (n / pool.count); });
+    warp_sum(center);
+  }
+  double squares = 0;
+  each([&](Index at, double n) {
+    const double d = raw ? 0 : mean[at] - center;
+    squares += m2[at] + n * (d * d);
+  });
+  warp_sum(squares);
+  if (my_lane() == 0) {
+    pool_mean[entry] = center;
+    pool_var[entry] = squares / pool.count;
+  }
+}
+
+// The statistics that a method reads, per pool.
+template <class Method>
+struct PoolTables {
+  static constexpr int P = kPoolCount<Method>;
+  PoolShape shape[P];
+  const double* mean[P];
+  const double* var[P];
+
+  // What the method sees of a cell, and the centre that it counts from.
+  template <class C>
+  __device__ C stats_of(const Geometry& g, Index cell, Stats (&stats)[P]) const {
+    C center = 0;
+    for (int i = 0; i < P; ++i) {
+      const Index e = shape[i].entry_of(g, cell);
+      if (i == 0 && !Method::raw) center = C(mean[i][e]);
+      stats[i] = {Method::raw ? 0 : mean[i][e] - double(center), var[i][e], shape[i].count};
+    }
+    return center;
+  }
+};
+
+// y = a * (x - center) + shift of every cell, weight and bias of the channels included.
+template <class Method, class C>
+__global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
+                              const double* weight, const double* bias, C* a, C* center, C* shift) {
+  const Index cell = my_cell();
+  if (cell >= g.coefficient_cells()) return;
+  Stats stats[kPoolCount<Method>];
+  center[cell] = pools.template stats_of<C>(g, cell, stats);
+  const Coef f = Method::coefficients(stats, params);
+  const Index k = cell % g.cells;
+  const double w = weight ? weight[k] : 1;
+  a[cell] = C(w * f.a);
+  shift[cell] = C(w * f.b + (bias ? bias[k] : 0));
+}
+
+// The statistics of the (one) pool for who asks.
+template <class Method>
+__global__ void export_statistics(PoolTables<Method> pools, typename Method::Params params,
+                                  RowStatistics out) {
+  const Index e = my_cell();
+  if (e >= pools.shape[0].entries()) return;
+  Stats stats[kPoolCount<Method>] = {{0, pools.var[0][e], pools.shape[0].count}};
+  out.mean[e] = pools.mean[0][e];
+  out.var[e] = pools.var[0][e];
+  out.rstd[e] = Method::coefficients(stats, params).a;
+}
+
+// Coefficients of a cell before the sums over dy are known.
+template <class C>
+struct BackwardTable {
+  double *a, *b, *unit;
+  C *a_c, *b_c, *center, *unit_c, *p, *q, *r;
+};
+
+template <class Method, class C>
+__global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
+                               const double* weight, BackwardTable<C> t) {
+  const Index cell = my_cell();
+  if (cell >= g.coefficient_cells()) return;
+  Stats stats[kPoolCount<Method>];
+  t.center[cell] = pools.template stats_of<C>(g, cell, stats);
+  const Coef f = Method::coefficients(stats, params);
+  t.a[cell] = f.a;
+  t.b[cell] = f.b;
+  t.unit[cell] = unit_of(f.a);
+  t.unit_c[cell] = C(t.unit[cell]);
+  t.a_c[cell] = C(f.a);
+  t.b_c[cell] = C(f.b);
+  t.p[cell] = C((weight ? weight[cell % g.cells] : 1) * f.a);
+}
+
+// Sums of the pieces of dy * u and dy for every coefficient cell.
+static __global__ void sum_pieces(Geometry g, const double* dy_u, const double* dy_1, double* sum_u,
+                                  double* sum_1) {
+  const Index cell = my_entry();
+  if (cell >= g.coefficient_cells()) return;
+  const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
+  double u = 0, one = 0;
+  for (Index i = my_lane(); i < parts; i += 32) {
+    const Index at = (cell + i / g.pieces * g.cells) * g.pieces + i % g.pieces;
+    u += dy_u[at];
+    one += dy_1[at];
+  }
+  warp_sum(u, one);
+  if (my_lane() == 0) {
+    sum_u[cell] = u;
+    sum_1[cell] = one;
+  }
+}
+
+// dweight = sum dy * (a * (x - center) + b), dbias = sum dy of the channels.
+template <class C>
+__global__ void channel_gradients(Geometry g, BackwardTable<C> t, const double* sum_u,
+                                  const double* sum_1, double* dweight, double* dbias) {
+  const Index k = my_entry();
+  if (k >= g.cells) return;
+  double dw = 0, db = 0;
+  for (Index o = my_lane(); o < g.coefficient_rows(); o += 32) {
+    const Index cell = o * g.cells + k;
+    dw += t.a[cell] * (sum_u[cell] / t.unit[cell]) + t.b[cell] * sum_1[cell];
+    db += sum_1[cell];
+  }
+  warp_sum(dw, db);
+  if (my_lane() == 0) {
+    dweight[k] = dw;
+    dbias[k] = db;
+  }
+}
+
+// Gradients of the statistics of each pool, by cell.
+template <class Method>
+struct CellGradients {
+  double* mean[kPoolCount<Method>];
+  double* var[kPoolCount<Method>];
+};
+
+template <class Method, class C>
+__global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method::Params params,
+                          const double* weight, BackwardTable<C> t, const double* sum_u,
+                          const double* sum_1, CellGradients<Method> d) {
+  const Index cell = my_cell();
+  if (cell >= g.coefficient_cells()) return;
+  Stats stats[kPoolCount<Method>];
+  pools.template stats_of<C>(g, cell, stats);
+  const double w = weight ? weight[cell % g.cells] : 1;
+  StatsGrad ds[kPoolCount<Method>];
+  Method::pullback(stats, params, {w * sum_u[cell] / t.unit[cell], w * sum_1[cell]}, ds);
+  for (int i = 0; i < kPoolCount<Method>; ++i) {
+    d.mean[i][cell] = ds[i].mean;
+    d.var[i][cell] = ds[i].var;
+  }
+}
+
+// Sums over the cells of every entry of a pool.
+static __global__ void sum_pool(Geometry g, PoolShape pool, const double* cell_mean,
+                                const double* cell_var, double* mean, double* var) {
+  const Index entry = my_entry();
+  if (entry >= pool.entries()) return;
+  // Rows that share coefficients have shared their sums already.
+  const Index cells = g.shared_rows ? 1 : pool.cells_of_entry(g);
+  double m = 0, v = 0;
+  for (Index i = my_lane(); i < cells; i += 32) {
+    const Index cell = g.shared_rows ? entry : pool.cell_of(g, entry, i);
+    m += cell_mean[cell];
+    v += cell_var[cell];
+  }
+  warp_sum(m, v);
+  if (my_lane() == 0) {
+    mean[entry] = m;
+    var[entry] = v;
+  }
+}
+
+// q and r of dx = p * dy + q * u + r, from the gradients of the pools.
+template <class Method, class C>
+__global__ void spread_gradients(Geometry g, PoolTables<Method> pools, CellGradients<Method> pooled,
+                                 BackwardTable<C> t) {
+  const Index cell = my_cell();
+  if (cell >= g.coefficient_cells()) return;
+  double q = 0, r = 0;
+  for (int i = 0; i < kPoolCount<Method>; ++i) {
+    const PoolShape& shape = pools.shape[i];
+    const Index e = shape.entry_of(g, cell);
+    const double share = 2 * pooled.var[i][e] / shape.count;
+    q += share;
+    if (!Method::raw) {
+      const double mean = pools.mean[i][e] - double(t.center[cell]);
+      r += pooled.mean[i][e] / shape.count - share * mean;
+    }
+  }
+  t.q[cell] = C(q / t.unit[cell]);
+  t.r[cell] = C(r);
+}
+
+}  // namespace normcore::cuda

@@ -1,0 +1,163 @@
+// CUDA on the host, for tests alone: what the kernels of cpp/src/cuda use of it, with the threads of
+// a block (or of a cluster of blocks) as fibers that take turns at barriers and shuffles. Shows:
+// indexing, tails, the logic of reductions and of the solve step, barriers that not all threads
+// reach, determinism. Cannot show: races within a warp, memory ordering, speed.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(n)
+#define __CUDA_ARCH__ 900
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+
+namespace emulation {
+
+struct Fiber {
+  dim3 thread, block;
+  unsigned rank = 0;  // of the block in its cluster
+  double* shared = nullptr;
+};
+extern Fiber* here;
+
+// All threads of the warp, block or cluster wait for each other; those that returned do not count.
+void warp_barrier();
+void block_barrier();
+void cluster_barrier();
+double* shared_of(unsigned rank);
+// Where the threads of this warp leave values for each other: 16 bytes for each lane.
+void* lane_slot(unsigned lane);
+bool any_of_block(bool flag);
+
+struct Shape {
+  dim3 grid, block;
+  unsigned cluster;
+  std::size_t shared_bytes;
+};
+// Runs `thread` for every thread of the grid, block by block. Throws where threads wait in vain.
+void run(const Shape& shape, const std::function<void()>& thread);
+
+}  // namespace emulation
+
+#define threadIdx (::emulation::here->thread)
+#define blockIdx (::emulation::here->block)
+extern dim3 blockDim, gridDim;
+#define NORMCORE_SHARED_MEMORY (::emulation::here->shared)
+
+inline void __syncthreads() { ::emulation::block_barrier(); }
+inline int __syncthreads_or(int flag) { return ::emulation::any_of_block(flag != 0); }
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+  const unsigned lane = threadIdx.x % 32;
+  std::memcpy(emulation::lane_slot(lane), &value, sizeof(T));
+  emulation::warp_barrier();
+  T other;
+  std::memcpy(&other, emulation::lane_slot(lane ^ unsigned(distance)), sizeof(T));
+  emulation::warp_barrier();
+  return other;
+}
+inline int __any_sync(unsigned, int flag) {
+  int any = flag != 0;
+  for (int d = 16; d > 0; d /= 2) any |= __shfl_xor_sync(0xffffffffu, any, d);
+  return any;
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
+  return unsigned((std::uint64_t(high) << 32 | low) >> (bits & 31));
+}
+
+// ---- the runtime
+
+using cudaStream_t = struct CUstream_st*;
+using cudaMemPool_t = struct CUmemPoolHandle_st*;
+using cudaEvent_t = struct CUevent_st*;
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaFuncAttribute { cudaFuncAttributeNonPortableClusterSizeAllowed };
+enum cudaMemAllocationType { cudaMemAllocationTypePinned };
+enum cudaMemLocationType { cudaMemLocationTypeDevice };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
+inline constexpr unsigned cudaEventDisableTiming = 2;
+
+struct cudaLaunchAttributeValue {
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  struct {
+    cudaMemLocationType type;
+    int id;
+  } location;
+};
+struct cudaPointerAttributes {
+  int device;
+};
+
+inline const char* cudaGetErrorString(cudaError_t) { return "out of memory"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {
+  // One multiprocessor, so that the blocks of small grids have several rows to walk.
+  *value = a == cudaDevAttrMultiProcessorCount ? 1 : 9;
+  return cudaSuccess;
+}
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
+  return a->device = 0, cudaSuccess;
+}
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t*, const cudaMemPoolProps*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t,
+                                           cudaStream_t) {
+  *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (*p) std::memset(*p, 0xff, bytes);  // NaN: what was never written shows
+  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return std::free(p), cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+template <class... Params, class... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Params...),
+                               Args&&... args) {
+  const unsigned cluster = c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
+  emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes},
+                 [&] { kernel(args...); });
+  return cudaSuccess;
+}
