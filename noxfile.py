@@ -59,12 +59,17 @@ def cmake(session: nox.Session, source: str, build: str, *options: str) -> None:
     session.run("cmake", "--build", build)
 
 
-def ctest(session: nox.Session, build: str, *options: str) -> None:
-    """Build the C++ library with its tests and run them. CI does not go on without GoogleTest."""
+def build_tests(session: nox.Session, build: str, *options: str) -> None:
+    """Build the C++ library with its tests. CI does not go on without GoogleTest."""
     switches = {"TESTS": True, "BENCHMARKS": False, "PYTHON": False}
     defaults = [f"-DNORMCORE_BUILD_{name}={'ON' if on else 'OFF'}" for name, on in switches.items()]
     defaults.append(f"-DNORMCORE_REQUIRE_SYSTEM_DEPS={'ON' if IN_CI else 'OFF'}")
     cmake(session, ".", build, *defaults, *options)
+
+
+def ctest(session: nox.Session, build: str, *options: str) -> None:
+    """Build the C++ library with its tests and run them."""
+    build_tests(session, build, *options)
     no_tests = f"--no-tests={'error' if IN_CI else 'ignore'}"
     session.run("ctest", "--test-dir", build, "--output-on-failure", no_tests)
 
@@ -88,8 +93,14 @@ def smoke(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests: pytest (arguments go to it), then the C++ tests."""
     install(session, "test", *TEST_PACKAGES)
-    session.run("python", "-m", "pytest", *session.posargs)
-    ctest(session, "build/cpp")
+    session.install("pybind11>=3")  # for the CUDA kernels that pytest runs on the host
+    python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True))
+    folder = str(session.run("python", "-m", "pybind11", "--cmakedir", silent=True))
+    options = (f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={python.strip()}")
+    build_tests(session, "build/cpp", *options)
+    emulated = {"NORMCORE_EMULATED_CUDA": str(ROOT / "build/cpp/tests/cuda")}
+    session.run("python", "-m", "pytest", *session.posargs, env=emulated)
+    ctest(session, "build/cpp", *options)
 
 
 @nox.session
@@ -130,6 +141,27 @@ def sanitize(session: nox.Session) -> None:
 def generic(session: nox.Session) -> None:
     """The C++ tests on the portable kernels, those of every other architecture."""
     ctest(session, "build/cpp-generic", "-DNORMCORE_GENERIC=ON")
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Compile and link the CUDA backend, where there is a CUDA compiler; needs no device."""
+    compiler = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if compiler is None:
+        session.skip("no nvcc on PATH or in /usr/local/cuda/bin")
+    session.install("pybind11>=3")
+    python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True))
+    folder = str(session.run("python", "-m", "pybind11", "--cmakedir", silent=True))
+    options = [f"-DCMAKE_CUDA_COMPILER={compiler}", "-DCMAKE_CUDA_ARCHITECTURES=90-real"]
+    options += [f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={python.strip()}"]
+    switches = ["-DNORMCORE_CUDA=ON", "-DNORMCORE_BUILD_PYTHON=ON", "-DNORMCORE_BUILD_TESTS=OFF"]
+    cmake(session, ".", "build/cuda", *switches, *options)
+    # The module must load, and say so, where there is no driver.
+    session.install("numpy")
+    code = (
+        "import _core; print('built with CUDA:', _core.cuda_is_built(), _core.cuda_is_available())"
+    )
+    session.run("python", "-c", code, env={"PYTHONPATH": str(ROOT / "build/cuda")})
 
 
 @nox.session

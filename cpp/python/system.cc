@@ -65,6 +65,7 @@ void register_system(py::module_& m) {
       py::arg("n"), "Use n threads for large calls, at least 1.");
   m.def("has_openmp", &has_openmp);
   m.def("compiler", &compiler);
+  m.def("cuda_is_built", &cuda::is_built, "Whether this build has the CUDA backend.");
   m.def("cuda_is_available", &cuda::is_available,
         "Whether this build has the CUDA backend and finds a device.");
   m.def("copy", &copy, py::arg("dst"), py::arg("src"), py::arg("stream"));

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def current_stream(array: Any) -> int:
-    """Return the CUDA stream that the library of ``array`` works on now; 0 is the default stream."""
+    """Return the CUDA stream on which the library of ``array`` works now, 0 for the default."""
     root = type(array).__module__.partition(".")[0]
     if root == "torch":
         return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)

@@ -27,6 +27,7 @@ __all__ = [
 
 def show_config() -> None:
     """Print versions, instruction sets, threads and how the core was built."""
+    cuda = "available" if _core.cuda_is_available() else "no device or driver"
     rows = {
         "normcore": _core.__version__,
         "python": platform.python_version(),
@@ -35,7 +36,7 @@ def show_config() -> None:
         "compiler": _core.compiler(),
         "isa": f"{get_isa()} (available: {', '.join(available_isas())})",
         "threads": f"{get_num_threads()} ({'OpenMP' if _core.has_openmp() else 'no OpenMP'})",
-        "cuda": "available" if _core.cuda_is_available() else "not built",
+        "cuda": cuda if _core.cuda_is_built() else "not built",
         "methods": ", ".join(_core.methods()),
     }
     width = max(map(len, rows))

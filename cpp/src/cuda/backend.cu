@@ -163,10 +163,13 @@ class Pipeline {
         launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(1, args.dy),
                view(0, args.x), team_, t.center, t.unit_c, args.element_weight, dy_u, dy_1);
       });
-      launch(warp_each(cells), stream(), sum_pieces, g_, dy_u, dy_1, sum_u, sum_1);
+      const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+      launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
+             sum_1);
       if (args.dweight && !element) {
-        launch(warp_each(g_.cells), stream(), channel_gradients<C>, g_, t, sum_u, sum_1,
-               args.dweight, args.dbias);
+        const Summers by_rows(g_.coefficient_rows());
+        launch(each_by(by_rows, g_.cells), stream(), channel_gradients<C>, by_rows, g_, t, sum_u,
+               sum_1, args.dweight, args.dbias);
       }
     }
     if (args.dweight && element) element_gradients(args, t);
@@ -185,7 +188,7 @@ class Pipeline {
     return data ? view_of(plan_, operand, data) : View{};
   }
   static Launch each(Index n) { return {ceil_div(n, kSolveThreads), kSolveThreads}; }
-  static Launch warp_each(Index n) { return {ceil_div(n * 32, kSolveThreads), kSolveThreads}; }
+  static Launch each_by(const Summers& by, Index n) { return each(n * by.lanes); }
 
   // ---- rows that stay in registers
 
@@ -334,7 +337,8 @@ class Pipeline {
     for (int i = 0; i < P; ++i) {
       double* pool_mean = memory_.take<double>(pools.shape[i].entries());
       double* pool_var = memory_.take<double>(pools.shape[i].entries());
-      launch(warp_each(pools.shape[i].entries()), stream(), pool_pieces, g_, pools.shape[i],
+      const Summers by(pools.shape[i].cells_of_entry(g_) * g_.pieces);
+      launch(each_by(by, pools.shape[i].entries()), stream(), pool_pieces, by, g_, pools.shape[i],
              Method::raw, mean, m2, pool_mean, pool_var);
       pools.mean[i] = pool_mean;
       pools.var[i] = pool_var;
@@ -356,7 +360,8 @@ class Pipeline {
       const Index entries = pools.shape[i].entries();
       pooled.mean[i] = memory_.take<double>(entries);
       pooled.var[i] = memory_.take<double>(entries);
-      launch(warp_each(entries), stream(), sum_pool, g_, pools.shape[i], d.mean[i], d.var[i],
+      const Summers by(g_.shared_rows ? 1 : pools.shape[i].cells_of_entry(g_));
+      launch(each_by(by, entries), stream(), sum_pool, by, g_, pools.shape[i], d.mean[i], d.var[i],
              pooled.mean[i], pooled.var[i]);
     }
     launch(each(cells), stream(), spread_gradients<Method, C>, g_, pools, pooled, t);

@@ -62,17 +62,22 @@ __global__ void __launch_bounds__(512)
       m2[to] = s.var * double(piece.n);
     }
   } else if (piece.n > 0) {
-    // In float64, which holds the square of any float; for float64 itself around a first value.
-    const double center = kRaw ? 0 : double(widen(start[x.step(g, piece.first)]));
+    // In float64, which holds the square of any float; twice, for an exact centre.
+    const double n = double(piece.n);
+    double center = 0;
+    if constexpr (!kRaw) {
+      for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+        center += double(widen(start[x.step(g, s)])) / n;
+      }
+    }
     double rest = 0, squares = 0;
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
       const double d = double(widen(start[x.step(g, s)])) - center;
       rest += d;
       squares += d * d;
     }
-    const double n = double(piece.n), around = squares - rest * rest / n;
     mean[to] = kRaw ? 0 : center + rest / n;
-    m2[to] = kRaw ? squares : around < 0 ? 0 : around;
+    m2[to] = squares;
   }
 }
 

@@ -67,7 +67,7 @@ struct PoolShape {
 
   __host__ __device__ Index entries() const { return rows * cols; }
   // Cells of an entry, in a fixed order: the m-th of cells_of_entry.
-  __device__ Index cells_of_entry(const Geometry& g) const {
+  __host__ __device__ Index cells_of_entry(const Geometry& g) const {
     return extent == Extent::column ? g.outer : across;
   }
   __device__ Index cell_of(const Geometry& g, Index entry, Index m) const {

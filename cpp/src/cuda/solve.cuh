@@ -1,6 +1,6 @@
 // The small steps between the sweeps, on the device so that no call waits for the host: merge the
 // pieces, pool the cells, ask the method, and the same way back. They run on tables of one entry
-// per cell or pool; a warp sums for each entry, in a fixed order.
+// per cell or pool; a warp, or for a short sum a thread, sums for each entry, in a fixed order.
 #pragma once
 
 #include "cuda/cells.cuh"
@@ -9,26 +9,33 @@ namespace normcore::cuda {
 
 inline constexpr int kSolveThreads = 128;
 
-// The entry that this thread's warp works on.
-__device__ inline Index my_entry() { return (Index(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
-__device__ inline int my_lane() { return int(threadIdx.x) % 32; }
 // The entry that this thread alone works on.
 __device__ inline Index my_cell() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-template <class... D>
-__device__ void warp_sum(D&... v) {
-  for (int d = 16; d > 0; d /= 2) ((v += __shfl_xor_sync(0xffffffffu, v, d)), ...);
-}
+// The threads that sum for one entry: 32 or 1, by the number of terms.
+struct Summers {
+  int lanes;
+  explicit Summers(Index terms) : lanes(terms < 32 ? 1 : 32) {}
+
+  __device__ Index entry() const { return my_cell() / lanes; }
+  __device__ int lane() const { return int(threadIdx.x) % lanes; }
+  template <class... D>
+  __device__ void sum(D&... v) const {
+    if (lanes == 1) return;
+    for (int d = 16; d > 0; d /= 2) ((v += __shfl_xor_sync(0xffffffffu, v, d)), ...);
+  }
+};
 
 // The statistics of a pool from the moments of its cells' pieces: the means' mean, then the spread
 // within and between them.
-static __global__ void pool_pieces(Geometry g, PoolShape pool, bool raw, const double* mean,
-                                   const double* m2, double* pool_mean, double* pool_var) {
-  const Index entry = my_entry();
+static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool raw,
+                                   const double* mean, const double* m2, double* pool_mean,
+                                   double* pool_var) {
+  const Index entry = by.entry();
   if (entry >= pool.entries()) return;
   const Index parts = pool.cells_of_entry(g) * g.pieces;
   auto each = [&](auto f) {
-    for (Index i = my_lane(); i < parts; i += 32) {
+    for (Index i = by.lane(); i < parts; i += by.lanes) {
       const Index piece = i % g.pieces;
       f(pool.cell_of(g, entry, i / g.pieces) * g.pieces + piece, double(g.elements_of(piece)));
     }
@@ -36,15 +43,15 @@ static __global__ void pool_pieces(Geometry g, PoolShape pool, bool raw, const d
   double center = 0;
   if (!raw) {
     each([&](Index at, double n) { center += mean[at] * (n / pool.count); });
-    warp_sum(center);
+    by.sum(center);
   }
   double squares = 0;
   each([&](Index at, double n) {
     const double d = raw ? 0 : mean[at] - center;
     squares += m2[at] + n * (d * d);
   });
-  warp_sum(squares);
-  if (my_lane() == 0) {
+  by.sum(squares);
+  if (by.lane() == 0) {
     pool_mean[entry] = center;
     pool_var[entry] = squares / pool.count;
   }
@@ -123,19 +130,19 @@ __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Me
 }
 
 // Sums of the pieces of dy * u and dy for every coefficient cell.
-static __global__ void sum_pieces(Geometry g, const double* dy_u, const double* dy_1, double* sum_u,
-                                  double* sum_1) {
-  const Index cell = my_entry();
+static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u, const double* dy_1,
+                                  double* sum_u, double* sum_1) {
+  const Index cell = by.entry();
   if (cell >= g.coefficient_cells()) return;
   const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
   double u = 0, one = 0;
-  for (Index i = my_lane(); i < parts; i += 32) {
+  for (Index i = by.lane(); i < parts; i += by.lanes) {
     const Index at = (cell + i / g.pieces * g.cells) * g.pieces + i % g.pieces;
     u += dy_u[at];
     one += dy_1[at];
   }
-  warp_sum(u, one);
-  if (my_lane() == 0) {
+  by.sum(u, one);
+  if (by.lane() == 0) {
     sum_u[cell] = u;
     sum_1[cell] = one;
   }
@@ -143,18 +150,18 @@ static __global__ void sum_pieces(Geometry g, const double* dy_u, const double* 
 
 // dweight = sum dy * (a * (x - center) + b), dbias = sum dy of the channels.
 template <class C>
-__global__ void channel_gradients(Geometry g, BackwardTable<C> t, const double* sum_u,
+__global__ void channel_gradients(Summers by, Geometry g, BackwardTable<C> t, const double* sum_u,
                                   const double* sum_1, double* dweight, double* dbias) {
-  const Index k = my_entry();
+  const Index k = by.entry();
   if (k >= g.cells) return;
   double dw = 0, db = 0;
-  for (Index o = my_lane(); o < g.coefficient_rows(); o += 32) {
+  for (Index o = by.lane(); o < g.coefficient_rows(); o += by.lanes) {
     const Index cell = o * g.cells + k;
     dw += t.a[cell] * (sum_u[cell] / t.unit[cell]) + t.b[cell] * sum_1[cell];
     db += sum_1[cell];
   }
-  warp_sum(dw, db);
-  if (my_lane() == 0) {
+  by.sum(dw, db);
+  if (by.lane() == 0) {
     dweight[k] = dw;
     dbias[k] = db;
   }
@@ -185,20 +192,20 @@ __global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method:
 }
 
 // Sums over the cells of every entry of a pool.
-static __global__ void sum_pool(Geometry g, PoolShape pool, const double* cell_mean,
+static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool, const double* cell_mean,
                                 const double* cell_var, double* mean, double* var) {
-  const Index entry = my_entry();
+  const Index entry = by.entry();
   if (entry >= pool.entries()) return;
   // Rows that share coefficients have shared their sums already.
   const Index cells = g.shared_rows ? 1 : pool.cells_of_entry(g);
   double m = 0, v = 0;
-  for (Index i = my_lane(); i < cells; i += 32) {
+  for (Index i = by.lane(); i < cells; i += by.lanes) {
     const Index cell = g.shared_rows ? entry : pool.cell_of(g, entry, i);
     m += cell_mean[cell];
     v += cell_var[cell];
   }
-  warp_sum(m, v);
-  if (my_lane() == 0) {
+  by.sum(m, v);
+  if (by.lane() == 0) {
     mean[entry] = m;
     var[entry] = v;
   }

@@ -1,5 +1,5 @@
-// In place of cpp/python/context.cc: every call runs on the emulated device, where NumPy's memory is
-// the device's.
+// In place of cpp/python/context.cc: every call runs on the emulated device, where NumPy's memory
+// is the device's.
 #include "bind.h"
 
 namespace normcore::python {

@@ -10,7 +10,8 @@ struct cluster_group {
   void sync() const { emulation::cluster_barrier(); }
   template <class T>
   T* map_shared_rank(T* p, int rank) const {
-    const auto offset = reinterpret_cast<char*>(p) - reinterpret_cast<char*>(emulation::here->shared);
+    const auto offset =
+        reinterpret_cast<char*>(p) - reinterpret_cast<char*>(emulation::here->shared);
     return reinterpret_cast<T*>(reinterpret_cast<char*>(emulation::shared_of(unsigned(rank))) +
                                 offset);
   }

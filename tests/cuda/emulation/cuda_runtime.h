@@ -1,5 +1,5 @@
-// CUDA on the host, for tests alone: what the kernels of cpp/src/cuda use of it, with the threads of
-// a block (or of a cluster of blocks) as fibers that take turns at barriers and shuffles. Shows:
+// CUDA on the host, for tests alone: what the kernels of cpp/src/cuda use of it, with the threads
+// of a block (or of a cluster of blocks) as fibers that take turns at barriers and shuffles. Shows:
 // indexing, tails, the logic of reductions and of the solve step, barriers that not all threads
 // reach, determinism. Cannot show: races within a warp, memory ordering, speed.
 #pragma once
@@ -157,7 +157,6 @@ template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Params...),
                                Args&&... args) {
   const unsigned cluster = c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
-  emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes},
-                 [&] { kernel(args...); });
+  emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes}, [&] { kernel(args...); });
   return cudaSuccess;
 }

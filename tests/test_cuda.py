@@ -1,0 +1,244 @@
+"""The CUDA backend against the oracle: emulated on the host, and on a device where there is one.
+
+Hunts for wrong indexing, tails, alignment, reductions and solve steps. Sizes run over
+every step of the ladder of row kernels: parts of a warp, warps, blocks, clusters, and rows that are
+streamed. The emulation cannot show races within a warp, memory ordering or speed.
+"""
+
+import numpy as np
+import pytest
+import reference
+from cuda_support import TorchCore, emulated_core, running_on
+from support import (
+    DTYPES,
+    LAYOUTS,
+    VARIANTS,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    bfloat16,
+    make_problem,
+    without_eps,
+)
+
+import normcore as nc
+
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+row_methods = pytest.mark.parametrize("method", ["layer_norm", "rms_norm"])
+
+
+@pytest.fixture(
+    autouse=True, params=["emulated", pytest.param("cuda", marks=pytest.mark.cuda)], scope="module"
+)
+def device(request):
+    if request.param == "cuda":
+        if not nc.cuda.is_available():
+            pytest.skip("needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
+        core = TorchCore("cuda")
+    else:
+        core = emulated_core()
+        if core is None:
+            pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
+    with running_on(core):
+        yield request.param
+
+
+@each_variant
+@each_dtype
+@pytest.mark.parametrize("layout", [*LAYOUTS, "channel_axis=-1"])
+def test_layouts(rng, variant, dtype, layout):
+    make_problem(rng, variant, dtype, layout=layout).check()
+
+
+@each_variant
+@pytest.mark.parametrize("shape", [(17, 6), (5, 6, 11), (2, 3, 2, 3, 5), (3, 6, 1, 1), (1, 3, 2)])
+def test_ranks(rng, variant, shape):
+    if len(shape) < variant.min_ndim or (variant.min_ndim == 3 and shape[2:] == (1, 1)):
+        shape = (4, 3, 9)
+    make_problem(rng, variant, shape=shape).check()
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", [bfloat16, np.float32], ids=str)
+def test_cells_of_one_and_of_many_pieces(rng, variant, dtype):
+    for size in (1, 2, 31, 33, 129, 4096, 4097, 9000):
+        if variant.min_ndim == 3 and size == 1:
+            continue  # instance norm of one spatial element is an error
+        make_problem(rng, variant, dtype, (2, 3, size)).check()
+
+
+def row_problem(rng, method, dtype, rows, n, offset=0):
+    """Rows of n elements that begin `offset` elements past an aligned address."""
+
+    def array(mean):
+        memory = np.empty(rows * n + 64, dtype)
+        start = -memory.ctypes.data % 64 // memory.itemsize + offset
+        view = memory[start : start + rows * n].reshape(rows, n)
+        view[...] = rng.normal(mean, 1, (rows, n)).astype(dtype)
+        return view
+
+    names = ("weight", "bias") if method == "layer_norm" else ("weight",)
+    params = {name: rng.normal(0, 1, n).astype(np.float32) for name in names}
+    return Problem(method, array(0.5), array(0), params, {"axis": -1})
+
+
+# Around the packs of 16 bytes, and to both sides of each step of the ladder; the last lengths need
+# clusters of 2, 4 and 8 blocks in forward or backward.
+LENGTHS = [1, 2, 7, 8, 9, 16, 31, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 1023, 1025, 2049]
+LONG = [4095, 4097, 8193, 16385, 20000, 33000]
+
+
+@row_methods
+@each_dtype
+def test_row_lengths(rng, method, dtype):
+    for n in LENGTHS:
+        row_problem(rng, method, dtype, 5, n).check()
+
+
+@row_methods
+@pytest.mark.parametrize("n", LONG)
+@pytest.mark.parametrize("dtype", [bfloat16, np.float32], ids=str)
+def test_long_rows(rng, method, dtype, n):
+    row_problem(rng, method, dtype, 2, n).check()
+
+
+def test_rows_beyond_the_largest_cluster_are_streamed(rng):
+    row_problem(rng, "layer_norm", np.float64, 1, 16 * 512 * 8 * 2 + 1).check()
+
+
+@row_methods
+@each_dtype
+@pytest.mark.parametrize("offset", [1, 3, 7])
+def test_rows_of_any_alignment(rng, method, dtype, offset):
+    for n in (5, 64, 200, 771):
+        row_problem(rng, method, dtype, 3, n, offset).check()
+
+
+@row_methods
+@pytest.mark.parametrize("dtype", [bfloat16, np.float32], ids=str)
+def test_a_row_has_the_same_bits_alone_and_among_others(rng, method, dtype):
+    for n in (24, 100, 769, 4097):
+        p = row_problem(rng, method, dtype, 6, n, offset=1)
+        y, dx = p.forward(), p.backward().dx
+        for r in (0, 3, 5):
+            alone = Problem(
+                method, p.x[r : r + 1].copy(), p.dy[r : r + 1].copy(), p.params, p.options
+            )
+            assert_same_bits((alone.forward(),), (y[r : r + 1],), f"y of row {r} of {n}")
+            assert_same_bits((alone.backward().dx,), (dx[r : r + 1],), f"dx of row {r} of {n}")
+
+
+@each_variant
+def test_results_are_the_same_bits_every_time(rng, variant):
+    p = make_problem(rng, variant, shape=(3, 6, 50, 41))
+    assert_same_bits(p.backward(), p.backward(), "backward")
+    assert_same_bits((p.forward(),), (p.forward(),), "forward")
+
+
+@each_variant
+@each_dtype
+def test_stats_and_backward_with_them(rng, variant, dtype):
+    p = make_problem(rng, variant, dtype)
+    y, stats = p.forward(return_stats=True)
+    p.check_forward(y)
+    p.check_backward(p.backward(stats=stats))
+
+
+@each_variant
+@each_dtype
+def test_in_place_and_out(rng, variant, dtype):
+    p = make_problem(rng, variant, dtype)
+    want, want_dx = p.forward(), p.backward()
+    out = np.full_like(p.x, np.nan)
+    assert p.forward(out=out) is out
+    assert_same_bits((out,), (want,), "out")
+    assert p.backward(out=out).dx is out
+    assert_same_bits((out,), (want_dx.dx,), "out of backward")
+    x = p.x.copy()
+    Problem(p.method, x, p.dy, p.params, p.options).forward(out=x)
+    assert_same_bits((x,), (want,), "in place")
+    dy = p.dy.copy()
+    Problem(p.method, p.x, dy, p.params, p.options).backward(out=dy)
+    assert_same_bits((dy,), (want_dx.dx,), "dx in place of dy")
+
+
+@row_methods
+@each_dtype
+@pytest.mark.parametrize("axis", [-1, 1], ids=str)
+def test_residual_and_dh(rng, method, dtype, axis):
+    variant = next(v for v in VARIANTS if v.method == method and v.options["axis"] == axis)
+    p = make_problem(rng, variant, dtype)
+    residual = rng.normal(0, 1, p.x.shape).astype(dtype)
+    y, h = p.forward(residual=residual)
+    exact = p.x.astype(np.float64) + residual.astype(np.float64)
+    # The sum is taken in the compute type, a rounding of its own before the storage type's.
+    slack = np.abs(exact).max() * (2.0**-53 if dtype == np.float64 else 2.0**-24)
+    assert_close(h, exact, slack=slack, what="h", dtype=dtype)
+    of_h = Problem(method, h, p.dy, p.params, p.options)
+    of_h.check_forward(y)
+    of_h.options = of_h.options | {"dh": rng.normal(0, 1, p.x.shape).astype(dtype)}
+    want = of_h.backward(reference)
+    bare = Problem(method, h, p.dy, p.params, p.options)
+    slack = bare.slacks(bare.backward(reference))[1] * 2
+    assert_close(of_h.backward().dx, want.dx, slack=slack, what="dx with dh", dtype=dtype)
+
+
+@each_variant
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_magnitudes(rng, variant, scale):
+    p = make_problem(rng, variant, shape=(3, 6, 9, 8))
+    p.x = (p.x * np.float32(scale)).astype(np.float32)
+    if variant.buffers:
+        p.options["running_mean"] = p.options["running_mean"] * np.float32(scale)
+        p.options["running_var"] = np.clip(
+            p.options["running_var"].astype(np.float64) * scale**2, 1e-37, 1e37
+        ).astype(np.float32)
+    without_eps(p)
+    if variant.buffers and scale not in (1e-18, 1e18):
+        pytest.skip("the variance of such data is no float32: buffers cannot hold it")
+    p.check()
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e4])
+@each_variant
+def test_large_means(rng, variant, mean):
+    if variant.buffers and not variant.options.get("training"):
+        pytest.skip("statistics are given")
+    make_problem(rng, variant, shape=(3, 6, 40, 30), mean=mean).check()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_spoil_only_their_pool(rng, bad):
+    p = row_problem(rng, "layer_norm", np.float32, 5, 40)
+    clean = p.forward()
+    p.x[2, 7] = bad
+    y = p.forward()
+    assert np.isnan(y[2]).all()
+    keep = [0, 1, 3, 4]
+    assert_same_bits((y[keep],), (clean[keep],), "other rows")
+
+
+def test_running_statistics_move_as_on_the_cpu(rng):
+    shape = (4, 6, 5, 3)
+    mean, var = np.zeros(6, np.float32), np.ones(6, np.float32)
+    exact_mean, exact_var = np.zeros(6), np.ones(6)
+    for _ in range(20):
+        x = rng.normal(rng.normal(), 2, shape).astype(np.float32)
+        nc.batch_norm(x, running_mean=mean, running_var=var, training=True)
+        wide = x.astype(np.float64)
+        exact_mean = 0.9 * exact_mean + 0.1 * wide.mean((0, 2, 3))
+        exact_var = 0.9 * exact_var + 0.1 * wide.var((0, 2, 3), ddof=1)
+    # 20 steps of a rounding each.
+    np.testing.assert_allclose(mean, exact_mean, atol=20 * 2e-7)
+    np.testing.assert_allclose(var, exact_var, rtol=20 * 2e-7)
+
+
+def test_empty_input(rng):
+    for shape in [(0, 6, 3), (2, 6, 0)]:
+        y = nc.batch_norm(np.empty(shape, np.float32), training=True)
+        assert y.shape == shape
+    grads = nc.layer_norm_backward(
+        np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.ones(4, np.float32)
+    )
+    assert (grads.dweight == 0).all()
