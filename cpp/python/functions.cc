@@ -363,7 +363,8 @@ py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_gr
 }  // namespace
 
 void register_functions(py::module_& m) {
-  py::class_<Buffer>(m, "Buffer", py::module_local(), "Memory of a result, for another library to take over.")
+  py::class_<Buffer>(m, "Buffer", py::module_local(),
+                     "Memory of a result, for another library to take over.")
       .def(
           "__dlpack__",
           [](const Buffer& b, py::handle stream, const py::kwargs&) {
