@@ -104,7 +104,11 @@ DeviceState& state_of(int device) {
           "cudaDeviceGetAttribute");
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
           "cudaDeviceGetAttribute");
-    s.facts.most_cluster = major >= 9 ? 16 : 1;
+    // Code that was compiled for less knows no clusters, on whatever device it runs.
+    cudaFuncAttributes code{};
+    check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(&repeat_kernel)),
+          "cudaFuncGetAttributes");
+    s.facts.most_cluster = major >= 9 && code.ptxVersion >= 90 ? 16 : 1;
     cudaMemPoolProps props{};
     props.allocType = cudaMemAllocationTypePinned;
     props.location = {cudaMemLocationTypeDevice, device};

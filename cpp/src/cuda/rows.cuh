@@ -213,12 +213,23 @@ __global__ void __launch_bounds__(512)
     const Coef f = Method::coefficients(stats, params);
     const double unit = unit_of(f.a);
     const C unit_c = C(unit), a_c = C(f.a), b_c = C(f.b);
+    auto inside = [&](int p, int e) { return x.at(p, team) + e < n; };
+    // Beyond the row dy is zero, and times dy it must stay zero.
+    auto deviation = [&](int p, int e) {
+      return inside(p, e) ? widen(x.pack[p].at[e]) - center : C(0);
+    };
     C sums[2] = {0, 0};  // dy * u and dy, with the weight in dy
-    for_held<T, P>(n, team, [&](int p, int e, Index i) {
-      const C g = a.weight[i] * widen(dy.pack[p].at[e]);
-      sums[0] += g * ((widen(x.pack[p].at[e]) - center) * unit_c);
-      sums[1] += g;
-    });
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      C weight[V];
+      load_parameters(a.weight, x.at(p, team), n, weight);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const C g = weight[e] * widen(dy.pack[p].at[e]);
+        sums[0] += g * (deviation(p, e) * unit_c);
+        sums[1] += g;
+      }
+    }
     team_sum(sums, team, phase);
     StatsGrad ds[1];
     Method::pullback(stats, params, {double(sums[0]) / unit, double(sums[1])}, ds);
@@ -228,16 +239,22 @@ __global__ void __launch_bounds__(512)
 
     RowPacks<T, P> dh;
     if (a.dh.data) dh.load(a.dh.template row<T>(r), n, team);
-    for_held<T, P>(n, team, [&](int p, int e, Index i) {
-      const C dy_i = widen(dy.pack[p].at[e]), d = widen(x.pack[p].at[e]) - center;
-      if (a.dweight) {
-        dweight[p * V + e] += dy_i * (a_c * d + b_c);
-        dbias[p * V + e] += dy_i;
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      C weight[V];
+      load_parameters(a.weight, x.at(p, team), n, weight);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const C dy_i = widen(dy.pack[p].at[e]), d = deviation(p, e);
+        if (a.dweight && inside(p, e)) {  // a team without a row has no finite coefficients
+          dweight[p * V + e] += dy_i * (a_c * d + b_c);
+          dbias[p * V + e] += dy_i;
+        }
+        C dx = a_c * (weight[e] * dy_i) + (q * (d * unit_c) + shift);
+        if (a.dh.data) dx += widen(dh.pack[p].at[e]);
+        dy.pack[p].at[e] = narrow<T>(dx);
       }
-      C dx = a_c * (a.weight[i] * dy_i) + (q * (d * unit_c) + shift);
-      if (a.dh.data) dx += widen(dh.pack[p].at[e]);
-      dy.pack[p].at[e] = narrow<T>(dx);
-    });
+    }
     dy.store(a.dx.template row<T>(r), n, team);
   }
 

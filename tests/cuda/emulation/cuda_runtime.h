@@ -117,6 +117,9 @@ struct cudaMemPoolProps {
     int id;
   } location;
 };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 struct cudaPointerAttributes {
   int device;
 };
@@ -151,6 +154,9 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cud
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
+  return a->ptxVersion = 90, cudaSuccess;
+}
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 template <class... Params, class... Args>
