@@ -14,11 +14,12 @@
 namespace normcore::cuda {
 namespace {
 
-// Packs a thread of a kernel may hold of each operand before registers run out.
-constexpr int kForwardPacks = 8;
-// The backward kernel also holds sums for every element: 16 of them.
+// Packs that a thread of a kernel may hold of each operand before registers run out (ptxas tells):
+// 32 elements, or 16 where each also has sums; of 8 bytes half as many.
 template <class T>
-constexpr int kBackwardPacks = 16 / kPack<T>;
+constexpr int kForwardPacks = 32 / kPack<T> < 8 ? 32 / kPack<T> : 8;
+template <class T>
+constexpr int kBackwardPacks = 16 / kPack<T> < 4 ? 16 / kPack<T> : 4;
 constexpr int kCellPacks = 4;
 // Elements of a piece where threads take pieces alone.
 constexpr Index kLonePiece = 256;
@@ -212,7 +213,7 @@ class Pipeline {
     Index stride[kMaxOperands];
     const bool add = args.residual != nullptr;
     if (!row_shape(add ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1},
-                   kForwardPacks, &policy, stride)) {
+                   kForwardPacks<T>, &policy, stride)) {
       return false;
     }
     RowsForward<C> a{};
@@ -229,7 +230,7 @@ class Pipeline {
     a.out = {args.mean, args.var, args.rstd};
     const Launch l{ceil_div(a.rows, policy.rows_per_block) * policy.cluster, policy.block_threads(),
                    kTeamBytes, policy.cluster};
-    with_packs<kForwardPacks>(policy.packs, [&](auto p) {
+    with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
       launch(l, stream(), rows_forward<Method, T, p()>, a, params_, team_of(policy));
     });
     return true;
