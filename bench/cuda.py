@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 
 import normcore as nc
@@ -98,6 +99,8 @@ def main() -> None:
     args = parser.parse_args()
     if not nc.cuda.is_available():
         sys.exit("bench/cuda.py needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
+    # The compiled backward passes run many times over one graph.
+    torch._functorch.config.donated_buffer = False
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     results = []
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}", f"normcore {nc.__version__}")
