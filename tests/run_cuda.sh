@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA device: builds, runs the CUDA tests, compute-sanitizer and the benchmark of
 # the CUDA backend, and prints a short table last. Needs no network; builds on the packages that are
-# installed: CMake, Ninja, pybind11, scikit-build-core, pytest, hypothesis, ml_dtypes, torch.
+# installed: CMake, Ninja, pybind11, scikit-build-core, pytest, hypothesis, ml_dtypes, torch, Triton.
 #   bash tests/run_cuda.sh [folder for logs and results]
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -39,7 +39,7 @@ for tool in memcheck racecheck; do
   step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     python3 tests/cuda/sanitize.py
 done
-step benchmark 120 python3 bench/cuda.py --json "$out/benchmark.json"
+step benchmark 120 python3 bench/gpu.py --json "$out/benchmark.json"
 tail -n 40 "$out/benchmark.log"
 
 printf '\n==== %s\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)"

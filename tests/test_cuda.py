@@ -12,6 +12,7 @@ from cuda_support import TorchCore, emulated_core, running_on
 from support import (
     DTYPES,
     LAYOUTS,
+    PLAIN_VARIANTS,
     VARIANTS,
     Problem,
     assert_close,
@@ -22,6 +23,8 @@ from support import (
 )
 
 import normcore as nc
+
+POOLS = [v for v in PLAIN_VARIANTS if not v.row_family]
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
@@ -66,6 +69,26 @@ def test_cells_of_one_and_of_many_pieces(rng, variant, dtype):
         if variant.min_ndim == 3 and size == 1:
             continue  # instance norm of one spatial element is an error
         make_problem(rng, variant, dtype, (2, 3, size)).check()
+
+
+# Pools of three members (batch: samples, group: channels) that a part of a warp, a block, and
+# clusters of 2 and 4 blocks hold, in forward or backward, and larger ones; instance norm has one.
+@pytest.mark.parametrize("pool", [60, 501, 3003, 10002, 18003, 39000, 70002])
+@pytest.mark.parametrize("dtype", [bfloat16, np.float32, np.float64], ids=str)
+@pytest.mark.parametrize("variant", POOLS, ids=str)
+def test_pools_of_channels(rng, variant, pool, dtype):
+    shape = {
+        "batch_norm": (3, 1, pool // 3),
+        "group_norm": (1, 9, pool // 3),
+        "instance_norm": (1, 2, pool),
+    }
+    make_problem(rng, variant, dtype, shape[variant.method]).check()
+
+
+def test_many_small_pools_share_blocks(rng):
+    for variant in POOLS:
+        for shape in [(2, 36, 21), (3, 42, 3, 5), (5, 6, 1, 130)]:
+            make_problem(rng, variant, shape=shape).check()
 
 
 def row_problem(rng, method, dtype, rows, n, offset=0):

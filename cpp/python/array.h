@@ -77,6 +77,9 @@ class Buffer {
                                           : std::pair(int(dlpack::kCpu), 0);
   }
 
+  // The stream on which it was written.
+  std::intptr_t stream() const { return reinterpret_cast<std::intptr_t>(where_.stream); }
+
   // `stream`: None or a stream of the consumer on which the data is to be ready.
   py::capsule to_capsule(py::handle stream) const {
     if (where_.device == Device::kCuda) {

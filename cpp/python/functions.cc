@@ -371,7 +371,8 @@ void register_functions(py::module_& m) {
             return b.to_capsule(stream);
           },
           py::kw_only(), py::arg("stream") = py::none())
-      .def("__dlpack_device__", &Buffer::device);
+      .def("__dlpack_device__", &Buffer::device)
+      .def_property_readonly("stream", &Buffer::stream);
   m.def("layer_norm", &layer_norm_);
   m.def("layer_norm_backward", &layer_norm_backward_);
   m.def("rms_norm", &rms_norm_);

@@ -2,6 +2,7 @@
 // of the process.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,10 @@ struct Context {
   int device_index = 0;    // of the CUDA device
   void* stream = nullptr;  // cudaStream_t; null is the legacy default stream
   int threads = 0;         // 0: as set_num_threads says
+  // Device memory, aligned to 256 bytes, for the call alone until the stream has passed it. What it
+  // lacks comes from a stream-ordered pool.
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
 };
 
 // Threads of calls that do not say: what was set here, else what OpenMP offers.

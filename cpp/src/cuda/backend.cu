@@ -6,6 +6,7 @@
 #include "cuda/cells.cuh"
 #include "cuda/launch.h"
 #include "cuda/policy.h"
+#include "cuda/pools.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/solve.cuh"
 #include "methods.h"
@@ -21,6 +22,10 @@ constexpr int kForwardPacks = 32 / kPack<T> < 8 ? 32 / kPack<T> : 8;
 template <class T>
 constexpr int kBackwardPacks = 16 / kPack<T> < 4 ? 16 / kPack<T> : 4;
 constexpr int kCellPacks = 4;
+// Blocks that may share a pool of channels: of larger clusters few fit a device at a time.
+constexpr int kPoolCluster = 4;
+// Shared memory that a block has without asking.
+constexpr int kSharedBytes = 48 << 10;
 // Elements of a piece where threads take pieces alone.
 constexpr Index kLonePiece = 256;
 constexpr int kLoneThreads = 128;
@@ -111,6 +116,9 @@ class Pipeline {
     if constexpr (kRowFamily) {
       if (forward_rows(args)) return;
     }
+    if constexpr (P == 1 && !kRowFamily) {
+      if (forward_pools(args)) return;
+    }
     settle_pieces(args.residual ? std::initializer_list<int>{0, 1, 2, 3}
                                 : std::initializer_list<int>{0, 1});
     if (args.residual) {
@@ -139,6 +147,9 @@ class Pipeline {
   void backward(const BackwardArgs<C>& args) {
     if constexpr (kRowFamily) {
       if (backward_rows(args)) return;
+    }
+    if constexpr (P == 1 && !kRowFamily) {
+      if (backward_pools(args)) return;
     }
     settle_pieces(args.dh ? std::initializer_list<int>{0, 1, 2, 3}
                           : std::initializer_list<int>{0, 1, 2});
@@ -269,14 +280,81 @@ class Pipeline {
     with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
       launch(l, stream(), rows_backward<Method, T, p()>, a, params_, team_of(policy));
     });
-    if (args.dweight) sum_parts(a.dweight, a.dbias, blocks, args);
+    if (args.dweight) sum_parts(a.dweight, a.dbias, blocks, a.n, args);
     return true;
   }
 
-  void sum_parts(const C* dweight, const C* dbias, Index parts, const BackwardArgs<C>& args) {
-    const Launch l{ceil_div(plan_.count, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double))};
-    launch(l, stream(), sum_rows<C>, dweight, parts, plan_.count, args.dweight);
-    launch(l, stream(), sum_rows<C>, dbias, parts, plan_.count, args.dbias);
+  // The gradients of n parameters from tables [parts, n].
+  template <class Part>
+  void sum_parts(const Part* dweight, const Part* dbias, Index parts, Index n,
+                 const BackwardArgs<C>& args) {
+    const Launch l{ceil_div(n, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double))};
+    launch(l, stream(), sum_rows<Part>, dweight, parts, n, args.dweight);
+    launch(l, stream(), sum_rows<Part>, dbias, parts, n, args.dbias);
+  }
+
+  // ---- pools of channels that stay in registers
+
+  // `given`: statistics that are none of x's.
+  bool pools_shape(std::initializer_list<int> operands, bool given, int most_packs,
+                   HeldPools* pools, RowPolicy* policy) const {
+    if (plan_.layout != Layout::rows || plan_.affinity != Affinity::channel || given) return false;
+    for (const int i : operands) {
+      if (!plan_.access[i].direct) return false;
+    }
+    pools->g = g_;
+    pools->shape = pool_of(plan_, extent_of(Method::pools[0], plan_.affinity));
+    const Index members = pools->shape.cells_of_entry(g_), packs = ceil_div(g_.count, V);
+    // Members must be evenly spaced, and full packs for the most part.
+    if (pools->shape.extent == Extent::column && plan_.outer_dims > 1) return false;
+    if (members > 1 && packs * V > g_.count + g_.count / 4) return false;
+    const int most_cluster = std::min(kPoolCluster, facts_of(memory_.device()).most_cluster);
+    *policy = row_policy(members * packs, most_packs, most_cluster);
+    if (!*policy) return false;
+    pools->members = int(members);
+    pools->packs = int(packs);
+    return true;
+  }
+  Launch pools_launch(const HeldPools& pools, const RowPolicy& policy, int shared_bytes) const {
+    return {ceil_div(pools.shape.entries(), policy.rows_per_block) * policy.cluster,
+            policy.block_threads(), shared_bytes, policy.cluster};
+  }
+
+  bool forward_pools(const ForwardArgs<C>& args) {
+    HeldPools pools;
+    RowPolicy policy;
+    if (!pools_shape({0, 1}, args.given_mean, kForwardPacks<T>, &pools, &policy)) return false;
+    with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(pools_launch(pools, policy, kTeamBytes), stream(), pool_forward<Method, T, p()>, pools,
+             view(0, args.x), view(1, args.y), params_, team_of(policy), args.channel_weight,
+             args.channel_bias, RowStatistics{args.mean, args.var, args.rstd});
+    });
+    return true;
+  }
+
+  bool backward_pools(const BackwardArgs<C>& args) {
+    HeldPools pools;
+    RowPolicy policy;
+    if (!pools_shape({0, 1, 2}, args.given_mean, kBackwardPacks<T>, &pools, &policy)) return false;
+    const int shared =
+        kTeamBytes + pool_sums_bytes<C>(pools, policy.packs * policy.block_threads());
+    if (shared > kSharedBytes) return false;
+    // A pool of all samples has the whole gradient of its channel.
+    const bool whole = pools.shape.extent == Extent::column || g_.outer == 1;
+    MemberGradients parts{args.dweight, args.dbias};
+    if (args.dweight && !whole) {
+      parts = {memory_.take<double>(g_.outer * g_.cells),
+               memory_.take<double>(g_.outer * g_.cells)};
+    }
+    with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(pools_launch(pools, policy, shared), stream(), pool_backward<Method, T, p()>, pools,
+             view(1, args.dy), view(0, args.x), view(2, args.dx), params_, team_of(policy),
+             args.channel_weight, args.forward_mean, args.forward_var, parts);
+    });
+    if (args.dweight && !whole) {
+      sum_parts(parts.dweight, parts.dbias, g_.outer, g_.cells, args);
+    }
+    return true;
   }
 
   // ---- two sweeps with tables between them
@@ -376,7 +454,7 @@ class Pipeline {
     l.blocks_y = runs;
     launch(l, stream(), parameter_sums<T>, g_, view(1, args.dy), view(0, args.x),
            Coefficients<C>{t.a_c, t.center, t.b_c}, dweight, dbias);
-    sum_parts(dweight, dbias, runs, args);
+    sum_parts(dweight, dbias, runs, g_.count, args);
   }
 
   const Plan& plan_;

@@ -88,7 +88,6 @@ __global__ void __launch_bounds__(512)
                const Compute<T>* weight, const Compute<T>* bias) {
   using C = Compute<T>;
   const Piece piece = my_piece<kPacked>(g, team);
-  if (piece.n == 0) return;
   const Index at = g.coefficient_of(piece.cell);
   const C a = f.a[at], center = f.center[at], b = f.b[at];
   const T* from = x.cell_start<const T>(g, piece.cell);
@@ -117,7 +116,6 @@ template <class T, int P, bool kPacked>
 __global__ void __launch_bounds__(512)
     cell_add(Geometry g, View x, View residual, View h, Team team) {
   const Piece piece = my_piece<kPacked>(g, team);
-  if (piece.n == 0) return;
   const T* a = x.cell_start<const T>(g, piece.cell);
   const T* b = residual.cell_start<const T>(g, piece.cell);
   T* to = h.cell_start<T>(g, piece.cell);
@@ -186,7 +184,6 @@ __global__ void __launch_bounds__(512)
               GradientCoefficients<Compute<T>> f, const Compute<T>* weight) {
   using C = Compute<T>;
   const Piece piece = my_piece<kPacked>(g, team);
-  if (piece.n == 0) return;
   const Index at = g.coefficient_of(piece.cell);
   const bool through_statistics = f.q != nullptr, has_dh = dh.data != nullptr;
   const C p_c = f.p[at], c = f.center[at], u = f.unit[at];

@@ -102,6 +102,43 @@ __device__ void store_pack(T* row, Index first, Index n, const Pack<T>& pack) {
   }
 }
 
+// As store_pack, for all lanes of a warp at once; `lanes` of them follow each other along a row.
+// Off the boundary a lane writes the pack that begins on it: the end of its own and the start of
+// the next lane's. What has no such partner goes element by element.
+template <class T>
+__device__ void store_pack_by_warp(T* row, Index first, Index n, const Pack<T>& pack, int lanes) {
+  constexpr int V = kPack<T>;
+  const auto past = unsigned(reinterpret_cast<std::uintptr_t>(row + first) % 16);
+  if (!__any_sync(0xffffffffu, past != 0 && first < n)) {
+    store_pack(row, first, n, pack);
+    return;
+  }
+  uint4 own, next;
+  memcpy(&own, &pack, 16);
+  next.x = __shfl_down_sync(0xffffffffu, own.x, 1);
+  next.y = __shfl_down_sync(0xffffffffu, own.y, 1);
+  next.z = __shfl_down_sync(0xffffffffu, own.z, 1);
+  next.w = __shfl_down_sync(0xffffffffu, own.w, 1);
+  if (first >= n) return;
+  if (past == 0) {
+    store_pack(row, first, n, pack);
+    return;
+  }
+  const int lane = int(threadIdx.x) % lanes, skip = int((16 - past) / sizeof(T));
+  const bool before = lane > 0 && first >= V && first + skip <= n;  // the lane before has my start
+  const bool after = lane + 1 < lanes && first + skip + V <= n;
+  if (after) {
+    const uint4 bits = shifted(own, next, 16 - past);
+    Pack<T> joined;
+    memcpy(&joined, &bits, 16);
+    *reinterpret_cast<Pack<T>*>(row + first + skip) = joined;
+  }
+#pragma unroll
+  for (int e = 0; e < V; ++e) {
+    if (first + e < n && !(e < skip ? before : after)) row[first + e] = pack.at[e];
+  }
+}
+
 // The parameters of the elements [first, first + V) of a row of n.
 template <int V, class C>
 __device__ void load_parameters(const C* parameters, Index first, Index n, C (&out)[V]) {

@@ -79,8 +79,8 @@ void launch(const Launch& l, cudaStream_t stream, void (*kernel)(Params...), Arg
   check(cudaLaunchKernelEx(&config, kernel, Params(args)...), "cudaLaunchKernelEx");
 }
 
-// The small arrays of a call on a device. Chunks are taken from the pool and given back on the
-// stream, after what the call has queued.
+// The small arrays of a call on a device: in the caller's workspace, then in chunks of the pool,
+// which are given back on the stream, after what the call has queued.
 class DeviceMemory final : public Memory {
  public:
   explicit DeviceMemory(const Context& context);
@@ -108,8 +108,8 @@ class DeviceMemory final : public Memory {
   DeviceGuard guard_;
   cudaStream_t stream_;
   std::vector<void*> chunks_;
-  char* free_ = nullptr;
-  std::size_t left_ = 0;
+  char* free_;
+  std::size_t left_;
 };
 
 }  // namespace normcore::cuda

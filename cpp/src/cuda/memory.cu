@@ -13,6 +13,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMostDevices = 64;
 constexpr int kMostWalkAxes = 8;
+constexpr std::size_t kAlignment = 256;
 
 Launch one_each(Index n) { return {(n + kThreads - 1) / kThreads, kThreads}; }
 __device__ Index my_index() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
@@ -171,14 +172,20 @@ std::unique_ptr<Memory> make_memory(const Context& context) {
 DeviceMemory::DeviceMemory(const Context& context)
     : device_(context.device_index),
       guard_(device_),
-      stream_(static_cast<cudaStream_t>(context.stream)) {}
+      stream_(static_cast<cudaStream_t>(context.stream)),
+      free_(static_cast<char*>(context.workspace)),
+      left_(context.workspace ? context.workspace_bytes : 0) {
+  if (reinterpret_cast<std::uintptr_t>(context.workspace) % kAlignment != 0) {
+    throw value_error("context.workspace is not aligned to 256 bytes");
+  }
+}
 
 DeviceMemory::~DeviceMemory() {
   for (void* p : chunks_) cudaFreeAsync(p, stream_);
 }
 
 void* DeviceMemory::take_bytes(std::size_t bytes) {
-  constexpr std::size_t kAlignment = 256, kChunk = std::size_t(1) << 18;
+  constexpr std::size_t kChunk = std::size_t(1) << 18;
   bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (bytes > left_) {
     const std::size_t chunk = std::max(bytes, kChunk);

@@ -54,6 +54,7 @@ struct Team {
   static constexpr int kDoubles = (2 * kMostWarps + 2) * kMostSums;
 
   __device__ int warps() const { return threads / 32; }
+  __device__ int lanes() const { return threads < 32 ? threads : 32; }  // in a warp
   __device__ int index() const { return int(threadIdx.x) % threads + cluster_rank() * threads; }
   __device__ int size() const { return threads * cluster; }
 };
@@ -77,8 +78,7 @@ __device__ inline bool any_in_reach(bool flag, const Team& team) {
 template <int K, class C>
 __device__ void team_sum(C (&v)[K], const Team& team, int& phase) {
   static_assert(K <= Team::kMostSums);
-  const int within = team.threads < 32 ? team.threads : 32;
-  for (int d = within / 2; d > 0; d /= 2) {
+  for (int d = team.lanes() / 2; d > 0; d /= 2) {
 #pragma unroll
     for (int k = 0; k < K; ++k) v[k] += __shfl_xor_sync(0xffffffffu, v[k], d);
   }

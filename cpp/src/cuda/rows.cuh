@@ -66,7 +66,9 @@ struct RowPacks {
   }
   __device__ void store(T* row, Index n, const Team& team) const {
 #pragma unroll
-    for (int p = 0; p < P; ++p) store_pack(row, at(p, team), n, pack[p]);
+    for (int p = 0; p < P; ++p) {
+      store_pack_by_warp(row, at(p, team), n, pack[p], team.lanes());
+    }
   }
   // The first element of pack p.
   __device__ static Index at(int p, const Team& team) {
@@ -92,35 +94,34 @@ __device__ void for_held(Index n, const Team& team, F f) {
 __device__ inline bool safe_sum(float q) { return q > 1e-25f && q < 1e36f; }
 __device__ inline bool safe_sum(double q) { return q > 1e-250 && q < 1e300; }
 
-// Statistics of a row of `count` elements that is held, counted from its mean as the compute type
-// has it.
-template <bool kRaw, class T, int P>
-__device__ Stats row_statistics(const RowPacks<T, P>& x, Index count, Index n, const Team& team,
-                                int& phase, Compute<T>& center) {
-  using C = Compute<T>;
+// Statistics of `count` elements that a team holds, counted from their mean as the compute type C
+// has it. each(f) calls f(value) for this thread's share; a team that is not `active` has none.
+template <bool kRaw, class C, class Each>
+__device__ Stats held_statistics(Each each, Index count, bool active, const Team& team, int& phase,
+                                 C& center) {
   center = 0;
   if constexpr (!kRaw) {
     C sum[1] = {0};
-    for_held<T, P>(n, team, [&](int p, int e, Index) { sum[0] += widen(x.pack[p].at[e]); });
+    each([&](C v) { sum[0] += v; });
     team_sum(sum, team, phase);
     center = C(double(sum[0]) / double(count));
   }
   C sums[2] = {0, 0};  // of the deviations and of their squares
-  for_held<T, P>(n, team, [&](int p, int e, Index) {
-    const C d = widen(x.pack[p].at[e]) - center;
+  each([&](C v) {
+    const C d = v - center;
     sums[0] += d;
     sums[1] += d * d;
   });
   team_sum(sums, team, phase);
   double squares = double(sums[1]);
   // Rare, and dear: but all teams that wait for each other must do the same.
-  const bool unsafe = n > 0 && !safe_sum(sums[1]);
+  const bool unsafe = active && !safe_sum(sums[1]);
   if (any_in_reach(unsafe, team)) {
     double wide[1] = {0};
     // float64 has room for the square of any float; its own extremes are scaled by a power of two.
     const double unit = sizeof(C) == 4 ? 1 : squares > 1 ? 0x1p-600 : 0x1p600;
-    for_held<T, P>(n, team, [&](int p, int e, Index) {
-      const double d = (double(widen(x.pack[p].at[e])) - double(center)) * unit;
+    each([&](C v) {
+      const double d = (double(v) - double(center)) * unit;
       wide[0] += d * d;
     });
     team_sum(wide, team, phase);
@@ -129,6 +130,16 @@ __device__ Stats row_statistics(const RowPacks<T, P>& x, Index count, Index n, c
   const double mean = kRaw ? 0 : double(sums[0]) / double(count);
   const double var = squares / double(count) - mean * mean;
   return {mean, var < 0 ? 0 : var, double(count)};
+}
+
+// Of a row of n.
+template <bool kRaw, class T, int P>
+__device__ Stats row_statistics(const RowPacks<T, P>& x, Index count, Index n, const Team& team,
+                                int& phase, Compute<T>& center) {
+  auto each = [&](auto f) {
+    for_held<T, P>(n, team, [&](int p, int e, Index) { f(widen(x.pack[p].at[e])); });
+  };
+  return held_statistics<kRaw>(each, count, n > 0, team, phase, center);
 }
 
 template <class Method, class T, int P>

@@ -48,6 +48,9 @@ struct Shape {
   unsigned cluster;
   std::size_t shared_bytes;
 };
+// Calls of cudaMallocFromPoolAsync so far.
+inline int allocations = 0;
+
 // Runs `thread` for every thread of the grid, block by block. Throws where threads wait in vain.
 void run(const Shape& shape, const std::function<void()>& thread);
 
@@ -61,15 +64,24 @@ extern dim3 blockDim, gridDim;
 inline void __syncthreads() { ::emulation::block_barrier(); }
 inline int __syncthreads_or(int flag) { return ::emulation::any_of_block(flag != 0); }
 
+// What lane `from` brings to a shuffle.
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
-  const unsigned lane = threadIdx.x % 32;
-  std::memcpy(emulation::lane_slot(lane), &value, sizeof(T));
+T value_of_lane(T value, unsigned from) {
+  std::memcpy(emulation::lane_slot(threadIdx.x % 32), &value, sizeof(T));
   emulation::warp_barrier();
   T other;
-  std::memcpy(&other, emulation::lane_slot(lane ^ unsigned(distance)), sizeof(T));
+  std::memcpy(&other, emulation::lane_slot(from), sizeof(T));
   emulation::warp_barrier();
   return other;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+  return value_of_lane(value, threadIdx.x % 32 ^ unsigned(distance));
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned distance) {
+  const unsigned lane = threadIdx.x % 32;
+  return value_of_lane(value, lane + distance < 32 ? lane + distance : lane);
 }
 inline int __any_sync(unsigned, int flag) {
   int any = flag != 0;
@@ -145,6 +157,7 @@ inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*
 }
 inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t,
                                            cudaStream_t) {
+  ++emulation::allocations;
   *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*p) std::memset(*p, 0xff, bytes);  // NaN: what was never written shows
   return *p ? cudaSuccess : cudaErrorMemoryAllocation;

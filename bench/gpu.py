@@ -1,4 +1,4 @@
-"""The CUDA backend beside torch eager and torch.compile on one device: model bytes per second.
+"""The CUDA backend beside torch eager, torch.compile and Triton on one device, in model bytes.
 
 Times by CUDA events, medians over rounds in which the contenders take turns; the second-level cache
 is flushed before every call. Model bytes: each tensor that the operation must move, counted once.
@@ -18,6 +18,13 @@ import torch._functorch.config
 import torch.nn.functional as F
 
 import normcore as nc
+
+try:
+    import triton_rows
+except ModuleNotFoundError as e:
+    if e.name != "triton":
+        raise
+    triton_rows = None
 
 # (op, shape); QuACK's list of rows, then images.
 CELLS = [
@@ -70,6 +77,16 @@ def contenders(op: str, x: torch.Tensor, dy: torch.Tensor) -> dict[str, dict[str
         y = call(*leaves)
         passes["forward"][name] = lambda call=call: call(x, w, b)
         passes["backward"][name] = lambda y=y: torch.autograd.grad(y, wanted, dy, retain_graph=True)
+    rows = op in ("layer_norm", "rms_norm") and width * x.element_size()
+    if triton_rows and 0 < rows <= triton_rows.LONGEST_ROW:
+        centered = op == "layer_norm"
+        bias = b if centered else None
+        passes["forward"]["triton"] = lambda: triton_rows.forward(
+            x, w, bias, 1e-5, centered=centered
+        )
+        passes["backward"]["triton"] = lambda: triton_rows.backward(
+            dy, x, w, 1e-5, centered=centered, biased=centered
+        )
     return passes
 
 
@@ -98,7 +115,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bf16", "f32"], action="append")
     args = parser.parse_args()
     if not nc.cuda.is_available():
-        sys.exit("bench/cuda.py needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
+        sys.exit("bench/gpu.py needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
     # The compiled backward passes run many times over one graph.
     torch._functorch.config.donated_buffer = False
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
@@ -106,7 +123,7 @@ def main() -> None:
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}", f"normcore {nc.__version__}")
     print(
         f"{'op':14} {'shape':20} {'dtype':5} {'pass':9} {'GB/s: normcore':>15} "
-        f"{'torch':>7} {'compile':>7}"
+        f"{'torch':>7} {'compile':>7} {'triton':>7}"
     )
     for op, shape in CELLS:
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "f32")):
@@ -123,6 +140,7 @@ def main() -> None:
                 )
                 size = "x".join(map(str, shape))
                 rates = f"{rate['normcore']:15.0f} {rate['torch']:7.0f} {rate['compile']:7.0f}"
+                rates += f" {rate['triton']:7.0f}" if "triton" in rate else f" {'-':>7}"
                 print(f"{op:14} {size:20} {name:5} {way:9} {rates}", flush=True)
             del x, dy, both
     if args.json:

@@ -1,0 +1,270 @@
+// The channel family where a team can hold a whole pool: its cells are read once, stay in
+// registers, and give their statistics, their solved coefficients and their results, as rows.cuh
+// does for rows. A pack never spans two cells, so it has the coefficients of one channel. For
+// methods of one pool; the elements of a cell follow each other.
+#pragma once
+
+#include "cuda/geometry.cuh"
+#include "cuda/rows.cuh"
+
+namespace normcore::cuda {
+
+// The pools of a call: `members` cells each, `packs` packs for a cell.
+struct HeldPools {
+  Geometry g;
+  PoolShape shape;
+  int members, packs;
+
+  // One weight for all members.
+  __host__ __device__ bool one_channel() const {
+    return shape.extent == Extent::column || shape.extent == Extent::cell;
+  }
+  __device__ Index first_cell(Index entry) const { return shape.cell_of(g, entry, 0); }
+  __device__ Index channel(Index entry, int member) const {
+    return first_cell(entry) % g.cells + (one_channel() ? 0 : member);
+  }
+  // From a member to the next.
+  __device__ Index step(const View& v) const {
+    return shape.extent == Extent::column ? v.outer[0] : v.cell;
+  }
+};
+
+// Which packs a thread holds: of pack p the member that it is of, its first element there, and the
+// elements of the member; none beyond the pool.
+template <class T, int P>
+struct Places {
+  int member[P], first[P], n[P];
+
+  __device__ Places(const HeldPools& pools, const Team& team, bool active) {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      const int j = p * team.size() + team.index();
+      const int m = j / pools.packs;
+      const bool inside = active && m < pools.members;
+      member[p] = inside ? m : 0;
+      first[p] = (j - m * pools.packs) * kPack<T>;
+      n[p] = inside ? int(pools.g.count) : 0;
+    }
+  }
+  // f(pack, element of the pack) for all elements.
+  template <class F>
+  __device__ void each(F f) const {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) {
+        if (first[p] + e < n[p]) f(p, e);
+      }
+    }
+  }
+};
+
+template <class T, int P>
+__device__ void load_places(const Places<T, P>& at, const T* start, Index step,
+                            Pack<T> (&pack)[P]) {
+#pragma unroll
+  for (int p = 0; p < P; ++p)
+    pack[p] = load_pack(start + at.member[p] * step, at.first[p], at.n[p]);
+}
+template <class T, int P>
+__device__ void store_places(const Places<T, P>& at, T* start, Index step, const Team& team,
+                             const Pack<T> (&pack)[P]) {
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    store_pack_by_warp(start + at.member[p] * step, at.first[p], at.n[p], pack[p], team.lanes());
+  }
+}
+
+template <class Method, class T, int P>
+__global__ void __launch_bounds__(512)
+    pool_forward(HeldPools pools, View x, View y, typename Method::Params params, Team team,
+                 const double* weight, const double* bias, RowStatistics out) {
+  using C = Compute<T>;
+  team.scratch = shared_memory();
+  int phase = 0;
+  const Index mine = first_row(team);
+  const bool active = mine < pools.shape.entries();
+  const Index entry = active ? mine : 0, cell = pools.first_cell(entry);
+  const Places<T, P> at(pools, team, active);
+  Pack<T> held[P];
+  load_places(at, x.cell_start<const T>(pools.g, cell), pools.step(x), held);
+  auto each = [&](auto f) { at.each([&](int p, int e) { f(widen(held[p].at[e])); }); };
+  C center;
+  const Stats stats[1] = {
+      held_statistics<Method::raw>(each, Index(pools.shape.count), active, team, phase, center)};
+  const Coef f = Method::coefficients(stats, params);
+  if (active && team.index() == 0 && out.mean) {
+    const Stats at_zero[1] = {{0, stats[0].var, stats[0].count}};
+    out.mean[entry] = double(center) + stats[0].mean;
+    out.var[entry] = stats[0].var;
+    out.rstd[entry] = Method::coefficients(at_zero, params).a;
+  }
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    const Index k = pools.channel(entry, at.member[p]);
+    const double w = weight ? weight[k] : 1, b = bias ? bias[k] : 0;
+    const C a = C(w * f.a), shift = C(w * f.b + b);
+#pragma unroll
+    for (int e = 0; e < kPack<T>; ++e) {
+      held[p].at[e] = narrow<T>(a * (widen(held[p].at[e]) - center) + shift);
+    }
+  }
+  store_places(at, y.cell_start<T>(pools.g, cell), pools.step(y), team, held);
+  if (team.cluster > 1) cluster_barrier();
+}
+
+// Gradients of the channels' parameters, before they are summed over the pools: [entries] where a
+// pool has one channel, else [cells of the table]. Null: not wanted.
+struct MemberGradients {
+  double* dweight;
+  double* dbias;
+};
+
+// Shared memory of pool_backward beyond the team's, where a pool has several channels: two sums of
+// every pack and of every member.
+template <class C>
+int pool_sums_bytes(const HeldPools& pools, int packs_of_block) {
+  return pools.one_channel() ? 0 : 2 * (packs_of_block + pools.members) * int(sizeof(C));
+}
+
+// The sums of each member's packs: of this block's packs by its warps, then over the cluster.
+template <int P, class C, class Write>
+__device__ void member_sums(const HeldPools& pools, const Team& team, int teams, bool active,
+                            const C (&of_packs)[P][2], Write write) {
+  const int my_team = int(threadIdx.x) / team.threads, thread = int(threadIdx.x) % team.threads;
+  C* slots = reinterpret_cast<C*>(team.scratch + Team::kDoubles) + my_team * P * team.threads * 2;
+  C* of_members =
+      reinterpret_cast<C*>(team.scratch + Team::kDoubles) + teams * P * team.threads * 2;
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    slots[(p * team.threads + thread) * 2] = of_packs[p][0];
+    slots[(p * team.threads + thread) * 2 + 1] = of_packs[p][1];
+  }
+  __syncthreads();
+  const int lanes = team.lanes(), groups = team.threads / lanes;
+  for (int m = thread / lanes; m < pools.members; m += groups) {
+    C sum[2] = {0, 0};
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      // Of the packs [block, block + threads) of the pool, those of this member.
+      const int block = p * team.size() + cluster_rank() * team.threads;
+      const int begin = m * pools.packs - block, end = begin + pools.packs;
+      for (int j = (begin > 0 ? begin : 0) + thread % lanes; j < end && j < team.threads;
+           j += lanes) {
+        sum[0] += slots[(p * team.threads + j) * 2];
+        sum[1] += slots[(p * team.threads + j) * 2 + 1];
+      }
+    }
+    for (int d = lanes / 2; d > 0; d /= 2) {
+      sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], d);
+      sum[1] += __shfl_xor_sync(0xffffffffu, sum[1], d);
+    }
+    if (thread % lanes == 0) {
+      if (team.cluster > 1) {
+        of_members[m * 2] = sum[0];
+        of_members[m * 2 + 1] = sum[1];
+      } else if (active) {
+        write(m, double(sum[0]), double(sum[1]));
+      }
+    }
+  }
+  if (team.cluster == 1) return;
+  cluster_barrier();
+  for (int m = team.index(); m < pools.members; m += team.size()) {
+    double sum[2] = {0, 0};
+    for (int b = 0; b < team.cluster; ++b) {
+      sum[0] += double(of_block(of_members, b)[m * 2]);
+      sum[1] += double(of_block(of_members, b)[m * 2 + 1]);
+    }
+    write(m, sum[0], sum[1]);
+  }
+}
+
+template <class Method, class T, int P>
+__global__ void __launch_bounds__(512)
+    pool_backward(HeldPools pools, View dy, View x, View dx, typename Method::Params params,
+                  Team team, const double* weight, const double* mean, const double* var,
+                  MemberGradients out) {
+  using C = Compute<T>;
+  constexpr int V = kPack<T>;
+  team.scratch = shared_memory();
+  int phase = 0;
+  const Index mine = first_row(team);
+  const bool active = mine < pools.shape.entries();
+  const Index entry = active ? mine : 0, cell = pools.first_cell(entry);
+  const Places<T, P> at(pools, team, active);
+  Pack<T> x_held[P], dy_held[P];
+  load_places(at, x.cell_start<const T>(pools.g, cell), pools.step(x), x_held);
+  load_places(at, dy.cell_start<const T>(pools.g, cell), pools.step(dy), dy_held);
+
+  Stats stats[1];
+  C center = 0;
+  if (mean) {
+    if constexpr (!Method::raw) center = C(mean[entry]);
+    stats[0] = {Method::raw ? 0 : mean[entry] - double(center), var[entry], pools.shape.count};
+  } else {
+    auto each = [&](auto f) { at.each([&](int p, int e) { f(widen(x_held[p].at[e])); }); };
+    stats[0] =
+        held_statistics<Method::raw>(each, Index(pools.shape.count), active, team, phase, center);
+  }
+  const Coef f = Method::coefficients(stats, params);
+  const double unit = unit_of(f.a);
+  const C unit_c = C(unit);
+  // Beyond the pool dy is zero, and times dy it must stay zero.
+  auto u = [&](int p, int e) {
+    return at.first[p] + e < at.n[p] ? (widen(x_held[p].at[e]) - center) * unit_c : C(0);
+  };
+  C of_packs[P][2];  // sums of dy * u and dy
+  C sums[2] = {0, 0};
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    of_packs[p][0] = of_packs[p][1] = 0;
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      const C g = widen(dy_held[p].at[e]);
+      of_packs[p][0] += g * u(p, e);
+      of_packs[p][1] += g;
+    }
+    const bool by_pack = weight && !pools.one_channel();
+    const C w = by_pack ? C(weight[pools.channel(entry, at.member[p])]) : C(1);
+    sums[0] += w * of_packs[p][0];
+    sums[1] += w * of_packs[p][1];
+  }
+  team_sum(sums, team, phase);
+  const bool of_pool = weight && pools.one_channel();
+  const double w = of_pool ? weight[pools.channel(entry, 0)] : 1;
+  StatsGrad ds[1];
+  Method::pullback(stats, params, {w * double(sums[0]) / unit, w * double(sums[1])}, ds);
+  const double share = 2 * ds[0].var / stats[0].count;
+  const C q = C(share / unit);
+  const C r = Method::raw ? C(0) : C(ds[0].mean / stats[0].count - share * stats[0].mean);
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    const double w_p = weight ? weight[pools.channel(entry, at.member[p])] : 1;
+    const C scale = C(w_p * f.a);
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      dy_held[p].at[e] = narrow<T>(scale * widen(dy_held[p].at[e]) + (q * u(p, e) + r));
+    }
+  }
+  store_places(at, dx.cell_start<T>(pools.g, cell), pools.step(dx), team, dy_held);
+
+  if (out.dweight) {
+    auto dweight = [&](double dy_u, double dy_1) { return f.a * (dy_u / unit) + f.b * dy_1; };
+    if (pools.one_channel()) {
+      if (active && team.index() == 0) {
+        out.dweight[entry] = dweight(double(sums[0]), double(sums[1]));
+        out.dbias[entry] = double(sums[1]);
+      }
+    } else {
+      member_sums(pools, team, int(blockDim.x) / team.threads, active, of_packs,
+                  [&](int m, double dy_u, double dy_1) {
+                    out.dweight[cell + m] = dweight(dy_u, dy_1);
+                    out.dbias[cell + m] = dy_1;
+                  });
+    }
+  }
+  if (team.cluster > 1) cluster_barrier();
+}
+
+}  // namespace normcore::cuda
