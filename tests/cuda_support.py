@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import normcore as nc
-import normcore.functional as functional
+from normcore import adaptive, functional, weights
 
 FUNCTIONS = ["layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm"]
 
@@ -88,14 +88,15 @@ class TorchCore:
 @contextmanager
 def running_on(core):
     """Within it, the functions of normcore call ``core`` in place of normcore._core."""
-    before = {"_core": functional._core} | {
-        "_" + name: getattr(functional, "_" + name) for name in FUNCTIONS
-    }
+    modules = functional, adaptive, weights
     try:
-        functional._core = core
+        for module in modules:
+            module._core = core
         for name in FUNCTIONS:
             setattr(functional, "_" + name, getattr(core, name))
         yield
     finally:
-        for name, value in before.items():
-            setattr(functional, name, value)
+        for module in modules:
+            module._core = nc._core
+        for name in FUNCTIONS:
+            setattr(functional, "_" + name, getattr(nc._core, name))

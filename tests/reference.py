@@ -16,6 +16,13 @@ Stats = namedtuple("Stats", "mean rstd")
 RmsStats = namedtuple("RmsStats", "rstd")
 Grads = namedtuple("Grads", "dx dweight dbias")
 RmsGrads = namedtuple("RmsGrads", "dx dweight")
+# Of methods that mix several statistics: what x is multiplied by, for bounds on errors.
+Gain = namedtuple("Gain", "rstd")
+MeanStats = namedtuple("MeanStats", "mean")
+RhoGrads = namedtuple("RhoGrads", "dx drho dweight dbias")
+LogitGrads = namedtuple("LogitGrads", "dx dmean_logits dvar_logits dweight dbias")
+BiasGrads = namedtuple("BiasGrads", "dx dbias")
+WeightNormGrads = namedtuple("WeightNormGrads", "dv dg")
 
 
 def wide(a):
@@ -273,6 +280,325 @@ def _channel_backward(dy, x, mean, var, eps, weight, bias, pool, channel, given)
     gh = scaled(dy, weight, channel)
     dx = gh * rstd if given else jacobian(gh, xhat, rstd, pool)
     return Grads(dx, sum_like(dy * xhat, weight, channel), sum_like(dy, bias, channel))
+
+
+# The adaptive methods: other coefficients, or several pools at once.
+
+
+def batch_renorm(
+    x,
+    weight=None,
+    bias=None,
+    *,
+    running_mean,
+    running_std,
+    training=False,
+    momentum=0.01,
+    r_max=3.0,
+    d_max=5.0,
+    eps=1e-5,
+    channel_axis=1,
+    return_stats=False,
+):
+    x = wide(x)
+    channel = sorted_axes(x.ndim, channel_axis)
+    mean, std, r, d, _ = _renorm(
+        x, running_mean, running_std, training, r_max, d_max, eps, channel_axis
+    )
+    y = affine((x - mean) / std * r + d, weight, bias, channel)
+    if training:
+        _update(running_mean, mean, momentum)
+        _update(running_std, std, momentum)
+    return _result(y, None, Stats(mean.ravel(), (1 / std).ravel()) if return_stats else None)
+
+
+def batch_renorm_backward(
+    dy,
+    x,
+    weight=None,
+    bias=None,
+    *,
+    running_mean,
+    running_std,
+    training=False,
+    r_max=3.0,
+    d_max=5.0,
+    eps=1e-5,
+    channel_axis=1,
+    stats=None,
+):
+    x, dy = wide(x), wide(dy)
+    channel = sorted_axes(x.ndim, channel_axis)
+    mean, std, r, d, pool = _renorm(
+        x, running_mean, running_std, training, r_max, d_max, eps, channel_axis
+    )
+    xhat = (x - mean) / std
+    gh = scaled(dy, weight, channel)
+    dx = jacobian(gh, xhat, r / std, pool) if training else gh / std
+    y = xhat * r + d
+    return Grads(dx, sum_like(dy * y, weight, channel), sum_like(dy, bias, channel))
+
+
+def _renorm(x, running_mean, running_std, training, r_max, d_max, eps, channel_axis):
+    channel = sorted_axes(x.ndim, channel_axis)
+    pool = tuple(i for i in range(x.ndim) if i not in channel)
+    mu, sigma = (expand(b, channel, x.shape) for b in (running_mean, running_std))
+    if not training:
+        return mu, sigma, Real(1), Real(0), pool
+    mean, var = moments(x, pool)
+    std = np.sqrt(var + eps)
+    r = np.clip(std / sigma, 1 / Real(r_max), r_max)
+    d = np.clip((mean - mu) / sigma, -d_max, d_max)
+    return mean, std, r, d, pool
+
+
+def batch_instance_norm(
+    x,
+    rho,
+    weight=None,
+    bias=None,
+    *,
+    running_mean=None,
+    running_var=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    channel_axis=1,
+    return_stats=False,
+):
+    x = wide(x)
+    given = running_mean is not None and not training
+    mean, var, _, channel = _batch_pool(x, running_mean, running_var, given, channel_axis)
+    instance_mean, instance_var, _, _ = _instance_pool(x, None, None, False, channel_axis)
+    if training and running_mean is not None:
+        n = x.size // x.shape[channel_axis]
+        _update(running_mean, mean, momentum)
+        _update(running_var, var * n / (n - 1), momentum)
+    share = expand(rho, channel, x.shape)
+    rstd, instance_rstd = (1 / np.sqrt(v + eps) for v in (var, instance_var))
+    xhat = share * (x - mean) * rstd + (1 - share) * (x - instance_mean) * instance_rstd
+    y = affine(xhat, weight, bias, channel)
+    gain = np.abs(share) * rstd + np.abs(1 - share) * instance_rstd
+    return _result(y, None, Gain(gain) if return_stats else None)
+
+
+def batch_instance_norm_backward(
+    dy,
+    x,
+    rho,
+    weight=None,
+    bias=None,
+    *,
+    running_mean=None,
+    running_var=None,
+    training=False,
+    eps=1e-5,
+    channel_axis=1,
+    stats=None,
+):
+    x, dy = wide(x), wide(dy)
+    given = running_mean is not None and not training
+    mean, var, pool, channel = _batch_pool(x, running_mean, running_var, given, channel_axis)
+    instance_mean, instance_var, instance, _ = _instance_pool(x, None, None, False, channel_axis)
+    share = expand(rho, channel, x.shape)
+    gh = scaled(dy, weight, channel)
+    rstd, instance_rstd = (1 / np.sqrt(v + eps) for v in (var, instance_var))
+    batch_hat, instance_hat = (x - mean) * rstd, (x - instance_mean) * instance_rstd
+    dx = jacobian((1 - share) * gh, instance_hat, instance_rstd, instance)
+    dx = dx + (share * gh * rstd if given else jacobian(share * gh, batch_hat, rstd, pool))
+    xhat = share * batch_hat + (1 - share) * instance_hat
+    return RhoGrads(
+        dx,
+        sum_like(gh * (batch_hat - instance_hat), rho, channel),
+        sum_like(dy * xhat, weight, channel),
+        sum_like(dy, bias, channel),
+    )
+
+
+def switchable_norm(
+    x,
+    mean_logits,
+    var_logits,
+    weight=None,
+    bias=None,
+    *,
+    running_mean=None,
+    running_var=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    channel_axis=1,
+    return_stats=False,
+):
+    x = wide(x)
+    given = running_mean is not None and not training
+    pools, _, channel = _three_pools(x, running_mean, running_var, given, channel_axis)
+    if training and running_mean is not None:
+        _update(running_mean, pools[2][0], momentum)
+        _update(running_var, pools[2][1], momentum)
+    mean, var = _mixture(pools, mean_logits, var_logits)
+    rstd = 1 / np.sqrt(var + eps)
+    y = affine((x - mean) * rstd, weight, bias, channel)
+    return _result(y, None, Gain(rstd) if return_stats else None)
+
+
+def switchable_norm_backward(
+    dy,
+    x,
+    mean_logits,
+    var_logits,
+    weight=None,
+    bias=None,
+    *,
+    running_mean=None,
+    running_var=None,
+    training=False,
+    eps=1e-5,
+    channel_axis=1,
+    stats=None,
+):
+    x, dy = wide(x), wide(dy)
+    given = running_mean is not None and not training
+    pools, axes, channel = _three_pools(x, running_mean, running_var, given, channel_axis)
+    mean, var = _mixture(pools, mean_logits, var_logits)
+    rstd = 1 / np.sqrt(var + eps)
+    xhat = (x - mean) * rstd
+    gh = scaled(dy, weight, channel)
+    # Gradients of the mixed mean and variance, element by element; then each pool's share.
+    dmean, dvar = -rstd * gh, -(rstd**2) * gh * xhat / 2
+    dx = rstd * gh
+    shares = _softmax(mean_logits), _softmax(var_logits)
+    for k in range(3):
+        if k == 2 and given:
+            continue
+        dx = dx + shares[0][k] * dmean.mean(axis=axes[k], keepdims=True)
+        pull = dvar.mean(axis=axes[k], keepdims=True)
+        dx = dx + shares[1][k] * pull * 2 * (x - pools[k][0])
+    logits = []
+    for which, upstream, mixed in ((0, dmean, mean), (1, dvar, var)):
+        logits.append(
+            np.array(
+                [shares[which][k] * (upstream * (pools[k][which] - mixed)).sum() for k in range(3)]
+            )
+        )
+    return LogitGrads(
+        dx, *logits, sum_like(dy * xhat, weight, channel), sum_like(dy, bias, channel)
+    )
+
+
+def _three_pools(x, running_mean, running_var, given, channel_axis):
+    """Mean and variance of instance, layer and batch, their axes, and the channel's."""
+    mean, var, batch, channel = _batch_pool(x, running_mean, running_var, given, channel_axis)
+    instance_mean, instance_var, instance, _ = _instance_pool(x, None, None, False, channel_axis)
+    layer = tuple(range(1, x.ndim))
+    pools = (instance_mean, instance_var), moments(x, layer), (mean, var)
+    return pools, (instance, layer, batch), channel
+
+
+def _softmax(logits):
+    e = np.exp(wide(logits) - wide(logits).max())
+    return e / e.sum()
+
+
+def _mixture(pools, mean_logits, var_logits):
+    w, v = _softmax(mean_logits), _softmax(var_logits)
+    # From one of them on: the weights add up to 1 but for a rounding, and means may be large.
+    base = pools[0][0]
+    mean = base + sum(w[k] * (pools[k][0] - base) for k in range(3))
+    return mean, sum(v[k] * pools[k][1] for k in range(3))
+
+
+def mean_only_batch_norm(
+    x,
+    bias=None,
+    *,
+    running_mean=None,
+    training=False,
+    momentum=0.1,
+    channel_axis=1,
+    return_stats=False,
+):
+    x = wide(x)
+    given = running_mean is not None and not training
+    mean, _, _, channel = _batch_pool(x, running_mean, running_mean, given, channel_axis)
+    if training and running_mean is not None:
+        _update(running_mean, mean, momentum)
+    y = affine(x - mean, None, bias, channel)
+    return _result(y, None, MeanStats(mean.ravel()) if return_stats else None)
+
+
+def mean_only_batch_norm_backward(
+    dy, x, bias=None, *, running_mean=None, training=False, channel_axis=1, stats=None
+):
+    dy = wide(dy)
+    channel = sorted_axes(dy.ndim, channel_axis)
+    pool = tuple(i for i in range(dy.ndim) if i not in channel)
+    given = running_mean is not None and not training
+    dx = dy if given else dy - dy.mean(axis=pool, keepdims=True)
+    return BiasGrads(dx, sum_like(dy, bias, channel))
+
+
+# Weights, and division by a norm.
+
+
+def weight_norm(v, g, *, axis=0, eps=0.0):
+    v = wide(v)
+    scale, g, _ = _weight_scale(v, g, axis, eps)
+    return g * scale * v
+
+
+def weight_norm_backward(dw, v, g, *, axis=0, eps=0.0):
+    v, dw = wide(v), wide(dw)
+    scale, wide_g, rest = _weight_scale(v, g, axis, eps)
+    inner = (dw * v).sum(axis=rest, keepdims=True)
+    dv = wide_g * scale * (dw - scale**2 * inner * v)
+    dg = scale * inner
+    return WeightNormGrads(dv, (dg.sum() if np.size(g) == 1 else dg).reshape(np.shape(g)))
+
+
+def _weight_scale(v, g, axis, eps):
+    kept = () if axis is None else (axis % v.ndim,)
+    rest = tuple(i for i in range(v.ndim) if i not in kept)
+    squares = np.square(v).sum(axis=rest, keepdims=True) + eps
+    scale = np.where(squares > 0, 1 / np.sqrt(np.where(squares > 0, squares, 1)), 0)
+    g = wide(g)
+    if g.size > 1:
+        g = g.reshape([n if i in kept else 1 for i, n in enumerate(v.shape)])
+    return scale, g, rest
+
+
+def normalize(x, *, ord=2, axis=-1, eps=1e-12):
+    x = wide(x)
+    axes = sorted_axes(x.ndim, axis)
+    return x / _divisor(_norm(x, ord, axes), eps)
+
+
+def normalize_backward(dy, x, *, ord=2, axis=-1, eps=1e-12):
+    x, dy = wide(x), wide(dy)
+    axes = sorted_axes(x.ndim, axis)
+    size = _norm(x, ord, axes)
+    divisor = _divisor(size, eps)
+    inner = (dy * x / divisor).sum(axis=axes, keepdims=True)
+    if ord == 1:
+        slope = np.sign(x)
+    elif ord == 2:
+        slope = x / divisor
+    else:  # the largest elements share
+        largest = np.abs(x) == size
+        slope = np.sign(x) * largest / largest.sum(axis=axes, keepdims=True)
+    return (dy - np.where(size < eps, 0, slope * inner)) / divisor * (size + eps > 0)
+
+
+def _norm(x, ord, axes):
+    size = np.abs(x)
+    if ord == 2:
+        return np.sqrt(np.square(x).sum(axis=axes, keepdims=True))
+    return size.sum(axis=axes, keepdims=True) if ord == 1 else size.max(axis=axes, keepdims=True)
+
+
+def _divisor(size, eps):
+    divisor = np.maximum(size, eps)
+    return np.where(divisor == 0, 1, divisor)
 
 
 def _update(buffer, new, momentum):

@@ -157,11 +157,52 @@ VARIANTS = [
     Variant("instance_norm", {}, min_ndim=3),
     Variant("instance_norm", {"use_input_stats": False}, buffers=True),
     Variant("group_norm", {"num_groups": 3}),
+    Variant("batch_renorm", {"training": True}, buffers=True),
+    Variant("batch_renorm", {"training": False}, buffers=True),
+    Variant("batch_instance_norm", {"training": True}, buffers=True),
+    Variant("batch_instance_norm", {"training": False}, buffers=True),
+    Variant("switchable_norm", {"training": True}, buffers=True),
+    Variant("switchable_norm", {"training": False}, buffers=True),
+    Variant("mean_only_batch_norm", {"training": True}, buffers=True),
+    Variant("mean_only_batch_norm", {"training": False}, buffers=True),
 ]
+# Methods of weights and plain rows, which have no statistics to return: test_weights.py.
+OTHER_METHODS = {"weight_norm", "normalize"}
+# Parameters of a method's own, before weight and bias; and the only ones where those are not both.
+OWN_PARAMETERS = {
+    "batch_instance_norm": ("rho",),
+    "switchable_norm": ("mean_logits", "var_logits"),
+}
+AFFINE = {"rms_norm": ("weight",), "mean_only_batch_norm": ("bias",)}
+BUFFERS = {
+    "batch_renorm": ("running_mean", "running_std"),
+    "mean_only_batch_norm": ("running_mean",),
+}
 # One of each method, for the tests in which options make no difference.
-PLAIN_VARIANTS = [VARIANTS[i] for i in (0, 2, 4, 6, 8)]
+PLAIN_VARIANTS = [VARIANTS[i] for i in (0, 2, 4, 6, 8, 9, 11, 13, 15)]
 # Arguments of the forward call that its backward does not have.
 FORWARD_ONLY = {"momentum", "unbiased_running_var", "residual"}
+
+
+def keeps_no_statistics(variant):
+    """Whether all statistics come from x, whatever the buffers hold."""
+    options = variant.options
+    return variant.method != "batch_renorm" and (
+        options.get("training", True) and options.get("use_input_stats", True)
+    )
+
+
+def divides(variant):
+    """Whether the result does not depend on the scale of x."""
+    return variant.method != "mean_only_batch_norm"
+
+
+# Without given statistics, where a large x is a large y, and without buffers, which could overflow.
+COMPUTED = [
+    Variant(v.method, v.options, min_ndim=v.min_ndim) for v in VARIANTS if keeps_no_statistics(v)
+]
+CENTRED = [v for v in COMPUTED if v.method != "rms_norm"]
+SCALED = [v for v in COMPUTED if divides(v)]
 
 
 @dataclass
@@ -183,10 +224,12 @@ class Problem:
 
     def backward(self, module=nc, **extra):
         arguments = {k: v for k, v in self.arguments().items() if k not in FORWARD_ONLY}
+        if self.method == "batch_renorm" and self.options.get("training") and "stats" not in extra:
+            extra["stats"] = self.forward(module, return_stats=True)[1]  # it is not computed again
         return getattr(module, self.method + "_backward")(self.dy, self.x, **(arguments | extra))
 
     def slacks(self, want=None):
-        """Allowed errors of y, dx, dweight, dbias beyond the output's own rounding.
+        """Allowed errors, by name of the result, beyond the output's own rounding.
 
         A few roundings of the compute type on the terms that are added: w*xhat and b for y;
         rstd*w*dy, dh for dx. A parameter's gradient adds `count` rounded terms, whose error grows
@@ -195,38 +238,42 @@ class Problem:
         to the standard deviation.
         """
         eps = float(np.finfo(stat_dtype(self.x.dtype)).eps)
-        bare = {k: v for k, v in self.arguments().items() if k not in self.params}
+        bare = {k: v for k, v in self.arguments().items() if k not in ("weight", "bias")}
         bare.pop("weight_offset", None)
         xhat, stats = getattr(reference, self.method)(self.x, **bare, return_stats=True)
-        xhat, rstd = (float(np.abs(a).max(initial=0)) for a in (xhat, stats.rstd))
+        xhat = float(np.abs(xhat).max(initial=0))
+        rstd = float(np.abs(getattr(stats, "rstd", 1)).max(initial=0))
         weight = self.params.get("weight")
         w = 1.0 if weight is None else _peak(weight) + abs(self.options.get("weight_offset", 0.0))
         dy = _peak(self.dy)
-        some = next(iter(self.params.values()), self.x)
-        count = self.x.size / max(1, np.size(some))
-        sums = [_peak(s) for s in want[1:]] + [0.0] if want else [0.0, 0.0]
-        return (
-            eps * (4 * w * (1 + xhat) + 2 * _peak(self.params.get("bias"))),
-            eps * 4 * (1 + xhat) * rstd * w * dy,
-            eps * (8 * (1 + xhat) * dy * np.sqrt(count) + 20 * sums[0]),
-            eps * (8 * dy * np.sqrt(count) + 20 * sums[1]),
-        )
+        slack = {
+            "y": eps * (4 * w * (1 + xhat) + 2 * _peak(self.params.get("bias"))),
+            "dx": eps * 4 * (1 + xhat) * rstd * w * dy,
+        }
+        factor = {"weight": 1 + xhat, "bias": 1}
+        for name, value in self.params.items():
+            terms = 8 * factor.get(name, w * (1 + xhat) ** 2) * dy
+            total = _peak(getattr(want, "d" + name)) if want else 0.0
+            count = self.x.size / max(1, np.size(value))
+            slack["d" + name] = eps * (terms * np.sqrt(count) + 20 * total)
+        return slack
 
     def check_forward(self, y):
         want = self.forward(reference)
-        assert_close(y, want, slack=self.slacks()[0], what=f"{self.method} y", dtype=self.x.dtype)
+        slack = self.slacks()["y"]
+        assert_close(y, want, slack=slack, what=f"{self.method} y", dtype=self.x.dtype)
 
     def check_backward(self, grads):
         want = self.backward(reference)
-        slack = self.slacks(want)[1:]
+        slack = self.slacks(want)
         assert grads._fields == want._fields
-        for name, got, exact, allowed in zip(grads._fields, grads, want, slack, strict=False):
+        for name, got, exact in zip(grads._fields, grads, want, strict=True):
             what = f"{self.method} {name}"
             of = self.x if name == "dx" else self.params.get(name[1:])
             if of is None:
                 assert got is None, f"{what}: {got}, expected None"
             else:
-                assert_close(got, exact, slack=allowed, what=what, dtype=of.dtype)
+                assert_close(got, exact, slack=slack[name], what=what, dtype=of.dtype)
 
     def check(self):
         self.check_forward(self.forward())
@@ -265,11 +312,17 @@ def make_problem(
         param_shape = [x.shape[a] for a in reference.sorted_axes(x.ndim, options["axis"])]
     else:
         param_shape = [shape[1]]
-    if variant.method == "rms_norm":
-        params = tuple(p for p in params if p != "bias")
-    values = {p: rng.normal(0, 1, param_shape).astype(param_dtype or dtype) for p in params}
+    params = tuple(p for p in params if p in AFFINE.get(variant.method, ("weight", "bias")))
+    values = {}
+    for name in OWN_PARAMETERS.get(variant.method, ()):
+        own = rng.uniform(0, 1, param_shape) if name == "rho" else rng.normal(0, 1, 3)
+        values[name] = own.astype(param_dtype or dtype)
+    values |= {p: rng.normal(0, 1, param_shape).astype(param_dtype or dtype) for p in params}
     if variant.buffers:
-        options["running_mean"] = rng.normal(0, 1, shape[1]).astype(stat_dtype(dtype))
-        options["running_var"] = rng.uniform(0.5, 2, shape[1]).astype(stat_dtype(dtype))
+        for name in BUFFERS.get(variant.method, ("running_mean", "running_var")):
+            values_of = (
+                rng.normal(0, 1, shape[1]) if "mean" in name else rng.uniform(0.5, 2, shape[1])
+            )
+            options[name] = values_of.astype(stat_dtype(dtype))
     x, dy = (arrange(a.astype(dtype), layout) for a in (x, dy))
     return Problem(variant.method, x, dy, values, options)

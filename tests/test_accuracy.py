@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import reference
 from support import (
+    CENTRED,
+    COMPUTED,
     LAYOUTS,
-    VARIANTS,
-    Variant,
+    SCALED,
     arrange,
     bfloat16,
     make_problem,
@@ -21,17 +22,11 @@ from support import (
 import normcore as nc
 
 each_layout = pytest.mark.parametrize("layout", [*LAYOUTS, "channel_axis=-1"])
-# Without given statistics, where a large x is a large y, and without buffers, which could overflow.
-COMPUTED = [
-    Variant(v.method, v.options, min_ndim=v.min_ndim)
-    for v in VARIANTS
-    if v.options.get("training", True) and v.options.get("use_input_stats", True)
-]
-CENTRED = [v for v in COMPUTED if v.method != "rms_norm"]
 
 
-def assert_relative(problem, got, want, limit, what):
-    error = float(np.abs(reference.wide(got) - want).max() / np.abs(want).max())
+def assert_relative(problem, got, want, limit, what, slack=0.0):
+    """`slack`: an absolute error that sums which cancel may have."""
+    error = float((np.abs(reference.wide(got) - want).max() - slack) / np.abs(want).max())
     assert error <= limit, f"{problem.method} {what}: relative error {error:.3g} > {limit:.3g}"
 
 
@@ -43,10 +38,11 @@ def test_large_mean(rng, variant, layout, mean):
     # About ten roundings of float32 (6e-8) on numbers up to 5 of the largest: 1e-6 of the peak.
     want = problem.forward(reference)
     assert_relative(problem, problem.forward(), want, 1e-6, "y")
-    for name, got, exact in zip(
-        ("dx", "dweight", "dbias"), problem.backward(), problem.backward(reference), strict=True
-    ):
-        assert_relative(problem, got, exact, 4e-6, name)
+    got, exact = problem.backward(), problem.backward(reference)
+    slacks = problem.slacks(exact)
+    for name in exact._fields:
+        slack = 0.0 if name in ("dx", "dweight", "dbias") else slacks[name]
+        assert_relative(problem, getattr(got, name), getattr(exact, name), 4e-6, name, slack)
 
 
 @pytest.mark.parametrize("variant", CENTRED, ids=str)
@@ -78,7 +74,7 @@ def test_large_mean_half_types(rng, variant, half):
     make_problem(rng, variant, half, (3, 6, 9, 7), mean=mean).check()
 
 
-@pytest.mark.parametrize("variant", COMPUTED, ids=str)
+@pytest.mark.parametrize("variant", SCALED, ids=str)
 @each_layout
 @pytest.mark.parametrize("exponent", [-100, -60, -20, 20, 60, 100])
 def test_magnitudes(rng, variant, layout, exponent):
@@ -93,7 +89,7 @@ def test_magnitudes(rng, variant, layout, exponent):
     assert_relative(problem, got.dweight, want.dweight, 4e-6, "dweight")
 
 
-@pytest.mark.parametrize("variant", COMPUTED, ids=str)
+@pytest.mark.parametrize("variant", SCALED, ids=str)
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_magnitudes_with_eps(rng, variant, magnitude, layout, isa):
@@ -104,7 +100,7 @@ def test_magnitudes_with_eps(rng, variant, magnitude, layout, isa):
     problem.check_backward(problem.backward())
 
 
-@pytest.mark.parametrize("variant", COMPUTED, ids=str)
+@pytest.mark.parametrize("variant", SCALED, ids=str)
 @pytest.mark.parametrize("magnitude", [1e-150, 1e150])
 def test_magnitudes_float64(rng, variant, magnitude):
     problem = make_problem(rng, variant, np.float64)

@@ -19,12 +19,63 @@ EXTRA = [
     Variant("group_norm", {"num_groups": 6}),
 ]
 each_variant = pytest.mark.parametrize("variant", VARIANTS + EXTRA, ids=str)
+STORED = ("running_mean", "running_var", "running_std")
+ADAPTIVE = ("batch_renorm", "batch_instance_norm", "switchable_norm", "mean_only_batch_norm")
 each_module = pytest.mark.parametrize("module", [nc, reference], ids=["normcore", "oracle"])
 
 
-def torch_forward(torch, problem, x, weight, bias):
-    """The same call in torch.nn.functional; any axes are permuted to the end and back."""
+def per_channel(value):
+    """A vector over the channels, to broadcast with NCHW."""
+    return value.reshape(1, -1, 1, 1)
+
+
+def torch_moments(torch, x, axes):
+    return x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
+
+
+def torch_adaptive(torch, problem, x, params, eps=1e-5):
+    """The formulas of the papers in torch; statistics that are constants there are detached."""
+    options = problem.options
+    running = {
+        k: per_channel(torch.from_numpy(v.copy())) for k, v in options.items() if k in STORED
+    }
+    training = options["training"]
+    mean, var = torch_moments(torch, x, (0, 2, 3))
+    instance_mean, instance_var = torch_moments(torch, x, (2, 3))
+    if problem.method == "batch_renorm":
+        std = torch.sqrt(var + eps)
+        mu, sigma = running["running_mean"], running["running_std"]
+        r = (std / sigma).clamp(1 / 3, 3).detach()
+        d = ((mean - mu) / sigma).clamp(-5, 5).detach()
+        xhat = (x - mean) / std * r + d if training else (x - mu) / sigma
+    else:
+        if not training:
+            mean, var = running["running_mean"], running.get("running_var")
+        if problem.method == "mean_only_batch_norm":
+            return x - mean + per_channel(params["bias"])
+        if problem.method == "batch_instance_norm":
+            rho = per_channel(params["rho"])
+            xhat = rho * (x - mean) / torch.sqrt(var + eps)
+            xhat = xhat + (1 - rho) * (x - instance_mean) / torch.sqrt(instance_var + eps)
+        else:
+            means, variances = zip(
+                (instance_mean, instance_var),
+                torch_moments(torch, x, (1, 2, 3)),
+                (mean, var),
+                strict=True,
+            )
+            w, v = (torch.softmax(params[k], 0) for k in ("mean_logits", "var_logits"))
+            mixed = sum(w[k] * means[k] for k in range(3))
+            xhat = (x - mixed) / torch.sqrt(sum(v[k] * variances[k] for k in range(3)) + eps)
+    return xhat * per_channel(params["weight"]) + per_channel(params["bias"])
+
+
+def torch_forward(torch, problem, x, params):
+    """The same call in torch; any axes are permuted to the end and back."""
     F, options = torch.nn.functional, problem.options
+    weight, bias = params.get("weight"), params.get("bias")
+    if problem.method in ADAPTIVE:
+        return torch_adaptive(torch, problem, x, params)
     running = [options.get(k) for k in ("running_mean", "running_var")]
     running = [None if r is None else torch.from_numpy(r.copy()) for r in running]
     if problem.method == "batch_norm":
@@ -52,21 +103,21 @@ def torch_forward(torch, problem, x, weight, bias):
 def test_against_torch(rng, variant, module, shape):
     torch = pytest.importorskip("torch")
     problem = make_problem(rng, variant, np.float64, shape)
-    leaves = [torch.tensor(problem.x, requires_grad=True)]
-    leaves += [torch.tensor(p, requires_grad=True) for p in problem.params.values()]
-    y = torch_forward(torch, problem, *leaves, *[None] * (3 - len(leaves)))
+    x = torch.tensor(problem.x, requires_grad=True)
+    params = {k: torch.tensor(p, requires_grad=True) for k, p in problem.params.items()}
+    y = torch_forward(torch, problem, x, params)
     y.backward(torch.from_numpy(problem.dy))
 
     ours = np.asarray(problem.forward(module), np.float64)
     np.testing.assert_allclose(ours, y.detach(), rtol=1e-10, atol=1e-11)
-    for name, got, leaf in zip(
-        ("dx", "dweight", "dbias"), problem.backward(module), leaves, strict=False
-    ):
-        got = np.asarray(got, np.float64)
+    gradients = problem.backward(module)
+    for name, leaf in {"x": x, **params}.items():
+        got = np.asarray(getattr(gradients, "d" + name), np.float64)
         np.testing.assert_allclose(got, leaf.grad, rtol=1e-10, atol=1e-11, err_msg=name)
 
 
-@each_variant
+# Batch renorm's r and d are constants to the gradient, and move with x.
+@pytest.mark.parametrize("variant", [v for v in VARIANTS + EXTRA if v != VARIANTS[9]], ids=str)
 @each_module
 def test_against_finite_differences(rng, variant, module):
     # Pools of six or more: two close values would make the function too steep for the step.
@@ -95,9 +146,9 @@ def test_residual_and_dh_against_torch(rng, module, method):
     problem = make_problem(rng, Variant(method, {"axis": -1}), np.float64)
     residual, dh = (rng.normal(size=problem.x.shape) for _ in range(2))
     x, other = (torch.tensor(a, requires_grad=True) for a in (problem.x, residual))
-    weight, *bias = (torch.tensor(p) for p in problem.params.values())
+    params = {k: torch.tensor(p) for k, p in problem.params.items()}
     h = x + other
-    y = torch_forward(torch, problem, h, weight, *bias or [None])
+    y = torch_forward(torch, problem, h, params)
     (y * torch.from_numpy(problem.dy) + h * torch.from_numpy(dh)).sum().backward()
 
     our_y, our_h = problem.forward(module, residual=residual)

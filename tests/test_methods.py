@@ -11,6 +11,7 @@ import reference
 from support import (
     DTYPES,
     LAYOUTS,
+    OTHER_METHODS,
     PLAIN_VARIANTS,
     VARIANTS,
     GuardedOut,
@@ -35,7 +36,8 @@ half, single, double = np.float16, np.float32, np.float64
 def test_registered_method_has_oracle_and_variant(method):
     assert callable(getattr(reference, method)), "add the method to tests/reference.py"
     assert callable(getattr(reference, method + "_backward"))
-    assert method in {v.method for v in VARIANTS}, "add the method to VARIANTS in tests/support.py"
+    known = {v.method for v in VARIANTS} | OTHER_METHODS
+    assert method in known, "add the method to VARIANTS in tests/support.py"
 
 
 @each_variant
@@ -141,7 +143,8 @@ def test_stats(rng, variant, layout, dtype):
     y, stats = problem.forward(return_stats=True)
     assert bits(y) == bits(problem.forward())
     _, want = problem.forward(reference, return_stats=True)
-    for name in want._fields:
+    # Methods of several pools have none for the reader.
+    for name in set(want._fields) & set(stats._fields):
         # Rounded once, for the reader; before that, a few roundings of float32 sums (std 1.5).
         exact = getattr(want, name)
         slack = 8 * np.finfo(stat_dtype(dtype)).eps * (1 + np.abs(exact))
@@ -158,9 +161,9 @@ def test_backward_with_stats_equals_recomputed(rng, variant, layout, dtype):
     recomputed = problem.backward()
     assert_same_bits(problem.backward(stats=stats), recomputed, "with stats=")
     # stats holds all that backward needs, also when the buffers have moved on since.
-    for name in ("running_mean", "running_var"):
-        if name in problem.options:
-            problem.options[name] += 1
+    for name in problem.options:
+        if name.startswith("running"):
+            problem.options[name] = problem.options[name] + 1
     assert_same_bits(problem.backward(stats=stats), recomputed, "with stats= and later buffers")
 
 
@@ -188,7 +191,7 @@ def test_in_place(rng, variant, layout, dtype):
     result, stats = problem.forward(out=problem.x, return_stats=True)
     assert result is problem.x
     assert bits(problem.x) == bits(want)
-    assert all(s is not None for s in stats)
+    assert all(s is not None for name, s in stats._asdict().items() if name != "given")
 
 
 @each_variant

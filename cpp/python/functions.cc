@@ -1,97 +1,10 @@
 // The operations as functions of the module: read the arguments, make the results, call ops.h.
-// Arguments come by position in the order of normcore.functional, which documents them.
-#include "bind.h"
+// Arguments come by position in the order of normcore.functional, which documents them. Here:
+// layer, RMS, batch, instance and group norm.
+#include "results.h"
 
 namespace normcore::python {
 namespace {
-
-// Where results go: `out`, or a new array like x.
-struct Output {
-  Result result;
-  Tensor tensor;
-
-  Output(py::handle out, const Array& x) {
-    if (out.is_none()) {
-      result = x.new_like(&tensor);
-    } else {
-      array_ = Array::writable(out, "out");
-      tensor = array_.tensor();
-      result = Result(py::reinterpret_borrow<py::object>(out));
-    }
-  }
-  const Array& array() const { return array_; }  // absent where the array is new
-
- private:
-  Array array_;
-};
-
-// A parameter's gradient: a new array like the parameter, or None.
-struct ParameterGradient {
-  Result result;
-  Tensor tensor;
-
-  explicit ParameterGradient(const Array& parameter) {
-    if (parameter) {
-      result = parameter.new_contiguous(parameter.tensor(), parameter.tensor().dtype(), &tensor);
-    }
-  }
-};
-
-// Arrays for the statistics of a call: mean and rstd of x's library, and pooled, which is for the
-// backward call alone: NumPy's, or a Buffer on x's device, so that no library narrows its float64.
-struct Statistics {
-  Result mean, rstd;
-  py::object pooled = py::none();
-  StatsOut out;
-
-  Statistics(bool wanted, const Array& x, const ConstTensor& shape, bool with_mean) {
-    if (!wanted) return;
-    const DType dtype = statistics_dtype(x.tensor().dtype());
-    if (with_mean) mean = x.new_contiguous(shape, dtype, &out.mean);
-    rstd = x.new_contiguous(shape, dtype, &out.rstd);
-    Tensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
-    for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
-    pairs.set_dim(shape.ndim(), 2, 0);
-    pairs.set_contiguous();
-    if (x.where().device == Device::kCuda && !x.numpy()) {
-      pooled = x.new_contiguous(pairs, DType::kFloat64, &out.pooled).take_buffer();
-      return;
-    }
-    Index strides[kMaxDims];
-    for (int i = 0; i < pairs.ndim(); ++i) strides[i] = pairs.stride(i);
-    pooled = new_numpy(pairs, numpy_dtype(DType::kFloat64), strides, sizeof(double));
-    out.pooled = Tensor(py::detail::array_proxy(pooled.ptr())->data, DType::kFloat64, pairs.ndim());
-    for (int i = 0; i < pairs.ndim(); ++i) out.pooled.set_dim(i, pairs.shape(i), strides[i]);
-  }
-  py::object tuple() { return py::make_tuple(mean.take(), rstd.take(), pooled); }
-};
-
-ConstTensor kept_shape(const Array& x, const Axes& axes) {
-  const Tensor& t = x.tensor();
-  ConstTensor shape(nullptr, t.dtype(), t.ndim());
-  for (int i = 0; i < t.ndim(); ++i) shape.set_dim(i, t.shape(i), 0);
-  for (int i = 0; i < axes.count; ++i) {
-    const int a = axes.values[i] < 0 ? axes.values[i] + t.ndim() : axes.values[i];
-    if (a >= 0 && a < t.ndim()) shape.set_dim(a, 1, 0);
-  }
-  return shape;
-}
-
-// (C,), (N, C) or (N, groups); wrong arguments are for the operation to refuse.
-ConstTensor channel_shape(const Array& x, int channel_axis, bool per_sample, Index groups) {
-  const Tensor& t = x.tensor();
-  const int axis = channel_axis < 0 ? channel_axis + t.ndim() : channel_axis;
-  const Index channels = axis >= 0 && axis < t.ndim() ? t.shape(axis) : 0;
-  ConstTensor shape(nullptr, t.dtype(), per_sample ? 2 : 1);
-  if (per_sample) shape.set_dim(0, t.ndim() > 0 ? t.shape(0) : 0, 0);
-  shape.set_dim(per_sample ? 1 : 0, groups > 0 ? groups : channels, 0);
-  return shape;
-}
-
-inline py::object results(Output& y, Statistics& stats, bool return_stats) {
-  if (!return_stats) return y.result.take();
-  return py::make_tuple(y.result.take(), stats.tuple());
-}
 
 // ---- layer and rms norm
 
@@ -119,7 +32,7 @@ py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
   LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
   ResidualArguments<LayerNormOptions> residual(residual_, x, &options);
   Output y(out, x);
-  Statistics stats(return_stats, x, kept_shape(x, options.axes), true);
+  Statistics stats(return_stats, x, kept_shape(x, options.axes));
   const Context context = call_context(
       x, {{"weight", weight}, {"bias", bias}, {"residual", residual.residual}, {"out", y.array()}});
   {
@@ -138,7 +51,8 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
                          as_double(weight_offset, "weight_offset")};
   ResidualArguments<RMSNormOptions> residual(residual_, x, &options);
   Output y(out, x);
-  Statistics stats(return_stats, x, kept_shape(x, options.axes), false);
+  Statistics stats(return_stats, x, kept_shape(x, options.axes),
+                   Statistics::kRstd | Statistics::kPooled);
   const Context context =
       call_context(x, {{"weight", weight}, {"residual", residual.residual}, {"out", y.array()}});
   {
@@ -195,14 +109,6 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
 
 // ---- batch, instance and group norm
 
-// Running buffers: to be written when the call updates them, to be read when it uses them.
-struct Buffers {
-  Array mean, var;
-  Buffers(py::handle m, py::handle v, bool written)
-      : mean(written ? Array::writable(m, "running_mean") : Array::optional(m, "running_mean")),
-        var(written ? Array::writable(v, "running_var") : Array::optional(v, "running_var")) {}
-};
-
 py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::handle running_mean,
                        py::handle running_var, py::handle training_, py::handle momentum,
                        py::handle eps, py::handle unbiased, py::handle channel_axis, py::handle out,
@@ -219,7 +125,7 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
                                  as_bool(unbiased, "unbiased_running_var"),
                                  as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
-  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0), true);
+  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0));
   const Context context = call_context(x, {{"weight", weight},
                                            {"bias", bias},
                                            {"running_mean", buffers.mean},
@@ -274,7 +180,7 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                                     use_input_stats,       as_double(momentum, "momentum"),
                                     as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
-  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, true, 0), true);
+  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, true, 0));
   const Context context = call_context(x, {{"weight", weight},
                                            {"bias", bias},
                                            {"running_mean", buffers.mean},
@@ -327,7 +233,7 @@ py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output y(out, x);
   Statistics stats(return_stats && num_groups > 0, x,
-                   channel_shape(x, options.channel_axis, true, num_groups), true);
+                   channel_shape(x, options.channel_axis, true, num_groups));
   const Context context = call_context(x, {{"weight", weight}, {"bias", bias}, {"out", y.array()}});
   {
     const ReleaseGil release(x.tensor().size());

@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 
 #include "forward.h"
 #include "tuning.h"
@@ -24,12 +26,14 @@ struct BackwardArgs {
 
   const double* given_mean = nullptr;  // [cells]
   const double* given_var = nullptr;
-  const double* forward_mean = nullptr;  // statistics that the forward call wrote
+  const double* forward_mean = nullptr;  // of the last pool, as the forward call wrote them
   const double* forward_var = nullptr;
 
   // Gradients of weight and bias, [cells] or [count]; null where nobody asks for either.
   double* dweight = nullptr;
   double* dbias = nullptr;
+  // Of the method's own parameters, by channel: [kParameterCount, cells]; null likewise.
+  double* dparams = nullptr;
 
   const double* saved_mean() const { return forward_mean; }
   const double* saved_var() const { return forward_var; }
@@ -66,6 +70,7 @@ class Backward {
   using C = typename Backend::Compute;
   using Scope = typename Backend::Scope;
   static constexpr int P = kPoolCount<Method>;
+  static constexpr int G = kParameterCount<Method>;
 
  public:
   Backward(const Backend& be, const BackwardArgs<C>& args, const typename Method::Params& params)
@@ -87,18 +92,31 @@ class Backward {
   };
 
   bool elementwise() const { return args_.element_weight != nullptr; }
-  bool given() const { return args_.given_mean != nullptr; }
+  // Pools that are computed from x, and pass gradients on, begin here.
+  int computed() const { return args_.given_mean ? 1 : 0; }
   Index blocks() const { return plan_.outer_blocks() * plan_.cell_blocks(); }
+
+  // Where a block leaves the gradients of its channels, [kn] each; null where nobody asks.
+  struct ChannelGradients {
+    double* dweight = nullptr;
+    double* dbias = nullptr;
+    double* dparams = nullptr;  // the first of G
+    Index next = 0;             // from one to the next
+  };
 
   // Each block leaves its part of the channels' gradients in a row of its own, summed at the end.
   void run_channelwise(Scope& scope) {
     const Index rows = plan_.outer_blocks(), n = rows * plan_.cells;
     double* dweight = args_.dweight ? scope.template take<double>(n) : nullptr;
     double* dbias = args_.dweight ? scope.template take<double>(n) : nullptr;
+    double* dparams = args_.dparams ? scope.template take<double>(G * n) : nullptr;
     auto run_block = [&](Index i) {
       const Block b = block_at(plan_, i);
       const Index at = b.o0 / plan_.block_outer * plan_.cells + b.k0;
-      block(b, dweight ? dweight + at : nullptr, dbias ? dbias + at : nullptr, nullptr, nullptr);
+      ChannelGradients to;
+      if (dweight) to.dweight = dweight + at, to.dbias = dbias + at;
+      if (dparams) to.dparams = dparams + at, to.next = n;
+      block(b, to, nullptr, nullptr);
     };
     if (plan_.fused) {
       be_.parallel(blocks(), run_block);
@@ -108,6 +126,9 @@ class Backward {
     if (dweight) {
       sum_rows(dweight, rows, plan_.cells, args_.dweight);
       sum_rows(dbias, rows, plan_.cells, args_.dbias);
+    }
+    for (int i = 0; dparams && i < G; ++i) {
+      sum_rows(dparams + i * n, rows, plan_.cells, args_.dparams + i * plan_.cells);
     }
   }
 
@@ -145,7 +166,7 @@ class Backward {
             flush(db, n, wide_db);
             since_flush = 0;
           }
-          block(b, nullptr, nullptr, dw, db);
+          block(b, {}, dw, db);
           since_flush += b.on * b.kn;
         }
         for (Index s = 0; wide_dw && s < n; ++s) {
@@ -154,7 +175,7 @@ class Backward {
         }
       });
     } else {
-      block(block_at(plan_, 0), nullptr, nullptr, dweight, dbias);
+      block(block_at(plan_, 0), {}, dweight, dbias);
     }
     if (wanted) {
       sum_rows(dweight, runs, n, args_.dweight);
@@ -182,8 +203,8 @@ class Backward {
     });
   }
 
-  // One closed block. dweight, dbias: [kn] of the channels, or dw, db: [count] of the elements.
-  void block(const Block& b, double* dweight, double* dbias, C* dw, C* db) {
+  // One closed block. Gradients of the channels go to `to`, or of the elements to dw, db: [count].
+  void block(const Block& b, const ChannelGradients& to, C* dw, C* db) {
     Scope scope(be_.workspace());
     Solved<Method, C> s;
     block_statistics<Method>(be_, args_, b, scope, s);
@@ -208,24 +229,24 @@ class Backward {
     const Index n = units.count();
     double* dy_u = scope.template take<double>(pieces * b.kn);
     double* dy_1 = scope.template take<double>(pieces * b.kn);
-    if (given()) {
+    if (computed() == P) {
       // No gradient flows through the statistics: one sweep does both.
       const C* zeros = scope.template take_filled<C>(cells, 0);
       for_units(be_, n, [&](Index i) {
-        if (dweight) sum_unit(i, dy_u, dy_1);
+        if (to.dweight) sum_unit(i, dy_u, dy_1);
         be_.scale_gradient(units.range(i), table, t.p, zeros, args_.dy, args_.dx);
       });
-      if (dweight) {
+      if (to.dweight) {
         merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
-        channel_gradients(b, s, t, dy_u, dy_1, dweight, dbias);
+        channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
       }
       return;
     }
 
     for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
     merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
-    if (dweight) channel_gradients(b, s, t, dy_u, dy_1, dweight, dbias);
-    pull_back(b, s, t, dy_u, dy_1, scope);
+    if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
+    pull_back(b, s, t, dy_u, dy_1, to, scope);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -245,16 +266,19 @@ class Backward {
       const double* weight = args_.channel_weight + b.k0;
       for (Index o = 0; o < rows; ++o) f(o * b.kn, b.kn, [weight](Index k) { return weight[k]; });
     } else {
-      f(Index(0), rows * b.kn, [](Index) { return 1.0; });
+      // In one loop where cells are no channels.
+      const Index loops = plan_.affinity == Affinity::element ? 1 : rows, n = rows * b.kn / loops;
+      for (Index o = 0; o < loops; ++o) f(o * n, n, [](Index) { return 1.0; });
     }
   }
 
   void solve(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& table) const {
     for_cells(b, s.rows,
-              [cells = s.cells, t = table, params = params_](Index first, Index n, auto weight) {
+              [cells = s.cells, t = table, params = params_, k0 = b.k0](Index first, Index n,
+                                                                        auto weight) {
                 for (Index k = 0; k < n; ++k) {
                   const Index cell = first + k;
-                  const Coef f = Method::coefficients(cells.at(cell).stats, params);
+                  const Coef f = Method::coefficients(cells.at(cell).stats, params, k0 + k);
                   const double unit = unit_of(f.a);
                   t.a[cell] = f.a;
                   t.b[cell] = f.b;
@@ -300,8 +324,12 @@ class Backward {
 
   // From the sums over dy to q and r, through the gradients of the pooled statistics.
   void pull_back(const Block& b, const Solved<Method, C>& s, GradientTable<C>& t,
-                 const double* dy_u, const double* dy_1, Scope& scope) const {
+                 const double* dy_u, const double* dy_1, const ChannelGradients& to,
+                 Scope& scope) const {
     const Index cells = s.rows * b.kn;
+    for (int i = 0; to.dparams && i < G; ++i) {
+      for (Index k = 0; k < b.kn; ++k) to.dparams[i * to.next + k] = 0;
+    }
     // Gradients of each pool's statistics, by cell; then summed over the cells of the pool, and
     // given back to each of them.
     CellGradients d;
@@ -309,38 +337,45 @@ class Backward {
       d.mean[i] = scope.template take<double>(cells);
       d.var[i] = scope.template take<double>(cells);
     }
-    for_cells(
-        b, s.rows,
-        [cells = s.cells, t, d, dy_u, dy_1, params = params_](Index first, Index n, auto weight) {
-          for (Index k = 0; k < n; ++k) {
-            const Index cell = first + k;
-            const CoefGrad g{weight(k) * dy_u[cell] / t.unit[cell], weight(k) * dy_1[cell]};
-            StatsGrad ds[P];
-            Method::pullback(cells.at(cell).stats, params, g, ds);
-            for (int i = 0; i < P; ++i) {
-              // A gradient with respect to a mean that counts from the centre.
-              d.mean[i][cell] = ds[i].mean;
-              d.var[i][cell] = ds[i].var;
-            }
-          }
-        });
-    for (int i = 0; i < P; ++i) {
+    for_cells(b, s.rows,
+              [cells = s.cells, t, d, dy_u, dy_1, params = params_, k0 = b.k0, to](
+                  Index first, Index n, auto weight) {
+                for (Index k = 0; k < n; ++k) {
+                  const Index cell = first + k;
+                  const CoefGrad g{weight(k) * dy_u[cell] / t.unit[cell], weight(k) * dy_1[cell]};
+                  StatsGrad ds[P] = {};
+                  typename Method::ParamsGrad dp;
+                  Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
+                  if constexpr (G > 0) {
+                    const auto values = std::bit_cast<std::array<double, G>>(dp);
+                    for (int i = 0; to.dparams && i < G; ++i)
+                      to.dparams[i * to.next + k] += values[i];
+                  }
+                  for (int i = 0; i < P; ++i) {
+                    // A gradient with respect to a mean that counts from the centre.
+                    d.mean[i][cell] = ds[i].mean;
+                    d.var[i][cell] = ds[i].var;
+                  }
+                }
+              });
+    for (int i = computed(); i < P; ++i) {
       const PoolTable& pool = s.pools[i];
       if (pool.rows * pool.cols == cells) continue;
       share_by_pool(pool, s.rows, scope, d.mean[i]);
       share_by_pool(pool, s.rows, scope, d.var[i]);
     }
     const CellStats<Method> stats = s.cells;
-    const GradientTable<C> to = t;
+    const GradientTable<C> out = t;
+    const int first_pool = computed();
     for (Index cell = 0; cell < cells; ++cell) {
       double q = 0, r = 0;
-      for (int i = 0; i < P; ++i) {
+      for (int i = first_pool; i < P; ++i) {
         const double share = 2 * d.var[i][cell] / stats.count[i];
         q += share;
         if (!Method::raw) r += d.mean[i][cell] / stats.count[i] - share * stats.mean[i][cell];
       }
-      to.q[cell] = C(q / to.unit[cell]);
-      to.r[cell] = C(r);
+      out.q[cell] = C(q / out.unit[cell]);
+      out.r[cell] = C(r);
     }
   }
 

@@ -78,25 +78,26 @@ void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& ex
                     shape_text(expected.shape, expected.ndim) + ": " + expected.rule_text());
 }
 
-void check_like(const char* name, const ConstTensor& t, const ConstTensor& x) {
+void check_like(const char* name, const ConstTensor& t, const ConstTensor& x, const char* x_name) {
   if (t.dtype() != x.dtype()) {
     throw type_error(std::string(name) + " has dtype " + name_of(t.dtype()) + ", expected " +
-                     name_of(x.dtype()) + ": x's");
+                     name_of(x.dtype()) + ": " + x_name + "'s");
   }
   if (!same_shape(t, x)) {
     throw value_error(std::string(name) + " has shape " + shape_text(t) + ", expected " +
-                      shape_text(x) + ": x's");
+                      shape_text(x) + ": " + x_name + "'s");
   }
 }
 
-void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x) {
+void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x,
+                  const char* x_name) {
   if (!same_shape(out, x)) {
     throw value_error(std::string(name) + " has shape " + shape_text(out) + ", expected " +
-                      shape_text(x) + ": x's");
+                      shape_text(x) + ": " + x_name + "'s");
   }
   if (out.dtype() != x.dtype()) {
     throw value_error(std::string(name) + " has dtype " + name_of(out.dtype()) + ", expected " +
-                      name_of(x.dtype()) + ": x's");
+                      name_of(x.dtype()) + ": " + x_name + "'s");
   }
   if (out.size() == 0) return;
   for (int i = 0; i < out.ndim(); ++i) {
@@ -106,8 +107,8 @@ void check_output(const char* name, const Tensor& out, const ConstTensor& x, boo
     }
   }
   if (overlap(out, x) && !(may_be_x && same_memory(out, x))) {
-    throw value_error(std::string(name) + " overlaps x in memory, expected " +
-                      (may_be_x ? "x itself or " : "") + "memory of its own");
+    throw value_error(std::string(name) + " overlaps " + x_name + " in memory, expected " +
+                      (may_be_x ? std::string(x_name) + " itself or " : "") + "memory of its own");
   }
 }
 

@@ -31,10 +31,12 @@ struct ExpectedShape {
 };
 
 void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& expected);
-void check_like(const char* name, const ConstTensor& t, const ConstTensor& x);
+void check_like(const char* name, const ConstTensor& t, const ConstTensor& x,
+                const char* x_name = "x");
 // `out` must have x's shape and dtype, be no broadcast, and share no memory with x except all of
 // it.
-void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x);
+void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x,
+                  const char* x_name = "x");
 void check_disjoint(const char* name, const Tensor& out, const char* other_name,
                     const ConstTensor& other);
 void check_eps(double eps, bool positive);

@@ -18,12 +18,17 @@ struct ForwardArgs {
   const C* element_weight = nullptr;  // [count]
   const C* element_bias = nullptr;
 
-  const double* given_mean = nullptr;  // [cells]: statistics that are not computed from x
+  // [cells]: statistics of the first pool that are not computed from x.
+  const double* given_mean = nullptr;
   const double* given_var = nullptr;
 
-  double* mean = nullptr;  // statistics of the (one) pool, for who asks
+  // For who asks: statistics of the first pool that is computed (or of the only one),
+  double* mean = nullptr;
   double* var = nullptr;
-  double* rstd = nullptr;  // the coefficient a
+  double* rstd = nullptr;
+  // and of the last pool of a method of several, for the backward call.
+  double* last_mean = nullptr;
+  double* last_var = nullptr;
 
   const double* saved_mean() const { return nullptr; }
   const double* saved_var() const { return nullptr; }
@@ -92,7 +97,7 @@ struct CellStats {
 
   struct Pooled {
     Stats stats[P];
-  };
+  };  // an array alone cannot be returned
   Pooled at(Index cell) const {
     Pooled result;
     for (int i = 0; i < P; ++i) result.stats[i] = {mean[i][cell], var[i][cell], count[i]};
@@ -114,14 +119,17 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
                       typename Backend::Scope& scope,
                       Solved<Method, typename Backend::Compute>& out) {
   using C = typename Backend::Compute;
+  constexpr int P = kPoolCount<Method>;
   const Plan& plan = be.plan();
+  const int computed = args.given_mean ? 1 : 0;  // pools from here on
   const Index rows = plan.merged_outer ? 1 : b.on;
+  const double cell_count = double(plan.count) * double(plan.merged_outer ? b.on : 1);
   out.rows = rows;
   out.row_step = plan.merged_outer ? 0 : b.kn;
-  for (int i = 0; i < kPoolCount<Method>; ++i) {
+  for (int i = 0; i < P; ++i) {
     PoolTable& t = out.pools[i];
     const Extent extent =
-        args.given_mean ? Extent::column : extent_of(Method::pools[i], plan.affinity);
+        i < computed ? Extent::column : extent_of(Method::pools[i], plan.affinity);
     t = pool_shape(extent, plan, b.on, b.kn);
     t.mean = scope.template take<double>(t.rows * t.cols);
     t.var = scope.template take<double>(t.rows * t.cols);
@@ -134,8 +142,11 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
       t.mean[k] = args.given_mean[b.k0 + k];
       t.var[k] = args.given_var[b.k0 + k];
     }
+  }
+  if (computed == P) {
+    // nothing to compute
   } else if (args.saved_mean()) {
-    PoolTable& t = out.pools[0];
+    PoolTable& t = out.pools[P - 1];
     const Index cols = plan.pool_cols(t.extent);
     for (Index o = 0; o < t.rows; ++o) {
       for (Index j = 0; j < t.cols; ++j) {
@@ -177,12 +188,21 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
         }
       }
     }
-    const double cell_count = double(plan.count) * double(plan.merged_outer ? b.on : 1);
-    for (PoolTable& t : out.pools) pool_moments(be, mean, m2, rows, b.kn, cell_count, t);
+    pool_moments(be, mean, m2, rows, b.kn, cell_count, out.pools[P - 1]);
+  }
+  if (computed < P - 1) {
+    // Of several pools the last has an entry per cell: the others are merged from it.
+    const PoolTable& t = out.pools[P - 1];
+    double* m2 = scope.template take<double>(rows * b.kn);
+    for (Index c = 0; c < rows * b.kn; ++c) m2[c] = t.var[c] * cell_count;
+    for (int i = computed; i < P - 1; ++i) {
+      pool_moments(be, t.mean, m2, rows, b.kn, cell_count, out.pools[i]);
+    }
   }
 
+  // From the last pool, whose means are the centres, to the first.
   const Index cells = rows * b.kn;
-  for (int i = 0; i < kPoolCount<Method>; ++i) {
+  for (int i = P - 1; i >= 0; --i) {
     const PoolTable& t = out.pools[i];
     const double* pooled_mean = t.mean;
     out.cells.var[i] = t.var;
@@ -197,9 +217,9 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
       pooled_mean = mean;
       out.cells.var[i] = var;
     }
-    // The centre: the mean of the first pool as the compute type holds it.
+    // The centre: the mean as the compute type holds it.
     C* center = out.center;
-    if (i == 0) {
+    if (i == P - 1) {
       for (Index c = 0; c < cells; ++c) center[c] = Method::raw ? C(0) : C(pooled_mean[c]);
     }
     double* from_center = scope.template take<double>(cells);
@@ -208,22 +228,34 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
   }
 }
 
-// Writes the statistics of the one pool of a block where the caller wants them.
+// Writes the statistics of a block where the caller wants them.
 template <class Method, class Backend, class Args>
 void export_statistics(const Backend& be, const Args& args, const typename Method::Params& params,
                        const Block& b, const Solved<Method, typename Backend::Compute>& s) {
-  if (!args.mean) return;
-  const PoolTable& t = s.pools[0];
-  const Index cols = be.plan().pool_cols(t.extent);
-  for (Index o = 0; o < t.rows; ++o) {
-    for (Index j = 0; j < t.cols; ++j) {
-      const Index e = o * t.cols + j;
-      const Index to = (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j;
-      const Stats stats[1] = {{0, t.var[e], t.count}};
+  // f(entry of the block's table, entry of the whole one) for a pool.
+  auto each = [&](const PoolTable& t, auto f) {
+    const Index cols = be.plan().pool_cols(t.extent);
+    for (Index o = 0; o < t.rows; ++o) {
+      for (Index j = 0; j < t.cols; ++j) {
+        f(o * t.cols + j, (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j);
+      }
+    }
+  };
+  constexpr int P = kPoolCount<Method>;
+  if (args.mean) {
+    const PoolTable& t = s.pools[args.given_mean && P > 1 ? 1 : 0];
+    each(t, [&](Index e, Index to) {
       args.mean[to] = t.mean[e];
       args.var[to] = t.var[e];
-      args.rstd[to] = Method::coefficients(stats, params).a;
-    }
+      args.rstd[to] = Method::rstd({0, t.var[e], t.count}, params);
+    });
+  }
+  if (args.last_mean) {
+    const PoolTable& t = s.pools[P - 1];
+    each(t, [&](Index e, Index to) {
+      args.last_mean[to] = t.mean[e];
+      args.last_var[to] = t.var[e];
+    });
   }
 }
 
@@ -259,9 +291,10 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
     C* a = scope.template take<C>(s.rows * b.kn);
     C* shift = scope.template take<C>(s.rows * b.kn);
     const CellStats<Method> cells = s.cells;
-    auto solve = [cells, params, a, shift](Index first, Index n, auto weight, auto bias) {
+    auto solve = [cells, params, a, shift, k0 = b.k0](Index first, Index n, auto weight,
+                                                      auto bias) {
       for (Index k = 0; k < n; ++k) {
-        const Coef f = Method::coefficients(cells.at(first + k).stats, params);
+        const Coef f = Method::coefficients(cells.at(first + k).stats, params, k0 + k);
         a[first + k] = C(weight(k) * f.a);
         shift[first + k] = C(weight(k) * f.b + bias(k));
       }
@@ -271,8 +304,11 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
       auto bias = per_channel(args.channel_bias, 0, b, scope);
       for (Index o = 0; o < s.rows; ++o) solve(o * b.kn, b.kn, weight, bias);
     } else {
+      // In one loop where cells are no channels.
       auto same = [](double v) { return [v](Index) { return v; }; };
-      solve(0, s.rows * b.kn, same(1), same(0));
+      const Index loops = plan.affinity == Affinity::element ? 1 : s.rows;
+      const Index n = s.rows * b.kn / loops;
+      for (Index o = 0; o < loops; ++o) solve(o * n, n, same(1), same(0));
     }
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
     const Index n = units.count();

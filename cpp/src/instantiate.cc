@@ -3,14 +3,6 @@
 #include "methods.h"
 
 namespace normcore {
-const MethodInfo& method_info(MethodId method) {
-  static const MethodInfo kInfo[] = {
-#define NORMCORE_METHOD(name, type) {#name, type::pools, kPoolCount<type>},
-#include "normcore/methods.def"
-#undef NORMCORE_METHOD
-  };
-  return kInfo[static_cast<int>(method)];
-}
 
 std::vector<const char*> method_names() {
   return {
@@ -20,38 +12,30 @@ std::vector<const char*> method_names() {
   };
 }
 
-template <class C>
-void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardArgs<C>& args,
-                 double eps, const Context& context, Memory& memory) {
+template <class Method, class C>
+void run_forward(const Plan& plan, DType dtype, const ForwardArgs<C>& args,
+                 const typename Method::Params& params, const Context& context, Memory& memory) {
   if (context.device == Device::kCuda) {
-    return cuda::run_forward<C>(method, plan, dtype, args, eps, context, memory);
+    return cuda::run_forward<Method, C>(plan, dtype, args, params, context, memory);
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
-  explain(method_info(method).name, plan, backend.threads());
-  with_method(method, [&]<class M>(std::type_identity<M>) {
-    forward<M>(backend, args, typename M::Params{eps});
-  });
+  explain(kMethodName<Method>, plan, backend.threads());
+  forward<Method>(backend, args, params);
 }
 
-template <class C>
-void run_backward(MethodId method, const Plan& plan, DType dtype, const BackwardArgs<C>& args,
-                  double eps, const Context& context, Memory& memory) {
+template <class Method, class C>
+void run_backward(const Plan& plan, DType dtype, const BackwardArgs<C>& args,
+                  const typename Method::Params& params, const Context& context, Memory& memory) {
   if (context.device == Device::kCuda) {
-    return cuda::run_backward<C>(method, plan, dtype, args, eps, context, memory);
+    return cuda::run_backward<Method, C>(plan, dtype, args, params, context, memory);
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
-  explain(method_info(method).name, plan, backend.threads());
-  with_method(method, [&]<class M>(std::type_identity<M>) {
-    Backward<M, cpu::Backend<C>>(backend, args, typename M::Params{eps}).run();
-  });
+  explain(kMethodName<Method>, plan, backend.threads());
+  Backward<Method, cpu::Backend<C>>(backend, args, params).run();
 }
 
-#define NORMCORE_INSTANTIATE(C)                                                               \
-  template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,   \
-                               const Context&, Memory&);                                      \
-  template void run_backward<C>(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, \
-                                const Context&, Memory&);
-NORMCORE_INSTANTIATE(float)
-NORMCORE_INSTANTIATE(double)
+#define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE(type)
+#include "normcore/methods.def"
+#undef NORMCORE_METHOD
 
 }  // namespace normcore

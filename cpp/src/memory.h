@@ -2,12 +2,22 @@
 // buffers and statistics, of any dtype and strides, and the pipeline's contiguous tables.
 #pragma once
 
+#include <cmath>
 #include <memory>
+#include <numeric>
 
 #include "arrays.h"
 #include "normcore/context.h"
 
 namespace normcore {
+
+// exp(v) over its sum, for host and device.
+NORMCORE_HD inline void softmax_of(const double* values, Index n, double* out) {
+  double largest = values[0], sum = 0;
+  for (Index i = 1; i < n; ++i) largest = values[i] > largest ? values[i] : largest;
+  for (Index i = 0; i < n; ++i) sum += out[i] = std::exp(values[i] - largest);
+  for (Index i = 0; i < n; ++i) out[i] /= sum;
+}
 
 class Memory {
  public:
@@ -43,6 +53,12 @@ class Memory {
   virtual void store(const double* values, const Tensor& t, const Walk& w) = 0;
   // Repeats the first n of `total` values.
   virtual void repeat(double* values, Index n, Index total) = 0;
+  enum Transform { kSquare, kReciprocal };
+  virtual void transform(Transform t, const double* values, Index n, double* out) = 0;
+  // exp(v) over its sum
+  virtual void softmax(const double* values, Index n, double* out) = 0;
+  // out[i] = sum over row i of values [rows, n]
+  virtual void sum_each(const double* values, Index rows, Index n, double* out) = 0;
   // out[k] = (1 - momentum) * old[k] + momentum * factor * mean over the rows of values [rows, n]
   virtual void blend(const double* old, const double* values, Index rows, Index n, double momentum,
                      double factor, double* out) = 0;
@@ -66,6 +82,14 @@ class HostMemory final : public Memory {
   }
   void repeat(double* values, Index n, Index total) override {
     for (Index i = n; i < total; ++i) values[i] = values[i - n];
+  }
+  void transform(Transform t, const double* values, Index n, double* out) override {
+    for (Index i = 0; i < n; ++i) out[i] = t == kSquare ? values[i] * values[i] : 1 / values[i];
+  }
+  void softmax(const double* values, Index n, double* out) override { softmax_of(values, n, out); }
+  void sum_each(const double* values, Index rows, Index n, double* out) override {
+    for (Index i = 0; i < rows; ++i)
+      out[i] = std::accumulate(values + i * n, values + (i + 1) * n, 0.0);
   }
   void blend(const double* old, const double* values, Index rows, Index n, double momentum,
              double factor, double* out) override {

@@ -1,28 +1,37 @@
-// The headers of all registered methods, and the way from a MethodId to a type.
+// The headers of all registered methods, and what is made once for each.
 #pragma once
 
-#include <type_traits>
-
+#include "normcore/methods/batch_instance_norm.h"
 #include "normcore/methods/batch_norm.h"
+#include "normcore/methods/batch_renorm.h"
 #include "normcore/methods/group_norm.h"
 #include "normcore/methods/instance_norm.h"
 #include "normcore/methods/layer_norm.h"
+#include "normcore/methods/mean_only_batch_norm.h"
+#include "normcore/methods/normalize.h"
 #include "normcore/methods/rms_norm.h"
+#include "normcore/methods/switchable_norm.h"
+#include "normcore/methods/weight_norm.h"
 #include "pipeline.h"
 
 namespace normcore {
 
-// f(std::type_identity<M>) for the method's type M.
-template <class F>
-decltype(auto) with_method(MethodId method, F&& f) {
-  switch (method) {
+template <class Method>
+inline constexpr const char* kMethodName = nullptr;
 #define NORMCORE_METHOD(name, type) \
-  case MethodId::name:              \
-    return f(std::type_identity<type>{});
+  template <>                       \
+  inline constexpr const char* kMethodName<type> = #name;
 #include "normcore/methods.def"
 #undef NORMCORE_METHOD
-  }
-  __builtin_unreachable();
-}
+
+// Defines run_forward and run_backward of the current namespace for a method.
+#define NORMCORE_INSTANTIATE(type)      \
+  NORMCORE_INSTANTIATE_FOR(type, float) \
+  NORMCORE_INSTANTIATE_FOR(type, double)
+#define NORMCORE_INSTANTIATE_FOR(type, C)                                           \
+  template void run_forward<type, C>(const Plan&, DType, const ForwardArgs<C>&,     \
+                                     const type::Params&, const Context&, Memory&); \
+  template void run_backward<type, C>(const Plan&, DType, const BackwardArgs<C>&,   \
+                                      const type::Params&, const Context&, Memory&);
 
 }  // namespace normcore

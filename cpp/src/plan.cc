@@ -171,6 +171,7 @@ Extent extent_of(Pool pool, Affinity affinity) {
     case Pool::sample:
       return Extent::row;
     case Pool::batch:
+    case Pool::given:
       return Extent::column;
   }
   return Extent::cell;

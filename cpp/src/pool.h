@@ -74,8 +74,10 @@ void pool_moments(const Backend& be, const double* mean, const double* m2, Index
     for (Index e = 0; e < entries; ++e) {
       const double* means = mean + e * t.cell_div;  // rows * kn cells, cell_div to an entry
       const double* m2s = m2 + e * t.cell_div;
+      // From the first mean on: equal means have exactly themselves for a mean.
       double m = 0, within = 0, between = 0;
-      for (Index j = 0; j < t.cell_div; ++j) m += means[j] * share;
+      for (Index j = 1; j < t.cell_div; ++j) m += (means[j] - means[0]) * share;
+      m += means[0];
       for (Index j = 0; j < t.cell_div; ++j) {
         within += m2s[j];
         between += (means[j] - m) * (means[j] - m);

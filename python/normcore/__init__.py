@@ -2,6 +2,16 @@
 
 from . import cuda
 from ._core import __version__
+from .adaptive import (
+    batch_instance_norm,
+    batch_instance_norm_backward,
+    batch_renorm,
+    batch_renorm_backward,
+    mean_only_batch_norm,
+    mean_only_batch_norm_backward,
+    switchable_norm,
+    switchable_norm_backward,
+)
 from .config import (
     available_isas,
     get_isa,
@@ -23,6 +33,7 @@ from .functional import (
     rms_norm_backward,
 )
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
 
 __all__ = [
     "BatchNorm",
@@ -32,8 +43,12 @@ __all__ = [
     "RMSNorm",
     "__version__",
     "available_isas",
+    "batch_instance_norm",
+    "batch_instance_norm_backward",
     "batch_norm",
     "batch_norm_backward",
+    "batch_renorm",
+    "batch_renorm_backward",
     "cuda",
     "get_isa",
     "get_num_threads",
@@ -43,9 +58,17 @@ __all__ = [
     "instance_norm_backward",
     "layer_norm",
     "layer_norm_backward",
+    "mean_only_batch_norm",
+    "mean_only_batch_norm_backward",
+    "normalize",
+    "normalize_backward",
     "rms_norm",
     "rms_norm_backward",
     "set_isa",
     "set_num_threads",
     "show_config",
+    "switchable_norm",
+    "switchable_norm_backward",
+    "weight_norm",
+    "weight_norm_backward",
 ]

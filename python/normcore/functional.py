@@ -141,15 +141,16 @@ class GroupNormGradients(NamedTuple):
     dbias: Any
 
 
-def _pooled(stats: Any, kind: type) -> Any:
+def saved(stats: Any, kind: type) -> tuple[Any, Any]:
+    """Return what the backward function needs of ``stats``, which must be of ``kind`` or None."""
     if stats is None:
-        return None
+        return None, None
     if not isinstance(stats, kind):
         raise TypeError(
             f"stats is {type(stats).__name__}, expected {kind.__name__}: "
             "what the forward function returned"
         )
-    return stats.pooled  # type: ignore[attr-defined]
+    return stats.pooled, getattr(stats, "given", None)  # type: ignore[attr-defined]
 
 
 def layer_norm(
@@ -209,7 +210,7 @@ def layer_norm(
     """
     result = _layer_norm(x, weight, bias, axis, eps, residual, out, return_stats)
     if return_stats:
-        return (*result[:-1], LayerNormStats(*result[-1]))
+        return (*result[:-1], LayerNormStats(*result[-1][:3]))
     return result
 
 
@@ -267,7 +268,7 @@ def layer_norm_backward(
     """
     return LayerNormGradients(
         *_core.layer_norm_backward(
-            dy, x, weight, bias, axis, eps, dh, _pooled(stats, LayerNormStats), out
+            dy, x, weight, bias, axis, eps, dh, saved(stats, LayerNormStats)[0], out
         )
     )
 
@@ -330,7 +331,7 @@ def rms_norm(
     """
     result = _rms_norm(x, weight, axis, eps, weight_offset, residual, out, return_stats)
     if return_stats:
-        return (*result[:-1], RMSNormStats(*result[-1][1:]))
+        return (*result[:-1], RMSNormStats(*result[-1][1:3]))
     return result
 
 
@@ -385,7 +386,7 @@ def rms_norm_backward(
     """
     return RMSNormGradients(
         *_core.rms_norm_backward(
-            dy, x, weight, axis, eps, weight_offset, dh, _pooled(stats, RMSNormStats), out
+            dy, x, weight, axis, eps, weight_offset, dh, saved(stats, RMSNormStats)[0], out
         )
     )
 
@@ -478,7 +479,7 @@ def batch_norm(
         return_stats,
     )
     if return_stats:
-        return result[0], BatchNormStats(*result[1])
+        return result[0], BatchNormStats(*result[1][:3])
     return result
 
 
@@ -546,7 +547,7 @@ def batch_norm_backward(
             training,
             eps,
             channel_axis,
-            _pooled(stats, BatchNormStats),
+            saved(stats, BatchNormStats)[0],
             out,
         )
     )
@@ -631,7 +632,7 @@ def instance_norm(
         return_stats,
     )
     if return_stats:
-        return result[0], InstanceNormStats(*result[1])
+        return result[0], InstanceNormStats(*result[1][:3])
     return result
 
 
@@ -698,7 +699,7 @@ def instance_norm_backward(
             use_input_stats,
             eps,
             channel_axis,
-            _pooled(stats, InstanceNormStats),
+            saved(stats, InstanceNormStats)[0],
             out,
         )
     )
@@ -761,7 +762,7 @@ def group_norm(
     """
     result = _group_norm(x, num_groups, weight, bias, eps, channel_axis, out, return_stats)
     if return_stats:
-        return result[0], GroupNormStats(*result[1])
+        return result[0], GroupNormStats(*result[1][:3])
     return result
 
 
@@ -820,7 +821,7 @@ def group_norm_backward(
             bias,
             eps,
             channel_axis,
-            _pooled(stats, GroupNormStats),
+            saved(stats, GroupNormStats)[0],
             out,
         )
     )

@@ -127,7 +127,8 @@ const ErrorCase kErrors[] = {
     {"SavedStatisticsOfOtherShape", "stats.pooled has shape (4, 2), expected (2, 2, 2)",
      [](Arrays& a) {
        const double pooled[8] = {};
-       group_norm_backward(a.grad(), a.in(), 2, {}, a.gradients(4), {}, {pooled, {4, 2}});
+       group_norm_backward(a.grad(), a.in(), 2, {}, a.gradients(4), {},
+                           ConstTensor(pooled, {4, 2}));
      }},
 };
 

@@ -4,15 +4,21 @@
 // pullback to the pooled statistics; spread that over each pool's members; apply. A method is two
 // scalar functions, host and device alike, and names no loop, layout, dtype or thread.
 //
-// The pipeline counts positions from a centre near the mean of the first pool, so the means that a
-// method sees are small and a * x + b loses nothing to cancellation; every formula that does not
+// The pipeline counts positions from a centre near a mean of the data, so the means that a method
+// sees are small and a * x + b loses nothing to cancellation; every formula that does not
 // care where zero lies is right as written. It also folds in weight and bias.
+//
+// A method may read several pools. Running statistics take the place of the first one where a call
+// says so, or always (Pool::given). The last one is the finest: the others can be merged from it,
+// the centre is its mean, and it is what a forward call leaves for the backward call.
 //
 // A worked example is methods/standardize.h, which serves five methods by its pool alone.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
+#include "normcore/dtype.h"
 #include "normcore/export.h"
 
 namespace normcore {
@@ -23,6 +29,7 @@ enum class Pool {
   batch,     // (c)
   sample,    // (n)
   group,     // (n, c / channels per group)
+  given,     // (c): not computed from x but handed in, as running statistics are
 };
 
 struct Stats {
@@ -46,10 +53,21 @@ struct StatsGrad {
 // A method M has
 //   static constexpr Pool pools[];      the pools it reads
 //   static constexpr bool raw;          moments about zero instead of about the mean
-//   struct Params;                      scalars of the call
-//   static Coef coefficients(const Stats (&)[P], const Params&);
-//   static void pullback(const Stats (&)[P], const Params&, CoefGrad, StatsGrad (&)[P]);
+//   struct Params;                      what the call says: scalars, and arrays over the channels
+//   struct ParamsGrad;                  doubles, or empty (NoGradients)
+//   static double rstd(const Stats&, const Params&);       of one pool, for who asks
+//   static Coef coefficients(const Stats (&)[P], const Params&, Index channel);
+//   static void pullback(const Stats (&)[P], const Params&, Index channel, CoefGrad,
+//                        StatsGrad (&)[P], ParamsGrad&);
+// The gradients of given statistics are not used, and need not be written.
 template <class M>
 inline constexpr int kPoolCount = static_cast<int>(sizeof(M::pools) / sizeof(Pool));
+
+struct NoGradients {};
+template <class M>
+inline constexpr int kParameterCount =
+    std::is_empty_v<typename M::ParamsGrad>
+        ? 0
+        : static_cast<int>(sizeof(typename M::ParamsGrad) / sizeof(double));
 
 }  // namespace normcore

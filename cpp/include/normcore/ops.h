@@ -5,6 +5,7 @@
 
 #include <array>
 #include <initializer_list>
+#include <optional>
 
 #include "normcore/context.h"
 #include "normcore/errors.h"
@@ -24,12 +25,19 @@ struct Axes {
   }
 };
 
-// Where a forward call leaves its statistics. `pooled` is what the backward call takes: float64,
-// the shape of `mean` with a last axis of 2 (mean, biased variance; for rms_norm 0 and the mean
-// square). Shapes of mean and rstd: layer and rms norm as x with 1 along the axes; batch norm (C,);
-// instance norm (N, C); group norm (N, num_groups).
+// Where a forward call leaves its statistics. Shapes of mean and rstd: layer and rms norm as x with
+// 1 along the axes; batch norm and renorm (C,); instance norm (N, C); group norm (N, num_groups).
+// `pooled` and `given` are what the backward call takes: float64 pairs of mean and biased variance.
+// `pooled` has the shape of `mean` with a last axis of 2 (for rms_norm 0 and the mean square); for
+// batch-instance and switchable norm (N, C, 2), and they have no mean and rstd. `given`, (C, 2),
+// are running statistics that were used beside statistics of x.
 struct StatsOut {
-  Tensor mean, rstd, pooled;
+  Tensor mean{}, rstd{}, pooled{}, given{};
+};
+struct SavedStats {
+  ConstTensor pooled, given;
+  SavedStats(const ConstTensor& p = {}, const ConstTensor& g = {}) : pooled(p), given(g) {}
+  SavedStats(const Tensor& p) : pooled(p) {}
 };
 
 // Gradients to be written; dx must be given, absent others are not computed.
@@ -71,6 +79,37 @@ struct GroupNormOptions {
   double eps = 1e-5;
   int channel_axis = 1;
 };
+// The running standard deviation, not the variance.
+struct BatchRenormOptions {
+  Tensor running_mean{}, running_std{};
+  bool training = false;
+  double momentum = 0.01;
+  double r_max = 3, d_max = 5;
+  double eps = 1e-5;
+  int channel_axis = 1;
+};
+struct BatchInstanceNormOptions {
+  Tensor running_mean{}, running_var{};
+  bool training = false;
+  double momentum = 0.1;
+  double eps = 1e-5;
+  int channel_axis = 1;
+};
+using SwitchableNormOptions = BatchInstanceNormOptions;
+struct MeanOnlyBatchNormOptions {
+  Tensor running_mean{};
+  bool training = false;
+  double momentum = 0.1;
+  int channel_axis = 1;
+};
+struct NormalizeOptions {
+  Axes axes{-1};
+  double eps = 1e-12;
+};
+struct WeightNormOptions {
+  std::optional<int> axis = 0;  // kept; none: one norm of everything
+  double eps = 0;
+};
 
 NORMCORE_API void layer_norm(const ConstTensor& x, const ConstTensor& weight,
                              const ConstTensor& bias, const Tensor& y,
@@ -92,29 +131,89 @@ NORMCORE_API void group_norm(const ConstTensor& x, Index num_groups, const Const
                              const GroupNormOptions& options = {}, const StatsOut& stats = {},
                              const Context& context = {});
 
-// Backward: x is what was normalized (h where there was a residual), `pooled` what the forward call
+NORMCORE_API void batch_renorm(const ConstTensor& x, const ConstTensor& weight,
+                               const ConstTensor& bias, const Tensor& y,
+                               const BatchRenormOptions& options, const StatsOut& stats = {},
+                               const Context& context = {});
+// rho: (C,).
+NORMCORE_API void batch_instance_norm(const ConstTensor& x, const ConstTensor& rho,
+                                      const ConstTensor& weight, const ConstTensor& bias,
+                                      const Tensor& y, const BatchInstanceNormOptions& options = {},
+                                      const StatsOut& stats = {}, const Context& context = {});
+// Logits: (3,), of instance, layer and batch.
+NORMCORE_API void switchable_norm(const ConstTensor& x, const ConstTensor& mean_logits,
+                                  const ConstTensor& var_logits, const ConstTensor& weight,
+                                  const ConstTensor& bias, const Tensor& y,
+                                  const SwitchableNormOptions& options = {},
+                                  const StatsOut& stats = {}, const Context& context = {});
+NORMCORE_API void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& bias,
+                                       const Tensor& y,
+                                       const MeanOnlyBatchNormOptions& options = {},
+                                       const StatsOut& stats = {}, const Context& context = {});
+// x over its Euclidean norm, or over eps where that is greater.
+NORMCORE_API void normalize(const ConstTensor& x, const Tensor& y,
+                            const NormalizeOptions& options = {}, const Context& context = {});
+// w = g * v / |v|, the norm being over all axes but the kept one. g: one value for each position of
+// the kept axis, with or without axes of 1 beside it, or a single one.
+NORMCORE_API void weight_norm(const ConstTensor& v, const ConstTensor& g, const Tensor& w,
+                              const WeightNormOptions& options = {}, const Context& context = {});
+
+// Backward: x is what was normalized (h where there was a residual), `stats` what the forward call
 // wrote, or absent, which computes it again. `dh` is the gradient of h from elsewhere, added to dx.
 NORMCORE_API void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                       const ConstTensor& weight, const Gradients& gradients,
                                       const LayerNormOptions& options = {},
-                                      const ConstTensor& dh = {}, const ConstTensor& pooled = {},
+                                      const ConstTensor& dh = {}, const SavedStats& stats = {},
                                       const Context& context = {});
 NORMCORE_API void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                     const ConstTensor& weight, const Gradients& gradients,
                                     const RMSNormOptions& options = {}, const ConstTensor& dh = {},
-                                    const ConstTensor& pooled = {}, const Context& context = {});
+                                    const SavedStats& stats = {}, const Context& context = {});
 NORMCORE_API void batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                       const ConstTensor& weight, const Gradients& gradients,
                                       const BatchNormOptions& options = {},
-                                      const ConstTensor& pooled = {}, const Context& context = {});
+                                      const SavedStats& stats = {}, const Context& context = {});
 NORMCORE_API void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                          const ConstTensor& weight, const Gradients& gradients,
                                          const InstanceNormOptions& options = {},
-                                         const ConstTensor& pooled = {},
-                                         const Context& context = {});
+                                         const SavedStats& stats = {}, const Context& context = {});
 NORMCORE_API void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_groups,
                                       const ConstTensor& weight, const Gradients& gradients,
                                       const GroupNormOptions& options = {},
-                                      const ConstTensor& pooled = {}, const Context& context = {});
+                                      const SavedStats& stats = {}, const Context& context = {});
+// In training `stats` must be given: the buffers have moved on.
+NORMCORE_API void batch_renorm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                        const ConstTensor& weight, const Gradients& gradients,
+                                        const BatchRenormOptions& options,
+                                        const SavedStats& stats = {}, const Context& context = {});
+// drho: (C,) or absent.
+NORMCORE_API void batch_instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                               const ConstTensor& rho, const ConstTensor& weight,
+                                               const Gradients& gradients, const Tensor& drho,
+                                               const BatchInstanceNormOptions& options = {},
+                                               const SavedStats& stats = {},
+                                               const Context& context = {});
+// dmean_logits, dvar_logits: (3,), both or neither.
+NORMCORE_API void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                           const ConstTensor& mean_logits,
+                                           const ConstTensor& var_logits, const ConstTensor& weight,
+                                           const Gradients& gradients, const Tensor& dmean_logits,
+                                           const Tensor& dvar_logits,
+                                           const SwitchableNormOptions& options = {},
+                                           const SavedStats& stats = {},
+                                           const Context& context = {});
+NORMCORE_API void mean_only_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                                const Gradients& gradients,
+                                                const MeanOnlyBatchNormOptions& options = {},
+                                                const SavedStats& stats = {},
+                                                const Context& context = {});
+NORMCORE_API void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
+                                     const NormalizeOptions& options = {},
+                                     const Context& context = {});
+// dg: as g, or absent.
+NORMCORE_API void weight_norm_backward(const ConstTensor& dw, const ConstTensor& v,
+                                       const ConstTensor& g, const Tensor& dv, const Tensor& dg,
+                                       const WeightNormOptions& options = {},
+                                       const Context& context = {});
 
 }  // namespace normcore

@@ -128,10 +128,13 @@ class Pipeline {
       });
     }
     PoolTables<Method> pools = statistics(args);
-    if (args.mean) {
-      launch(each(pools.shape[0].entries()), stream(), export_statistics<Method>, pools, params_,
-             RowStatistics{args.mean, args.var, args.rstd});
-    }
+    auto show = [&](int pool, const RowStatistics& out) {
+      if (!out.mean) return;
+      launch(each(pools.shape[pool].entries()), stream(), export_statistics<Method>,
+             pools.shape[pool], pools.mean[pool], pools.var[pool], params_, out);
+    };
+    show(args.given_mean && P > 1 ? 1 : 0, {args.mean, args.var, args.rstd});
+    show(P - 1, {args.last_mean, args.last_var, nullptr});
     const Index cells = g_.coefficient_cells();
     C* a = memory_.take<C>(cells);
     C* center = memory_.take<C>(cells);
@@ -163,7 +166,7 @@ class Pipeline {
     launch(each(cells), stream(), solve_backward<Method, C>, g_, pools, params_,
            args.channel_weight, t);
 
-    const bool given = args.given_mean != nullptr;
+    const bool given = args.given_mean && P == 1;  // nothing is computed from x
     const bool element = args.element_weight != nullptr;
     double* sum_u = memory_.take<double>(cells);
     double* sum_1 = memory_.take<double>(cells);
@@ -185,7 +188,7 @@ class Pipeline {
       }
     }
     if (args.dweight && element) element_gradients(args, t);
-    if (!given) pull_back_through(pools, args.channel_weight, t, sum_u, sum_1);
+    if (!given) pull_back_through(pools, args, t, sum_u, sum_1);
     on_pieces([&](auto p, auto packed) {
       launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(1, args.dy), view(0, args.x),
              view(3, args.dh), view(2, args.dx), team_,
@@ -288,9 +291,13 @@ class Pipeline {
   template <class Part>
   void sum_parts(const Part* dweight, const Part* dbias, Index parts, Index n,
                  const BackwardArgs<C>& args) {
+    sum_part(dweight, parts, n, args.dweight);
+    sum_part(dbias, parts, n, args.dbias);
+  }
+  template <class Part>
+  void sum_part(const Part* table, Index parts, Index n, double* out) {
     const Launch l{ceil_div(n, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double))};
-    launch(l, stream(), sum_rows<Part>, dweight, parts, n, args.dweight);
-    launch(l, stream(), sum_rows<Part>, dbias, parts, n, args.dbias);
+    launch(l, stream(), sum_rows<Part>, table, parts, n, out);
   }
 
   // ---- pools of channels that stay in registers
@@ -390,52 +397,69 @@ class Pipeline {
   template <class Args>
   PoolTables<Method> statistics(const Args& args) {
     PoolTables<Method> pools{};
+    const int computed = args.given_mean ? 1 : 0;  // pools from here on
     if (args.given_mean) {
-      for (int i = 0; i < P; ++i) {
-        pools.shape[i] = pool_of(plan_, Extent::column);
-        pools.mean[i] = args.given_mean;
-        pools.var[i] = args.given_var;
-      }
-      return pools;
+      pools.shape[0] = pool_of(plan_, Extent::column);
+      pools.mean[0] = args.given_mean;
+      pools.var[0] = args.given_var;
     }
-    for (int i = 0; i < P; ++i) {
+    for (int i = computed; i < P; ++i) {
       pools.shape[i] = pool_of(plan_, extent_of(Method::pools[i], plan_.affinity));
     }
+    if (computed == P) return pools;
     if (args.saved_mean()) {
-      pools.mean[0] = args.saved_mean();
-      pools.var[0] = args.saved_var();
-      return pools;
+      pools.mean[P - 1] = args.saved_mean();
+      pools.var[P - 1] = args.saved_var();
+    } else {
+      const Index parts = g_.outer * g_.cells * g_.pieces;
+      double* mean = memory_.take<double>(parts);
+      double* m2 = memory_.take<double>(parts);
+      on_pieces([&](auto p, auto packed) {
+        launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(0, args.x),
+               team_, mean, m2);
+      });
+      merge(pools, P - 1, g_, mean, m2, 1);
     }
-    const Index parts = g_.outer * g_.cells * g_.pieces;
-    double* mean = memory_.take<double>(parts);
-    double* m2 = memory_.take<double>(parts);
-    on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(0, args.x),
-             team_, mean, m2);
-    });
-    for (int i = 0; i < P; ++i) {
-      double* pool_mean = memory_.take<double>(pools.shape[i].entries());
-      double* pool_var = memory_.take<double>(pools.shape[i].entries());
-      const Summers by(pools.shape[i].cells_of_entry(g_) * g_.pieces);
-      launch(each_by(by, pools.shape[i].entries()), stream(), pool_pieces, by, g_, pools.shape[i],
-             Method::raw, mean, m2, pool_mean, pool_var);
-      pools.mean[i] = pool_mean;
-      pools.var[i] = pool_var;
+    // Of several pools the last has an entry per cell: the others are merged from it.
+    Geometry cells = g_;
+    cells.piece = g_.count;
+    cells.pieces = 1;
+    for (int i = computed; i < P - 1; ++i) {
+      merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.shape[P - 1].count);
     }
     return pools;
   }
 
-  void pull_back_through(const PoolTables<Method>& pools, const double* weight,
+  // The statistics of pool i from those of pieces.
+  void merge(PoolTables<Method>& pools, int i, const Geometry& pieces, const double* mean,
+             const double* m2, double m2_scale) {
+    const PoolShape& shape = pools.shape[i];
+    double* pool_mean = memory_.take<double>(shape.entries());
+    double* pool_var = memory_.take<double>(shape.entries());
+    const Summers by(shape.cells_of_entry(pieces) * pieces.pieces);
+    launch(each_by(by, shape.entries()), stream(), pool_pieces, by, pieces, shape, Method::raw,
+           mean, m2, m2_scale, pool_mean, pool_var);
+    pools.mean[i] = pool_mean;
+    pools.var[i] = pool_var;
+  }
+
+  void pull_back_through(const PoolTables<Method>& pools, const BackwardArgs<C>& args,
                          const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+    constexpr int G = kParameterCount<Method>;
+    const int computed = args.given_mean ? 1 : 0;
     const Index cells = g_.coefficient_cells();
     CellGradients<Method> d{}, pooled{};
+    if (args.dparams) d.params = memory_.take<double>(G * cells);
     for (int i = 0; i < P; ++i) {
       d.mean[i] = memory_.take<double>(cells);
       d.var[i] = memory_.take<double>(cells);
     }
-    launch(each(cells), stream(), pull_back<Method, C>, g_, pools, params_, weight, t, sum_u, sum_1,
-           d);
-    for (int i = 0; i < P; ++i) {
+    launch(each(cells), stream(), pull_back<Method, C>, g_, pools, params_, args.channel_weight, t,
+           sum_u, sum_1, d);
+    for (int i = 0; args.dparams && i < G; ++i) {
+      sum_part(d.params + i * cells, g_.coefficient_rows(), g_.cells, args.dparams + i * g_.cells);
+    }
+    for (int i = computed; i < P; ++i) {
       const Index entries = pools.shape[i].entries();
       pooled.mean[i] = memory_.take<double>(entries);
       pooled.var[i] = memory_.take<double>(entries);
@@ -443,7 +467,7 @@ class Pipeline {
       launch(each_by(by, entries), stream(), sum_pool, by, g_, pools.shape[i], d.mean[i], d.var[i],
              pooled.mean[i], pooled.var[i]);
     }
-    launch(each(cells), stream(), spread_gradients<Method, C>, g_, pools, pooled, t);
+    launch(each(cells), stream(), spread_gradients<Method, C>, g_, pools, computed, pooled, t);
   }
 
   void element_gradients(const BackwardArgs<C>& args, const BackwardTable<C>& t) {
@@ -467,52 +491,43 @@ class Pipeline {
   Launch pieces_{};
 };
 
-// f(type identity of the pipeline) for a method and the storage type of dtype, whose compute type
-// is C; errors say what was asked for.
-template <class C, class F>
-void with_pipeline(MethodId method, DType dtype, const Plan& plan, const DeviceMemory& memory,
-                   F&& f) {
+// f(type identity of the pipeline) for the storage type of dtype, whose compute type is C; errors
+// say what was asked for.
+template <class Method, class C, class F>
+void with_pipeline(DType dtype, const Plan& plan, const DeviceMemory& memory, F&& f) {
   try {
-    with_method(method, [&]<class M>(std::type_identity<M>) {
-      with_element_type(dtype, [&]<class T>(T) {
-        if constexpr (std::is_same_v<Compute<T>, C>) f(std::type_identity<Pipeline<M, T>>{});
-      });
+    with_element_type(dtype, [&]<class T>(T) {
+      if constexpr (std::is_same_v<Compute<T>, C>) f(std::type_identity<Pipeline<Method, T>>{});
     });
   } catch (const CudaError& e) {
-    throw CudaError(std::string(method_info(method).name) + " on " + std::to_string(plan.outer) +
-                    " x " + std::to_string(plan.cells) + " cells of " + std::to_string(plan.count) +
+    throw CudaError(std::string(kMethodName<Method>) + " on " + std::to_string(plan.outer) + " x " +
+                    std::to_string(plan.cells) + " cells of " + std::to_string(plan.count) +
                     " elements, CUDA device " + std::to_string(memory.device()) + ": " + e.what());
   }
 }
 
 }  // namespace
 
-template <class C>
-void run_forward(MethodId method, const Plan& plan, DType dtype, const ForwardArgs<C>& args,
-                 double eps, const Context&, Memory& memory) {
+template <class Method, class C>
+void run_forward(const Plan& plan, DType dtype, const ForwardArgs<C>& args,
+                 const typename Method::Params& params, const Context&, Memory& memory) {
   auto& device = static_cast<DeviceMemory&>(memory);
-  with_pipeline<C>(method, dtype, plan, device, [&]<class Line>(std::type_identity<Line>) {
-    const typename Line::Params params{eps};
+  with_pipeline<Method, C>(dtype, plan, device, [&]<class Line>(std::type_identity<Line>) {
     Line(plan, device, params).forward(args);
   });
 }
 
-template <class C>
-void run_backward(MethodId method, const Plan& plan, DType dtype, const BackwardArgs<C>& args,
-                  double eps, const Context&, Memory& memory) {
+template <class Method, class C>
+void run_backward(const Plan& plan, DType dtype, const BackwardArgs<C>& args,
+                  const typename Method::Params& params, const Context&, Memory& memory) {
   auto& device = static_cast<DeviceMemory&>(memory);
-  with_pipeline<C>(method, dtype, plan, device, [&]<class Line>(std::type_identity<Line>) {
-    const typename Line::Params params{eps};
+  with_pipeline<Method, C>(dtype, plan, device, [&]<class Line>(std::type_identity<Line>) {
     Line(plan, device, params).backward(args);
   });
 }
 
-#define NORMCORE_INSTANTIATE(C)                                                               \
-  template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,   \
-                               const Context&, Memory&);                                      \
-  template void run_backward<C>(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, \
-                                const Context&, Memory&);
-NORMCORE_INSTANTIATE(float)
-NORMCORE_INSTANTIATE(double)
+#define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE(type)
+#include "normcore/methods.def"
+#undef NORMCORE_METHOD
 
 }  // namespace normcore::cuda

@@ -72,6 +72,21 @@ __global__ void repeat_kernel(double* values, Index n, Index total) {
   const Index i = n + my_index();
   if (i < total) values[i] = values[i % n];
 }
+__global__ void transform_kernel(Memory::Transform t, const double* values, Index n, double* out) {
+  const Index i = my_index();
+  if (i < n) out[i] = t == Memory::kSquare ? values[i] * values[i] : 1 / values[i];
+}
+__global__ void softmax_kernel(const double* values, Index n, double* out) {
+  if (my_index() == 0) softmax_of(values, n, out);
+}
+// A warp a row, in a fixed order.
+__global__ void sum_each_kernel(const double* values, Index n, double* out) {
+  const Index row = blockIdx.x;
+  double sum = 0;
+  for (Index k = threadIdx.x; k < n; k += 32) sum += values[row * n + k];
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  if (threadIdx.x == 0) out[row] = sum;
+}
 __global__ void blend_kernel(const double* old, const double* values, Index rows, Index n,
                              double momentum, double factor, double* out) {
   const Index k = my_index();
@@ -215,6 +230,15 @@ void DeviceMemory::store(const double* values, const Tensor& t, const Walk& w) {
 }
 void DeviceMemory::repeat(double* values, Index n, Index total) {
   launch(one_each(total - n), stream_, repeat_kernel, values, n, total);
+}
+void DeviceMemory::transform(Transform t, const double* values, Index n, double* out) {
+  launch(one_each(n), stream_, transform_kernel, t, values, n, out);
+}
+void DeviceMemory::softmax(const double* values, Index n, double* out) {
+  launch(one_each(1), stream_, softmax_kernel, values, n, out);
+}
+void DeviceMemory::sum_each(const double* values, Index rows, Index n, double* out) {
+  launch({rows, 32}, stream_, sum_each_kernel, values, n, out);
 }
 void DeviceMemory::blend(const double* old, const double* values, Index rows, Index n,
                          double momentum, double factor, double* out) {

@@ -1,9 +1,7 @@
 // The build without CUDA.
-#include <type_traits>
-
 #include "device_buffer.h"
+#include "methods.h"
 #include "normcore/errors.h"
-#include "pipeline.h"
 
 namespace normcore::cuda {
 
@@ -19,23 +17,19 @@ std::shared_ptr<void> allocate_shared(std::size_t, const Context&) { refuse(); }
 void order_streams(const Context&, const Context&) { refuse(); }
 int device_of(const void*) { refuse(); }
 
-template <class C>
-void run_forward(MethodId, const Plan&, DType, const ForwardArgs<C>&, double, const Context&,
-                 Memory&) {
+template <class Method, class C>
+void run_forward(const Plan&, DType, const ForwardArgs<C>&, const typename Method::Params&,
+                 const Context&, Memory&) {
   refuse();
 }
-template <class C>
-void run_backward(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, const Context&,
-                  Memory&) {
+template <class Method, class C>
+void run_backward(const Plan&, DType, const BackwardArgs<C>&, const typename Method::Params&,
+                  const Context&, Memory&) {
   refuse();
 }
 
-#define NORMCORE_INSTANTIATE(C)                                                               \
-  template void run_forward<C>(MethodId, const Plan&, DType, const ForwardArgs<C>&, double,   \
-                               const Context&, Memory&);                                      \
-  template void run_backward<C>(MethodId, const Plan&, DType, const BackwardArgs<C>&, double, \
-                                const Context&, Memory&);
-NORMCORE_INSTANTIATE(float)
-NORMCORE_INSTANTIATE(double)
+#define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE(type)
+#include "normcore/methods.def"
+#undef NORMCORE_METHOD
 
 }  // namespace normcore::cuda

@@ -92,12 +92,11 @@ __global__ void __launch_bounds__(512)
   C center;
   const Stats stats[1] = {
       held_statistics<Method::raw>(each, Index(pools.shape.count), active, team, phase, center)};
-  const Coef f = Method::coefficients(stats, params);
+  const Coef f = Method::coefficients(stats, params, pools.channel(entry, 0));
   if (active && team.index() == 0 && out.mean) {
-    const Stats at_zero[1] = {{0, stats[0].var, stats[0].count}};
     out.mean[entry] = double(center) + stats[0].mean;
     out.var[entry] = stats[0].var;
-    out.rstd[entry] = Method::coefficients(at_zero, params).a;
+    out.rstd[entry] = Method::rstd(stats[0], params);
   }
 #pragma unroll
   for (int p = 0; p < P; ++p) {
@@ -207,7 +206,7 @@ __global__ void __launch_bounds__(512)
     stats[0] =
         held_statistics<Method::raw>(each, Index(pools.shape.count), active, team, phase, center);
   }
-  const Coef f = Method::coefficients(stats, params);
+  const Coef f = Method::coefficients(stats, params, pools.channel(entry, 0));
   const double unit = unit_of(f.a);
   const C unit_c = C(unit);
   // Beyond the pool dy is zero, and times dy it must stay zero.
@@ -234,7 +233,9 @@ __global__ void __launch_bounds__(512)
   const bool of_pool = weight && pools.one_channel();
   const double w = of_pool ? weight[pools.channel(entry, 0)] : 1;
   StatsGrad ds[1];
-  Method::pullback(stats, params, {w * double(sums[0]) / unit, w * double(sums[1])}, ds);
+  NoGradients none;
+  Method::pullback(stats, params, pools.channel(entry, 0),
+                   {w * double(sums[0]) / unit, w * double(sums[1])}, ds, none);
   const double share = 2 * ds[0].var / stats[0].count;
   const C q = C(share / unit);
   const C r = Method::raw ? C(0) : C(ds[0].mean / stats[0].count - share * stats[0].mean);

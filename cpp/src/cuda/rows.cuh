@@ -166,11 +166,11 @@ __global__ void __launch_bounds__(512)
   }
   C center;
   const Stats stats[1] = {row_statistics<Method::raw>(x, a.n, n, team, phase, center)};
-  const Coef f = Method::coefficients(stats, params);
+  const Coef f = Method::coefficients(stats, params, 0);
   if (row < a.rows && team.index() == 0 && a.out.mean) {
     a.out.mean[row] = double(center) + stats[0].mean;
     a.out.var[row] = stats[0].var;
-    a.out.rstd[row] = f.a;
+    a.out.rstd[row] = Method::rstd(stats[0], params);
   }
   const C scale = C(f.a), shift = C(f.b);
 #pragma unroll
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(512)
     } else {
       stats[0] = row_statistics<Method::raw>(x, a.n, n, team, phase, center);
     }
-    const Coef f = Method::coefficients(stats, params);
+    const Coef f = Method::coefficients(stats, params, 0);
     const double unit = unit_of(f.a);
     const C unit_c = C(unit), a_c = C(f.a), b_c = C(f.b);
     auto inside = [&](int p, int e) { return x.at(p, team) + e < n; };
@@ -243,7 +243,8 @@ __global__ void __launch_bounds__(512)
     }
     team_sum(sums, team, phase);
     StatsGrad ds[1];
-    Method::pullback(stats, params, {double(sums[0]) / unit, double(sums[1])}, ds);
+    NoGradients none;
+    Method::pullback(stats, params, 0, {double(sums[0]) / unit, double(sums[1])}, ds, none);
     const double share = 2 * ds[0].var / double(a.n);
     const C q = C(share / unit);
     const C shift = Method::raw ? C(0) : C(ds[0].mean / double(a.n) - share * stats[0].mean);

@@ -27,10 +27,10 @@ struct Summers {
 };
 
 // The statistics of a pool from the moments of its cells' pieces: the means' mean, then the spread
-// within and between them.
+// within and between them. `m2_scale`: what makes sums of squares of m2.
 static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool raw,
-                                   const double* mean, const double* m2, double* pool_mean,
-                                   double* pool_var) {
+                                   const double* mean, const double* m2, double m2_scale,
+                                   double* pool_mean, double* pool_var) {
   const Index entry = by.entry();
   if (entry >= pool.entries()) return;
   const Index parts = pool.cells_of_entry(g) * g.pieces;
@@ -40,15 +40,18 @@ static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool 
       f(pool.cell_of(g, entry, i / g.pieces) * g.pieces + piece, double(g.elements_of(piece)));
     }
   };
+  // From the first mean on: equal means have exactly themselves for a mean.
   double center = 0;
   if (!raw) {
-    each([&](Index at, double n) { center += mean[at] * (n / pool.count); });
+    const double first = mean[pool.cell_of(g, entry, 0) * g.pieces];
+    each([&](Index at, double n) { center += (mean[at] - first) * (n / pool.count); });
     by.sum(center);
+    center += first;
   }
   double squares = 0;
   each([&](Index at, double n) {
     const double d = raw ? 0 : mean[at] - center;
-    squares += m2[at] + n * (d * d);
+    squares += m2[at] * m2_scale + n * (d * d);
   });
   by.sum(squares);
   if (by.lane() == 0) {
@@ -69,9 +72,9 @@ struct PoolTables {
   template <class C>
   __device__ C stats_of(const Geometry& g, Index cell, Stats (&stats)[P]) const {
     C center = 0;
-    for (int i = 0; i < P; ++i) {
+    for (int i = P - 1; i >= 0; --i) {
       const Index e = shape[i].entry_of(g, cell);
-      if (i == 0 && !Method::raw) center = C(mean[i][e]);
+      if (i == P - 1 && !Method::raw) center = C(mean[i][e]);
       stats[i] = {Method::raw ? 0 : mean[i][e] - double(center), var[i][e], shape[i].count};
     }
     return center;
@@ -86,23 +89,22 @@ __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Met
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   center[cell] = pools.template stats_of<C>(g, cell, stats);
-  const Coef f = Method::coefficients(stats, params);
   const Index k = cell % g.cells;
+  const Coef f = Method::coefficients(stats, params, k);
   const double w = weight ? weight[k] : 1;
   a[cell] = C(w * f.a);
   shift[cell] = C(w * f.b + (bias ? bias[k] : 0));
 }
 
-// The statistics of the (one) pool for who asks.
+// The statistics of a pool for who asks. out.rstd null: not wanted.
 template <class Method>
-__global__ void export_statistics(PoolTables<Method> pools, typename Method::Params params,
-                                  RowStatistics out) {
+__global__ void export_statistics(PoolShape shape, const double* mean, const double* var,
+                                  typename Method::Params params, RowStatistics out) {
   const Index e = my_cell();
-  if (e >= pools.shape[0].entries()) return;
-  Stats stats[kPoolCount<Method>] = {{0, pools.var[0][e], pools.shape[0].count}};
-  out.mean[e] = pools.mean[0][e];
-  out.var[e] = pools.var[0][e];
-  out.rstd[e] = Method::coefficients(stats, params).a;
+  if (e >= shape.entries()) return;
+  out.mean[e] = mean[e];
+  out.var[e] = var[e];
+  if (out.rstd) out.rstd[e] = Method::rstd({0, var[e], shape.count}, params);
 }
 
 // Coefficients of a cell before the sums over dy are known.
@@ -119,7 +121,7 @@ __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Me
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   t.center[cell] = pools.template stats_of<C>(g, cell, stats);
-  const Coef f = Method::coefficients(stats, params);
+  const Coef f = Method::coefficients(stats, params, cell % g.cells);
   t.a[cell] = f.a;
   t.b[cell] = f.b;
   t.unit[cell] = unit_of(f.a);
@@ -172,6 +174,7 @@ template <class Method>
 struct CellGradients {
   double* mean[kPoolCount<Method>];
   double* var[kPoolCount<Method>];
+  double* params;  // [kParameterCount, cells]; null: not wanted
 };
 
 template <class Method, class C>
@@ -182,9 +185,18 @@ __global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method:
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   pools.template stats_of<C>(g, cell, stats);
-  const double w = weight ? weight[cell % g.cells] : 1;
-  StatsGrad ds[kPoolCount<Method>];
-  Method::pullback(stats, params, {w * sum_u[cell] / t.unit[cell], w * sum_1[cell]}, ds);
+  const Index k = cell % g.cells;
+  const double w = weight ? weight[k] : 1;
+  StatsGrad ds[kPoolCount<Method>] = {};
+  typename Method::ParamsGrad dp;
+  Method::pullback(stats, params, k, {w * sum_u[cell] / t.unit[cell], w * sum_1[cell]}, ds, dp);
+  if constexpr (kParameterCount<Method> > 0) {
+    double values[kParameterCount<Method>];
+    memcpy(values, &dp, sizeof(values));
+    for (int i = 0; d.params && i < kParameterCount<Method>; ++i) {
+      d.params[i * g.coefficient_cells() + cell] = values[i];
+    }
+  }
   for (int i = 0; i < kPoolCount<Method>; ++i) {
     d.mean[i][cell] = ds[i].mean;
     d.var[i][cell] = ds[i].var;
@@ -213,12 +225,12 @@ static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool, const do
 
 // q and r of dx = p * dy + q * u + r, from the gradients of the pools.
 template <class Method, class C>
-__global__ void spread_gradients(Geometry g, PoolTables<Method> pools, CellGradients<Method> pooled,
-                                 BackwardTable<C> t) {
+__global__ void spread_gradients(Geometry g, PoolTables<Method> pools, int first_computed,
+                                 CellGradients<Method> pooled, BackwardTable<C> t) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
   double q = 0, r = 0;
-  for (int i = 0; i < kPoolCount<Method>; ++i) {
+  for (int i = first_computed; i < kPoolCount<Method>; ++i) {
     const PoolShape& shape = pools.shape[i];
     const Index e = shape.entry_of(g, cell);
     const double share = 2 * pooled.var[i][e] / shape.count;

@@ -14,15 +14,20 @@ struct Standardize {
   struct Params {
     double eps;
   };
+  using ParamsGrad = NoGradients;
 
-  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p) {
-    const double r = 1 / std::sqrt(s[0].var + p.eps);
+  NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
+    return 1 / std::sqrt(s.var + p.eps);
+  }
+
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index) {
+    const double r = rstd(s[0], p);
     return {r, -r * s[0].mean};
   }
 
-  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, CoefGrad g,
-                                   StatsGrad (&ds)[1]) {
-    const double r = 1 / std::sqrt(s[0].var + p.eps);
+  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index, CoefGrad g,
+                                   StatsGrad (&ds)[1], ParamsGrad&) {
+    const double r = rstd(s[0], p);
     // dr/dvar = -r^3 / 2, taken in two factors: r^3 alone leaves the range for tiny data.
     ds[0] = {-r * g.b, -0.5 * (r * r) * (r * (g.a - s[0].mean * g.b))};
   }

@@ -1,0 +1,27 @@
+// Mean-only batch normalization (Salimans and Kingma 2016): y = x - mean, for layers whose weights
+// are normalized.
+#pragma once
+
+#include "normcore/method.h"
+
+namespace normcore {
+
+struct MeanOnlyBatchNorm {
+  static constexpr Pool pools[] = {Pool::batch};
+  static constexpr bool raw = false;
+  struct Params {};
+  using ParamsGrad = NoGradients;
+
+  NORMCORE_HD static double rstd(const Stats&, const Params&) { return 1; }
+
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params&, Index) {
+    return {1, -s[0].mean};
+  }
+
+  NORMCORE_HD static void pullback(const Stats (&)[1], const Params&, Index, CoefGrad g,
+                                   StatsGrad (&ds)[1], ParamsGrad&) {
+    ds[0] = {-g.b, 0};
+  }
+};
+
+}  // namespace normcore

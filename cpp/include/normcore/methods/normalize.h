@@ -1,0 +1,34 @@
+// Division by the Euclidean norm: y = x / max(sqrt(sum x^2), eps). With eps = 0 zeros give zeros.
+#pragma once
+
+#include "normcore/method.h"
+
+namespace normcore {
+
+struct Normalize {
+  static constexpr Pool pools[] = {Pool::sample};
+  static constexpr bool raw = true;
+  struct Params {
+    double eps;
+  };
+  using ParamsGrad = NoGradients;
+
+  NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
+    const double norm = std::sqrt(s.var * s.count);
+    const double divisor = norm < p.eps ? p.eps : norm;
+    return divisor == 0 ? 0 : 1 / divisor;
+  }
+
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index) {
+    return {rstd(s[0], p), 0};
+  }
+
+  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index, CoefGrad g,
+                                   StatsGrad (&ds)[1], ParamsGrad&) {
+    const double r = rstd(s[0], p);
+    const bool clamped = std::sqrt(s[0].var * s[0].count) < p.eps;  // divided by a constant
+    ds[0] = {0, clamped ? 0 : -0.5 * s[0].count * (r * r) * (r * g.a)};
+  }
+};
+
+}  // namespace normcore

@@ -1,0 +1,120 @@
+// The results of a call: arrays of x's library, new ones or the caller's.
+#pragma once
+
+#include "bind.h"
+
+namespace normcore::python {
+
+// Where results go: `out`, or a new array like x.
+struct Output {
+  Result result;
+  Tensor tensor;
+
+  Output(py::handle out, const Array& x) {
+    if (out.is_none()) {
+      result = x.new_like(&tensor);
+    } else {
+      array_ = Array::writable(out, "out");
+      tensor = array_.tensor();
+      result = Result(py::reinterpret_borrow<py::object>(out));
+    }
+  }
+  const Array& array() const { return array_; }  // absent where the array is new
+
+ private:
+  Array array_;
+};
+
+// A parameter's gradient: a new array like the parameter, or None.
+struct ParameterGradient {
+  Result result;
+  Tensor tensor;
+
+  explicit ParameterGradient(const Array& parameter) {
+    if (parameter) {
+      result = parameter.new_contiguous(parameter.tensor(), parameter.tensor().dtype(), &tensor);
+    }
+  }
+};
+
+// Pairs of mean and variance for the backward call alone: float64, of NumPy or a Buffer on x's
+// device, so that no library narrows it. `shape` is that of one value of each pair.
+inline py::object new_pairs(const Array& x, const ConstTensor& shape, Tensor* view) {
+  Tensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
+  for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
+  pairs.set_dim(shape.ndim(), 2, 0);
+  pairs.set_contiguous();
+  if (x.where().device == Device::kCuda && !x.numpy()) {
+    return x.new_contiguous(pairs, DType::kFloat64, view).take_buffer();
+  }
+  Index strides[kMaxDims];
+  for (int i = 0; i < pairs.ndim(); ++i) strides[i] = pairs.stride(i);
+  py::object array = new_numpy(pairs, numpy_dtype(DType::kFloat64), strides, sizeof(double));
+  *view = Tensor(py::detail::array_proxy(array.ptr())->data, DType::kFloat64, pairs.ndim());
+  for (int i = 0; i < pairs.ndim(); ++i) view->set_dim(i, pairs.shape(i), strides[i]);
+  return array;
+}
+
+// Arrays for the statistics of a call: mean and rstd of x's library, and the pairs.
+struct Statistics {
+  enum Field : unsigned { kMean = 1, kRstd = 2, kPooled = 4, kGiven = 8 };
+
+  Result mean, rstd;
+  py::object pooled = py::none(), given = py::none();
+  StatsOut out;
+
+  Statistics(bool wanted, const Array& x, const ConstTensor& shape,
+             unsigned fields = kMean | kRstd | kPooled)
+      : wanted_(wanted) {
+    if (!wanted) return;
+    const DType dtype = statistics_dtype(x.tensor().dtype());
+    if (fields & kMean) mean = x.new_contiguous(shape, dtype, &out.mean);
+    if (fields & kRstd) rstd = x.new_contiguous(shape, dtype, &out.rstd);
+    if (fields & kPooled) pooled = new_pairs(x, shape, &out.pooled);
+  }
+  // (C,)
+  void add_given(const Array& x, const ConstTensor& shape) {
+    if (wanted_) given = new_pairs(x, shape, &out.given);
+  }
+  py::object tuple() { return py::make_tuple(mean.take(), rstd.take(), pooled, given); }
+
+ private:
+  bool wanted_;
+};
+
+inline ConstTensor kept_shape(const Array& x, const Axes& axes) {
+  const Tensor& t = x.tensor();
+  ConstTensor shape(nullptr, t.dtype(), t.ndim());
+  for (int i = 0; i < t.ndim(); ++i) shape.set_dim(i, t.shape(i), 0);
+  for (int i = 0; i < axes.count; ++i) {
+    const int a = axes.values[i] < 0 ? axes.values[i] + t.ndim() : axes.values[i];
+    if (a >= 0 && a < t.ndim()) shape.set_dim(a, 1, 0);
+  }
+  return shape;
+}
+
+// (C,), (N, C) or (N, groups); wrong arguments are for the operation to refuse.
+inline ConstTensor channel_shape(const Array& x, int channel_axis, bool per_sample, Index groups) {
+  const Tensor& t = x.tensor();
+  const int axis = channel_axis < 0 ? channel_axis + t.ndim() : channel_axis;
+  const Index channels = axis >= 0 && axis < t.ndim() ? t.shape(axis) : 0;
+  ConstTensor shape(nullptr, t.dtype(), per_sample ? 2 : 1);
+  if (per_sample) shape.set_dim(0, t.ndim() > 0 ? t.shape(0) : 0, 0);
+  shape.set_dim(per_sample ? 1 : 0, groups > 0 ? groups : channels, 0);
+  return shape;
+}
+
+inline py::object results(Output& y, Statistics& stats, bool return_stats) {
+  if (!return_stats) return y.result.take();
+  return py::make_tuple(y.result.take(), stats.tuple());
+}
+
+// Running buffers: to be written when the call updates them, to be read when it uses them.
+struct Buffers {
+  Array mean, var;
+  Buffers(py::handle m, py::handle v, bool written, const char* var_name = "running_var")
+      : mean(written ? Array::writable(m, "running_mean") : Array::optional(m, "running_mean")),
+        var(written ? Array::writable(v, var_name) : Array::optional(v, var_name)) {}
+};
+
+}  // namespace normcore::python

@@ -1,0 +1,139 @@
+// What the operations share: the way of statistics between the plan's tables and the caller's
+// arrays, and calls on nothing.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <type_traits>
+
+#include "checks.h"
+#include "memory.h"
+#include "methods.h"
+#include "normcore/errors.h"
+
+namespace normcore {
+
+// f(std::type_identity<C>) for the compute type of an element type.
+template <class F>
+void with_compute(DType dtype, F&& f) {
+  if (dtype == DType::kFloat64) {
+    f(std::type_identity<double>{});
+  } else {
+    f(std::type_identity<float>{});
+  }
+}
+
+// ---- statistics between the plan's tables and the caller's arrays
+
+// How the entries of a statistics array of the caller follow the plan's table. The array's axes are
+// x's axes (element) or (N, pools) without the axes that the pool spans.
+template <class T>
+Walk statistics_walk(const Plan& plan, const T& t) {
+  Walk w;
+  if (plan.affinity == Affinity::element) {
+    for (int i = 0; i < plan.outer_axis_count; ++i) {
+      const int a = plan.outer_axes[i];
+      w.append(t.shape(a), t.stride(a));
+    }
+  } else {
+    for (int a = 0; a < t.ndim(); ++a) w.append(t.shape(a), t.stride(a));
+  }
+  return w;
+}
+
+struct StatsTable {
+  double* mean = nullptr;
+  double* var = nullptr;
+  double* rstd = nullptr;
+
+  StatsTable() = default;
+  StatsTable(Index entries, Memory& memory)
+      : mean(memory.take<double>(entries)),
+        var(memory.take<double>(entries)),
+        rstd(memory.take<double>(entries)) {}
+
+  // Repeats the first n entries until there are `total`.
+  void repeat(Index n, Index total, Memory& memory) {
+    for (double* values : {mean, var, rstd}) memory.repeat(values, n, total);
+  }
+};
+
+// The means or the variances of an array of pairs (mean, var).
+template <bool kConst>
+BasicTensor<kConst> half_of_pairs(const BasicTensor<kConst>& pooled, Index which) {
+  const int last = pooled.ndim() - 1;
+  auto* data = static_cast<std::conditional_t<kConst, const double, double>*>(pooled.data());
+  BasicTensor<kConst> half(data + which * pooled.stride(last), DType::kFloat64, last);
+  for (int i = 0; i < last; ++i) half.set_dim(i, pooled.shape(i), pooled.stride(i));
+  return half;
+}
+
+inline void write_pairs(const Plan& plan, const double* mean, const double* var,
+                        const Tensor& pairs, Memory& memory) {
+  const Tensor means = half_of_pairs(pairs, 0), vars = half_of_pairs(pairs, 1);
+  memory.store(mean, means, statistics_walk(plan, means));
+  memory.store(var, vars, statistics_walk(plan, vars));
+}
+
+inline void write_stats(const Plan& plan, const StatsTable& table, const StatsOut& out,
+                        Memory& memory) {
+  auto write = [&](const double* values, const Tensor& t) {
+    if (t) memory.store(values, t, statistics_walk(plan, t));
+  };
+  write(table.mean, out.mean);
+  write(table.rstd, out.rstd);
+  if (out.pooled) write_pairs(plan, table.mean, table.var, out.pooled, memory);
+}
+
+// Statistics that a forward call wrote.
+struct PooledValues {
+  const double* mean = nullptr;
+  const double* var = nullptr;
+  PooledValues(const Plan& plan, const ConstTensor& pooled, Memory& memory) {
+    if (!pooled) return;
+    const ConstTensor means = half_of_pairs(pooled, 0), vars = half_of_pairs(pooled, 1);
+    mean = memory.load<double>(means, statistics_walk(plan, means));
+    var = memory.load<double>(vars, statistics_walk(plan, vars));
+  }
+};
+
+inline void check_pooled(const ConstTensor& pooled, ExpectedShape shape,
+                         const char* name = "stats.pooled") {
+  if (!pooled) return;
+  if (pooled.dtype() != DType::kFloat64) {
+    throw type_error(std::string(name) + " has dtype " + name_of(pooled.dtype()) +
+                     ", expected float64");
+  }
+  shape.append(2);
+  shape.rule = "what the forward call returned";
+  shape.has_axis = false;
+  check_shape(name, pooled, shape);
+}
+
+inline void check_stats_out(const StatsOut& out, ExpectedShape shape) {
+  shape.rule = "one entry per pool of the method";
+  if (out.mean) check_shape("stats.mean", out.mean, shape);
+  if (out.rstd) check_shape("stats.rstd", out.rstd, shape);
+  check_pooled(out.pooled, shape);
+}
+
+inline void fill(const Tensor& t, double value, Memory& memory) {
+  if (!t) return;
+  Walk w;
+  for (int i = 0; i < t.ndim(); ++i) w.append(t.shape(i), t.stride(i));
+  memory.store(memory.take_filled<double>(w.count(), value), t, w);
+}
+
+// Nothing to normalize: gradients of parameters are sums over nothing.
+inline void finish_empty(const Gradients& g, const Context& context) {
+  CallMemory memory(context);
+  fill(g.dweight, 0, memory.get());
+  fill(g.dbias, 0, memory.get());
+}
+inline void finish_empty(const StatsOut& s, const Context& context) {
+  CallMemory memory(context);
+  for (const Tensor* t : {&s.mean, &s.rstd, &s.pooled, &s.given})
+    fill(*t, std::nan(""), memory.get());
+}
+
+}  // namespace normcore

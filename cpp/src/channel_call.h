@@ -1,0 +1,356 @@
+// Calls whose parameters belong to channels: check the arguments, ask for a plan, bring parameters
+// and statistics into its order, run the pipeline of a method, and write back.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <span>
+
+#include "call.h"
+#include "normcore/ops.h"
+
+namespace normcore {
+
+// A running buffer (C,) that a training call moves towards what it found.
+struct BufferUpdate {
+  enum Source { kMean, kVariance, kStandardDeviation };
+  const char* name;
+  const Tensor& buffer;
+  Source source;
+  double momentum;
+  bool unbiased = false;
+};
+
+// All of them, or none.
+template <std::size_t N>
+std::span<const BufferUpdate> moving(const BufferUpdate (&updates)[N], bool move) {
+  return move ? std::span<const BufferUpdate>(updates) : std::span<const BufferUpdate>();
+}
+
+// An array of parameters of the method's own.
+struct OwnParameter {
+  const char* name;
+  const ConstTensor& value;
+};
+struct OwnGradients {
+  std::span<const OwnParameter> of;
+  bool wanted;
+};
+
+inline std::string input_size(const ConstTensor& x) { return ", got input size " + shape_text(x); }
+
+// The names that messages use.
+struct ArgumentNames {
+  const char* x = "x";
+  const char* weight = "weight";
+  const char* dy = "dy";
+};
+
+struct ChannelCall {
+  const Pool* pools;
+  int pool_count;
+  const ConstTensor& x;
+  const ConstTensor& weight;
+  const ConstTensor& bias;
+  int channel_axis;  // none: -1
+  bool has_samples;  // axis 0 counts samples
+  Index groups = 1;
+  // Statistics of the first pool that are none of x's. `squared`: a standard deviation.
+  ConstTensor given_mean{}, given_var{};
+  bool given_std = false;
+  ExpectedShape channel_shape{};
+  ArgumentNames names{};
+
+  template <class Method>
+  static ChannelCall of(std::type_identity<Method>, const ConstTensor& x, const ConstTensor& weight,
+                        const ConstTensor& bias, int axis) {
+    ChannelCall call{Method::pools, kPoolCount<Method>, x, weight, bias, 0, true};
+    if (x.ndim() < 2) {
+      throw value_error("x has shape " + shape_text(x) + ", expected at least two axes");
+    }
+    call.channel_axis = check_axis("channel_axis", axis, x.ndim());
+    if (call.channel_axis == 0) {
+      throw value_error("channel_axis is " + std::to_string(axis) +
+                        ", expected another axis than 0, the batch");
+    }
+    ExpectedShape& shape = call.channel_shape;
+    shape.append(call.channels());
+    shape.rule = "x.shape[channel_axis=";
+    shape.given_axis = axis;
+    shape.has_axis = true;
+    if (weight) check_shape("weight", weight, shape);
+    if (bias) check_shape("bias", bias, shape);
+    return call;
+  }
+
+  Index samples() const { return has_samples ? x.shape(0) : 1; }
+  Index channels() const { return channel_axis < 0 ? 1 : x.shape(channel_axis); }
+  Index space() const {
+    Index n = 1;
+    for (int a = has_samples; a < x.ndim(); ++a) n *= a == channel_axis ? 1 : x.shape(a);
+    return n;
+  }
+  bool given() const { return static_cast<bool>(given_mean); }
+  bool nothing_computed() const { return given() && pool_count == 1; }
+
+  // Buffers come in pairs; `use` takes the statistics from them.
+  void buffers(const ConstTensor& mean, const ConstTensor& var, bool use,
+               const char* var_name = "running_var") {
+    if (static_cast<bool>(mean) != static_cast<bool>(var)) {
+      throw value_error(std::string(mean ? var_name : "running_mean") + " is None, expected " +
+                        "an array: the other running buffer is given");
+    }
+    if (mean) {
+      check_shape("running_mean", mean, channel_shape);
+      check_shape(var_name, var, channel_shape);
+    }
+    if (use) {
+      given_mean = mean;
+      given_var = var;
+    }
+  }
+
+  // Of the pool whose statistics are reported to a reader: see ForwardArgs.
+  Extent reported_extent() const {
+    if (nothing_computed()) return Extent::column;
+    return extent_of(pools[given() ? 1 : 0], Affinity::channel);
+  }
+  // Statistics that are given per channel are reported once per sample all the same.
+  bool reported_per_sample() const {
+    return extent_of(pools[nothing_computed() ? 0
+                           : given()          ? 1
+                                              : 0],
+                     Affinity::channel) != Extent::column;
+  }
+  ExpectedShape stats_shape() const {
+    ExpectedShape s;
+    if (pool_count == 1) {
+      if (reported_per_sample()) s.append(samples());
+      s.append(reported_extent() == Extent::group ? groups : channels());
+    } else {
+      // Of several pools the last: it has an entry per cell, or per channel.
+      if (extent_of(pools[pool_count - 1], Affinity::channel) == Extent::cell) s.append(samples());
+      s.append(channels());
+    }
+    return s;
+  }
+
+  void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
+    Role roles[kMaxDims];
+    for (int a = 0; a < x.ndim(); ++a) {
+      roles[a] = a == channel_axis       ? Role::channel
+                 : a == 0 && has_samples ? Role::outer
+                                         : Role::space;
+    }
+    const int first = given() ? 1 : 0;
+    PlanRequest request{roles,
+                        Affinity::channel,
+                        groups,
+                        pools + first,
+                        pool_count - first,
+                        !nothing_computed(),
+                        {},
+                        0};
+    for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
+    make_plan(request, out);
+  }
+
+  // A vector over the channels, or one value for all of them.
+  template <class T>
+  Walk channel_walk(const T& t) const {
+    Walk w;
+    Index stride = 0;
+    for (int a = 0; a < t.ndim(); ++a) {
+      if (t.shape(a) != 1) stride = t.stride(a);
+    }
+    w.append(channels(), stride);
+    return w;
+  }
+  const double* load_channels(const ConstTensor& t, Memory& memory) const {
+    return t ? memory.load<double>(t, channel_walk(t)) : nullptr;
+  }
+  const double* load_given_var(Memory& memory) const {
+    if (given() && !given_var) return memory.take_filled<double>(channels(), 1);
+    const double* values = load_channels(given_var, memory);
+    if (!given_std || !values) return values;
+    double* squares = memory.take<double>(channels());
+    memory.transform(Memory::kSquare, values, channels(), squares);
+    return squares;
+  }
+};
+
+inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Index rows, double n,
+                        Memory& memory) {
+  const Tensor& buffer = update.buffer;
+  const Index channels = buffer.shape(0);
+  const double* values = update.source == BufferUpdate::kMean ? table.mean : table.var;
+  if (update.source == BufferUpdate::kStandardDeviation) {
+    double* inverse = memory.take<double>(rows * channels);
+    memory.transform(Memory::kReciprocal, table.rstd, rows * channels, inverse);
+    values = inverse;
+  }
+  const double factor = update.unbiased && n > 1 ? n / (n - 1) : 1;
+  const double* old = memory.load<double>(buffer, vector_walk(buffer));
+  double* moved = memory.take<double>(channels);
+  memory.blend(old, values, rows, channels, update.momentum, factor, moved);
+  memory.store(moved, buffer, vector_walk(buffer));
+}
+
+// `make_params`(memory) gives the method's Params, with arrays in the memory of the call.
+template <class Method, class MakeParams>
+void channel_forward(const ChannelCall& call, const MakeParams& make_params, const Tensor& y,
+                     std::span<const BufferUpdate> updates, const StatsOut& stats,
+                     const Context& context, std::span<const OwnParameter> own = {}) {
+  check_device(context);
+  check_output("out", y, call.x, /*may_be_x=*/true, call.names.x);
+  check_disjoint("out", y, call.names.weight, call.weight);
+  check_disjoint("out", y, "bias", call.bias);
+  check_disjoint("out", y, "running_mean", call.given_mean);
+  check_disjoint("out", y, call.given_std ? "running_std" : "running_var", call.given_var);
+  for (const BufferUpdate& u : updates) check_disjoint("out", y, u.name, u.buffer);
+  for (const OwnParameter& p : own) check_disjoint("out", y, p.name, p.value);
+  check_stats_out(stats, call.stats_shape());
+  if ((stats.mean || stats.rstd) && call.pool_count > 1 && call.stats_shape().ndim > 1) {
+    throw value_error("stats.mean or rstd is given, expected none: the method has several");
+  }
+  if (stats.given) {
+    ExpectedShape pairs = call.channel_shape;
+    check_pooled(stats.given, pairs, "stats.given");
+  }
+  if (call.x.size() == 0) return finish_empty(stats, context);
+
+  Plan plan;
+  const ConstTensor y_view = y;
+  call.plan({&call.x, &y_view}, &plan);
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
+  const typename Method::Params params = make_params(memory);
+  const bool one_pool = call.pool_count == 1;
+  const bool wanted = stats.mean || stats.rstd || stats.pooled;
+  StatsTable table, last;
+  if (!updates.empty() || wanted) {
+    const Index cols = plan.pool_cols(call.reported_extent());
+    table = StatsTable((call.reported_per_sample() ? call.samples() : 1) * cols, memory);
+  }
+  if (stats.pooled && !one_pool) {
+    last = StatsTable((plan.merged_outer ? 1 : plan.outer) * plan.cells, memory);
+  }
+  const double* given_mean = call.load_channels(call.given_mean, memory);
+  const double* given_var = call.load_given_var(memory);
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    ForwardArgs<C> args{};
+    args.x = call.x.data();
+    args.y = y.data();
+    args.channel_weight = call.load_channels(call.weight, memory);
+    args.channel_bias = call.load_channels(call.bias, memory);
+    args.given_mean = given_mean;
+    args.given_var = given_var;
+    args.mean = table.mean;
+    args.var = table.var;
+    args.rstd = table.rstd;
+    args.last_mean = last.mean;
+    args.last_var = last.var;
+    run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+  });
+  if (stats.given && given_mean) {
+    write_pairs(plan, given_mean, given_var, stats.given, memory);
+  }
+  if (last.mean) write_pairs(plan, last.mean, last.var, stats.pooled, memory);
+  if (!table.mean) return;
+  if (call.nothing_computed() && call.reported_per_sample()) {
+    table.repeat(call.channels(), call.samples() * call.channels(), memory);
+  }
+  StatsOut of_table = stats;
+  if (!one_pool) of_table.pooled = {};
+  write_stats(plan, table, of_table, memory);
+  const Index rows = plan.pool_rows(call.reported_extent());
+  const double n = double(call.space()) * double(rows == 1 ? call.samples() : 1);
+  for (const BufferUpdate& u : updates) move_buffer(u, table, rows, n, memory);
+}
+
+// `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
+template <class Method, class MakeParams, class WriteOwn>
+void channel_backward(const ChannelCall& call, const MakeParams& make_params, const ConstTensor& dy,
+                      const Gradients& g, const SavedStats& stats, const Context& context,
+                      const OwnGradients& own, const WriteOwn& write_own) {
+  check_device(context);
+  check_like(call.names.dy, dy, call.x, call.names.x);
+  check_output("out", g.dx, call.x, /*may_be_x=*/true, call.names.x);
+  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, call.names.dy, dy);
+  check_disjoint("out", g.dx, call.names.weight, call.weight);
+  for (const OwnParameter& p : own.of) check_disjoint("out", g.dx, p.name, p.value);
+  if (g.dweight && !same_shape(g.dweight, call.weight)) {
+    check_shape("dweight", g.dweight, call.channel_shape);
+  }
+  if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
+  check_pooled(stats.pooled, call.stats_shape());
+  check_pooled(stats.given, call.channel_shape, "stats.given");
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
+  if (call.x.size() == 0) {
+    finish_empty(g, context);
+    if (own.wanted) {
+      const Index n = kParameterCount<Method> * call.channels();
+      write_own(memory.take_filled<double>(n, 0), memory);
+    }
+    return;
+  }
+
+  Plan plan;
+  const ConstTensor dx_view = g.dx;
+  call.plan({&call.x, &dy, &dx_view}, &plan);
+  const typename Method::Params params = make_params(memory);
+  const Index channels = call.channels();
+  double* dweight = nullptr;
+  double* dbias = nullptr;
+  double* dparams = nullptr;
+  if (g.dweight || g.dbias) {
+    dweight = memory.take<double>(channels);
+    dbias = memory.take<double>(channels);
+  }
+  if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    BackwardArgs<C> args{};
+    args.x = call.x.data();
+    args.dy = dy.data();
+    args.dx = g.dx.data();
+    args.channel_weight = call.load_channels(call.weight, memory);
+    const PooledValues forward(plan, stats.pooled, memory);
+    args.forward_mean = forward.mean;
+    args.forward_var = forward.var;
+    if (call.given()) {
+      // What the forward call used, if it says so: the buffers may have moved on.
+      const ConstTensor& saved = call.nothing_computed() ? stats.pooled : stats.given;
+      const PooledValues used(plan, saved, memory);
+      args.given_mean = saved ? used.mean : call.load_channels(call.given_mean, memory);
+      args.given_var = saved ? used.var : call.load_given_var(memory);
+    }
+    args.dweight = dweight;
+    args.dbias = dbias;
+    args.dparams = dparams;
+    run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+  });
+  if (g.dweight) {
+    // One weight for all channels has the sum of their gradients.
+    const bool one = g.dweight.size() == 1 && channels > 1;
+    if (one) {
+      double* sum = memory.take<double>(1);
+      memory.sum_each(dweight, 1, channels, sum);
+      dweight = sum;
+    }
+    Walk w = call.channel_walk(g.dweight);
+    if (one) w.size[0] = 1;
+    memory.store(dweight, g.dweight, w);
+  }
+  if (g.dbias) memory.store(dbias, g.dbias, call.channel_walk(g.dbias));
+  if (own.wanted) write_own(dparams, memory);
+}
+
+template <class Method, class MakeParams>
+void channel_backward(const ChannelCall& call, const MakeParams& make_params, const ConstTensor& dy,
+                      const Gradients& g, const SavedStats& stats, const Context& context) {
+  channel_backward<Method>(call, make_params, dy, g, stats, context, OwnGradients{{}, false},
+                           [](const double*, Memory&) {});
+}
+
+}  // namespace normcore

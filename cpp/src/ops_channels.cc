@@ -1,0 +1,332 @@
+// Batch, instance and group normalization and their adaptive relatives: what each allows, and which
+// statistics it takes from where.
+#include "channel_call.h"
+
+namespace normcore {
+namespace {
+
+template <class Method>
+inline constexpr std::type_identity<Method> kMethod{};
+
+const ConstTensor kAbsent{};
+
+// Params that are scalars.
+template <class Params>
+auto constant(const Params& params) {
+  return [params](Memory&) { return params; };
+}
+
+void check_training(const ChannelCall& call, double momentum, bool training) {
+  check_finite("momentum", momentum);
+  if (training && call.x.size() > 0 && call.samples() * call.space() == 1) {
+    throw value_error("Expected more than 1 value per channel when training" + input_size(call.x));
+  }
+}
+
+// ---- batch norm
+
+ChannelCall batch_norm_call(const ConstTensor& x, const ConstTensor& weight,
+                            const ConstTensor& bias, const BatchNormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<BatchNorm>, x, weight, bias, o.channel_axis);
+  call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
+  check_eps(o.eps, /*positive=*/o.training);
+  check_training(call, o.momentum, o.training);
+  return call;
+}
+
+// ---- instance norm
+
+ChannelCall instance_norm_call(const ConstTensor& x, const ConstTensor& weight,
+                               const ConstTensor& bias, const InstanceNormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<InstanceNorm>, x, weight, bias, o.channel_axis);
+  if (!o.use_input_stats && !o.running_mean) {
+    throw value_error(
+        "running_mean is None, expected an array: use_input_stats=False takes statistics from it");
+  }
+  call.buffers(o.running_mean, o.running_var, /*use=*/!o.use_input_stats);
+  check_eps(o.eps, false);
+  check_finite("momentum", o.momentum);
+  if (o.use_input_stats && x.size() > 0 && call.space() == 1) {
+    throw value_error("Expected more than 1 spatial element when training" + input_size(x));
+  }
+  return call;
+}
+
+// ---- group norm
+
+ChannelCall group_norm_call(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
+                            const ConstTensor& bias, const GroupNormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<GroupNorm>, x, weight, bias, o.channel_axis);
+  check_eps(o.eps, false);
+  if (num_groups < 1 || call.channels() % num_groups != 0) {
+    throw value_error("num_groups is " + std::to_string(num_groups) +
+                      ", expected a positive divisor of " + std::to_string(call.channels()) + ": " +
+                      call.channel_shape.rule_text());
+  }
+  call.groups = num_groups;
+  if (x.size() > 0 && call.samples() * (call.channels() / num_groups) * call.space() == 1) {
+    throw value_error("Expected more than 1 value per channel when training" + input_size(x));
+  }
+  return call;
+}
+
+// ---- batch renorm
+
+void check_at_least(const char* name, double value, double least) {
+  if (std::isfinite(value) && value >= least) return;
+  throw value_error(std::string(name) + " is " + std::to_string(value) +
+                    ", expected a finite number >= " + std::to_string(static_cast<int>(least)));
+}
+
+// In evaluation it is batch norm with the running standard deviation.
+template <class Method>
+ChannelCall batch_renorm_call(const ConstTensor& x, const ConstTensor& weight,
+                              const ConstTensor& bias, const BatchRenormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<Method>, x, weight, bias, o.channel_axis);
+  if (!o.running_mean) throw value_error("running_mean is None, expected an array");
+  call.buffers(o.running_mean, o.running_std, /*use=*/true, "running_std");
+  call.given_std = true;
+  check_eps(o.eps, /*positive=*/o.training);
+  check_training(call, o.momentum, o.training);
+  check_at_least("r_max", o.r_max, 1);
+  check_at_least("d_max", o.d_max, 0);
+  return call;
+}
+BatchRenorm::Params params_of(const BatchRenormOptions& o) { return {o.eps, o.r_max, o.d_max}; }
+
+// ---- batch-instance norm
+
+ChannelCall batch_instance_norm_call(const ConstTensor& x, const ConstTensor& rho,
+                                     const ConstTensor& weight, const ConstTensor& bias,
+                                     const BatchInstanceNormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<BatchInstanceNorm>, x, weight, bias, o.channel_axis);
+  if (!rho) throw type_error("rho is None, expected an array");
+  check_shape("rho", rho, call.channel_shape);
+  call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
+  check_eps(o.eps, false);
+  check_training(call, o.momentum, o.training);
+  return call;
+}
+auto batch_instance_params(const ChannelCall& call, const ConstTensor& rho, double eps) {
+  return [&call, &rho, eps](Memory& memory) {
+    return BatchInstanceNorm::Params{eps, call.load_channels(rho, memory)};
+  };
+}
+
+// ---- switchable norm
+
+ChannelCall switchable_norm_call(const ConstTensor& x, const ConstTensor& mean_logits,
+                                 const ConstTensor& var_logits, const ConstTensor& weight,
+                                 const ConstTensor& bias, const SwitchableNormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<SwitchableNorm>, x, weight, bias, o.channel_axis);
+  ExpectedShape three;
+  three.append(3);
+  three.rule = "instance, layer, batch";
+  if (!mean_logits) throw type_error("mean_logits is None, expected an array");
+  if (!var_logits) throw type_error("var_logits is None, expected an array");
+  check_shape("mean_logits", mean_logits, three);
+  check_shape("var_logits", var_logits, three);
+  call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
+  check_eps(o.eps, false);
+  check_training(call, o.momentum, o.training);
+  return call;
+}
+auto switchable_params(const ConstTensor& mean_logits, const ConstTensor& var_logits, double eps) {
+  return [&mean_logits, &var_logits, eps](Memory& memory) {
+    auto weights = [&](const ConstTensor& logits) {
+      double* w = memory.take<double>(3);
+      memory.softmax(memory.load<double>(logits, vector_walk(logits)), 3, w);
+      return w;
+    };
+    return SwitchableNorm::Params{eps, weights(mean_logits), weights(var_logits)};
+  };
+}
+
+// ---- mean-only batch norm
+
+ChannelCall mean_only_call(const ConstTensor& x, const ConstTensor& bias,
+                           const MeanOnlyBatchNormOptions& o) {
+  ChannelCall call = ChannelCall::of(kMethod<MeanOnlyBatchNorm>, x, kAbsent, bias, o.channel_axis);
+  if (o.running_mean) check_shape("running_mean", o.running_mean, call.channel_shape);
+  if (!o.training) call.given_mean = o.running_mean;
+  check_training(call, o.momentum, o.training);
+  return call;
+}
+
+}  // namespace
+
+void batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                const Tensor& y, const BatchNormOptions& o, const StatsOut& stats,
+                const Context& context) {
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
+      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, o.unbiased_running_var}};
+  channel_forward<BatchNorm>(batch_norm_call(x, weight, bias, o),
+                             constant(BatchNorm::Params{o.eps}), y,
+                             moving(updates, o.training && o.running_mean), stats, context);
+}
+
+void batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                         const Gradients& gradients, const BatchNormOptions& o,
+                         const SavedStats& stats, const Context& context) {
+  channel_backward<BatchNorm>(batch_norm_call(x, weight, kAbsent, o),
+                              constant(BatchNorm::Params{o.eps}), dy, gradients, stats, context);
+}
+
+void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                   const Tensor& y, const InstanceNormOptions& o, const StatsOut& stats,
+                   const Context& context) {
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
+      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, true}};
+  channel_forward<InstanceNorm>(
+      instance_norm_call(x, weight, bias, o), constant(InstanceNorm::Params{o.eps}), y,
+      moving(updates, o.use_input_stats && o.running_mean), stats, context);
+}
+
+void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                            const Gradients& gradients, const InstanceNormOptions& o,
+                            const SavedStats& stats, const Context& context) {
+  channel_backward<InstanceNorm>(instance_norm_call(x, weight, kAbsent, o),
+                                 constant(InstanceNorm::Params{o.eps}), dy, gradients, stats,
+                                 context);
+}
+
+void group_norm(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
+                const ConstTensor& bias, const Tensor& y, const GroupNormOptions& o,
+                const StatsOut& stats, const Context& context) {
+  channel_forward<GroupNorm>(group_norm_call(x, num_groups, weight, bias, o),
+                             constant(GroupNorm::Params{o.eps}), y, {}, stats, context);
+}
+
+void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_groups,
+                         const ConstTensor& weight, const Gradients& gradients,
+                         const GroupNormOptions& o, const SavedStats& stats,
+                         const Context& context) {
+  channel_backward<GroupNorm>(group_norm_call(x, num_groups, weight, kAbsent, o),
+                              constant(GroupNorm::Params{o.eps}), dy, gradients, stats, context);
+}
+
+void batch_renorm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                  const Tensor& y, const BatchRenormOptions& o, const StatsOut& stats,
+                  const Context& context) {
+  if (!o.training) {
+    channel_forward<BatchNorm>(batch_renorm_call<BatchNorm>(x, weight, bias, o),
+                               constant(BatchNorm::Params{0}), y, {}, stats, context);
+    return;
+  }
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
+      {"running_std", o.running_std, BufferUpdate::kStandardDeviation, o.momentum}};
+  channel_forward<BatchRenorm>(batch_renorm_call<BatchRenorm>(x, weight, bias, o),
+                               constant(params_of(o)), y, updates, stats, context);
+}
+
+void batch_renorm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                           const Gradients& gradients, const BatchRenormOptions& o,
+                           const SavedStats& stats, const Context& context) {
+  if (!o.training) {
+    channel_backward<BatchNorm>(batch_renorm_call<BatchNorm>(x, weight, kAbsent, o),
+                                constant(BatchNorm::Params{0}), dy, gradients, stats, context);
+    return;
+  }
+  if (!stats.pooled || !stats.given) {
+    throw value_error(
+        "stats is None, expected what the forward call returned: in training the running buffers "
+        "have moved on");
+  }
+  channel_backward<BatchRenorm>(batch_renorm_call<BatchRenorm>(x, weight, kAbsent, o),
+                                constant(params_of(o)), dy, gradients, stats, context);
+}
+
+void batch_instance_norm(const ConstTensor& x, const ConstTensor& rho, const ConstTensor& weight,
+                         const ConstTensor& bias, const Tensor& y,
+                         const BatchInstanceNormOptions& o, const StatsOut& stats,
+                         const Context& context) {
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
+      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, true}};
+  const OwnParameter own[] = {{"rho", rho}};
+  const ChannelCall call = batch_instance_norm_call(x, rho, weight, bias, o);
+  channel_forward<BatchInstanceNorm>(call, batch_instance_params(call, rho, o.eps), y,
+                                     moving(updates, o.training && o.running_mean), stats, context,
+                                     own);
+}
+
+void batch_instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                  const ConstTensor& rho, const ConstTensor& weight,
+                                  const Gradients& gradients, const Tensor& drho,
+                                  const BatchInstanceNormOptions& o, const SavedStats& stats,
+                                  const Context& context) {
+  const ChannelCall call = batch_instance_norm_call(x, rho, weight, kAbsent, o);
+  if (drho) check_shape("drho", drho, call.channel_shape);
+  const OwnParameter own[] = {{"rho", rho}};
+  channel_backward<BatchInstanceNorm>(call, batch_instance_params(call, rho, o.eps), dy, gradients,
+                                      stats, context, OwnGradients{own, static_cast<bool>(drho)},
+                                      [&](const double* by_channel, Memory& memory) {
+                                        memory.store(by_channel, drho, vector_walk(drho));
+                                      });
+}
+
+void switchable_norm(const ConstTensor& x, const ConstTensor& mean_logits,
+                     const ConstTensor& var_logits, const ConstTensor& weight,
+                     const ConstTensor& bias, const Tensor& y, const SwitchableNormOptions& o,
+                     const StatsOut& stats, const Context& context) {
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
+      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, false}};
+  const OwnParameter own[] = {{"mean_logits", mean_logits}, {"var_logits", var_logits}};
+  channel_forward<SwitchableNorm>(switchable_norm_call(x, mean_logits, var_logits, weight, bias, o),
+                                  switchable_params(mean_logits, var_logits, o.eps), y,
+                                  moving(updates, o.training && o.running_mean), stats, context,
+                                  own);
+}
+
+void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                              const ConstTensor& mean_logits, const ConstTensor& var_logits,
+                              const ConstTensor& weight, const Gradients& gradients,
+                              const Tensor& dmean_logits, const Tensor& dvar_logits,
+                              const SwitchableNormOptions& o, const SavedStats& stats,
+                              const Context& context) {
+  const ChannelCall call = switchable_norm_call(x, mean_logits, var_logits, weight, kAbsent, o);
+  const Tensor* outs[] = {&dmean_logits, &dvar_logits};
+  ExpectedShape three;
+  three.append(3);
+  three.rule = "that of the logits";
+  for (const Tensor* out : outs) {
+    if (*out) check_shape("dmean_logits or dvar_logits", *out, three);
+  }
+  const OwnParameter own[] = {{"mean_logits", mean_logits}, {"var_logits", var_logits}};
+  channel_backward<SwitchableNorm>(
+      call, switchable_params(mean_logits, var_logits, o.eps), dy, gradients, stats, context,
+      OwnGradients{own, dmean_logits || dvar_logits},
+      [&](const double* by_channel, Memory& memory) {
+        const Index channels = call.channels();
+        for (int v = 0; v < 2; ++v) {
+          if (!*outs[v]) continue;
+          double* sums = memory.take<double>(3);
+          memory.sum_each(by_channel + v * 3 * channels, 3, channels, sums);
+          memory.store(sums, *outs[v], vector_walk(*outs[v]));
+        }
+      });
+}
+
+void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& bias, const Tensor& y,
+                          const MeanOnlyBatchNormOptions& o, const StatsOut& stats,
+                          const Context& context) {
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum}};
+  channel_forward<MeanOnlyBatchNorm>(mean_only_call(x, bias, o),
+                                     constant(MeanOnlyBatchNorm::Params{}), y,
+                                     moving(updates, o.training && o.running_mean), stats, context);
+}
+
+void mean_only_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                   const Gradients& gradients, const MeanOnlyBatchNormOptions& o,
+                                   const SavedStats& stats, const Context& context) {
+  channel_backward<MeanOnlyBatchNorm>(mean_only_call(x, kAbsent, o),
+                                      constant(MeanOnlyBatchNorm::Params{}), dy, gradients, stats,
+                                      context);
+}
+
+}  // namespace normcore

@@ -1,0 +1,199 @@
+// Layer and RMS normalization and division by a norm: the pool is any set of axes, and parameters
+// belong to its elements. Check the arguments, ask for a plan, bring parameters and statistics into
+// its order, run the pipeline, and write back.
+#include "call.h"
+#include "normcore/ops.h"
+
+namespace normcore {
+namespace {
+
+const ConstTensor kAbsent{};
+
+// Arguments and geometry: every kept position of x is a cell.
+struct ElementCall {
+  const ConstTensor& x;
+  const ConstTensor& weight;
+  const ConstTensor& bias;
+  double eps;
+  double weight_offset;
+  bool normalized[kMaxDims];
+  ExpectedShape parameter_shape, stats_shape;
+
+  ElementCall(const ConstTensor& x_in, const ConstTensor& w, const ConstTensor& b, const Axes& axes,
+              double eps_in, double offset = 0)
+      : x(x_in), weight(w), bias(b), eps(eps_in), weight_offset(offset) {
+    if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
+    check_axes(axes, x.ndim(), normalized);
+    check_eps(eps, false);
+    check_finite("weight_offset", offset);
+    for (int a = 0; a < x.ndim(); ++a) {
+      if (normalized[a]) parameter_shape.append(x.shape(a));
+      stats_shape.append(normalized[a] ? 1 : x.shape(a));
+    }
+    parameter_shape.rule = "x's shape over axis";
+    if (weight) check_shape("weight", weight, parameter_shape);
+    if (bias) check_shape("bias", bias, parameter_shape);
+  }
+
+  void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
+    Role roles[kMaxDims];
+    for (int a = 0; a < x.ndim(); ++a) roles[a] = normalized[a] ? Role::space : Role::outer;
+    // Whatever the method, its pool is a cell.
+    static constexpr Pool kPool[] = {Pool::sample};
+    PlanRequest request{roles, Affinity::element, 1, kPool, 1, true, {}, 0};
+    for (const ConstTensor* t : operands) {
+      request.operands[request.operand_count++] = t && *t ? t : nullptr;
+    }
+    make_plan(request, out);
+  }
+
+  // The elements of a parameter in the plan's order.
+  template <class T>
+  Walk parameter_walk(const Plan& plan, const T& t) const {
+    Walk w;
+    for (int i = 0; i < plan.space_axis_count; ++i) {
+      int axis = 0;
+      for (int a = 0; a < plan.space_axes[i]; ++a) axis += normalized[a];
+      w.append(t.shape(axis), t.stride(axis));
+    }
+    return w;
+  }
+
+  template <class C>
+  const C* load_parameter(const Plan& plan, const ConstTensor& t, double missing, double offset,
+                          Memory& memory) const {
+    if (!t) return memory.take_filled<C>(plan.count, C(missing));
+    return memory.load_shifted<C>(t, parameter_walk(plan, t), offset);
+  }
+};
+
+template <class Method>
+void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor& residual,
+                     const Tensor& h, const StatsOut& stats, const Context& context) {
+  check_device(context);
+  check_output("out", y, call.x, /*may_be_x=*/true);
+  check_disjoint("out", y, "weight", call.weight);
+  check_disjoint("out", y, "bias", call.bias);
+  if (residual) {
+    check_like("residual", residual, call.x);
+    check_disjoint("out", y, "residual", residual);
+    check_output("h", h, call.x, /*may_be_x=*/false);
+    check_disjoint("h", h, "residual", residual);
+    check_disjoint("h", h, "out", y);
+  }
+  check_stats_out(stats, call.stats_shape);
+  if (call.x.size() == 0) return finish_empty(stats, context);
+
+  Plan plan;
+  const ConstTensor y_view = y, h_view = h;
+  call.plan({&call.x, &y_view, &residual, residual ? &h_view : nullptr}, &plan);
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    ForwardArgs<C> args{};
+    args.x = residual ? h.data() : call.x.data();
+    args.y = y.data();
+    if (residual) {
+      args.x_in = call.x.data();
+      args.residual = residual.data();
+      // What is normalized lies where h lies.
+      std::swap(plan.access[0], plan.access[3]);
+    }
+    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
+    args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, memory);
+    StatsTable table;
+    if (stats.mean || stats.rstd || stats.pooled) {
+      table = StatsTable(plan.outer * plan.cells, memory);
+      args.mean = table.mean;
+      args.var = table.var;
+      args.rstd = table.rstd;
+    }
+    run_forward<Method, C>(plan, call.x.dtype(), args, {call.eps}, context, memory);
+    if (args.mean) write_stats(plan, table, stats, memory);
+  });
+}
+
+template <class Method>
+void element_backward(const ElementCall& call, const ConstTensor& dy, const Gradients& g,
+                      const ConstTensor& dh, const ConstTensor& pooled, const Context& context) {
+  check_device(context);
+  check_like("dy", dy, call.x);
+  if (dh) check_like("dh", dh, call.x);
+  check_output("out", g.dx, call.x, /*may_be_x=*/true);
+  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, "dy", dy);
+  if (dh && !same_memory(g.dx, dh)) check_disjoint("out", g.dx, "dh", dh);
+  check_disjoint("out", g.dx, "weight", call.weight);
+  if (g.dweight) check_shape("dweight", g.dweight, call.parameter_shape);
+  if (g.dbias) check_shape("dbias", g.dbias, call.parameter_shape);
+  check_pooled(pooled, call.stats_shape);
+  if (call.x.size() == 0) return finish_empty(g, context);
+
+  Plan plan;
+  const ConstTensor dx_view = g.dx;
+  call.plan({&call.x, &dy, &dx_view, &dh}, &plan);
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    BackwardArgs<C> args{};
+    args.x = call.x.data();
+    args.dy = dy.data();
+    args.dx = g.dx.data();
+    args.dh = dh ? dh.data() : nullptr;
+    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
+    if (g.dweight || g.dbias) {
+      args.dweight = memory.take<double>(plan.count);
+      args.dbias = memory.take<double>(plan.count);
+    }
+    const PooledValues forward(plan, pooled, memory);
+    args.forward_mean = forward.mean;
+    args.forward_var = forward.var;
+    run_backward<Method, C>(plan, call.x.dtype(), args, {call.eps}, context, memory);
+    if (g.dweight) {
+      memory.store(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight));
+    }
+    if (g.dbias) memory.store(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias));
+  });
+}
+
+}  // namespace
+
+void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                const Tensor& y, const LayerNormOptions& o, const StatsOut& stats,
+                const Context& context) {
+  const ElementCall call(x, weight, bias, o.axes, o.eps);
+  element_forward<LayerNorm>(call, y, o.residual, o.h, stats, context);
+}
+
+void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                         const Gradients& gradients, const LayerNormOptions& o,
+                         const ConstTensor& dh, const SavedStats& stats, const Context& context) {
+  const ElementCall call(x, weight, kAbsent, o.axes, o.eps);
+  element_backward<LayerNorm>(call, dy, gradients, dh, stats.pooled, context);
+}
+
+void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
+              const RMSNormOptions& o, const StatsOut& stats, const Context& context) {
+  const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
+  element_forward<RMSNorm>(call, y, o.residual, o.h, stats, context);
+}
+
+void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                       const Gradients& gradients, const RMSNormOptions& o, const ConstTensor& dh,
+                       const SavedStats& stats, const Context& context) {
+  const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
+  element_backward<RMSNorm>(call, dy, gradients, dh, stats.pooled, context);
+}
+
+void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
+               const Context& context) {
+  const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
+  element_forward<Normalize>(call, y, kAbsent, {}, {}, context);
+}
+
+void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
+                        const NormalizeOptions& o, const Context& context) {
+  const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
+  element_backward<Normalize>(call, dy, {dx, {}, {}}, kAbsent, kAbsent, context);
+}
+
+}  // namespace normcore

@@ -1,0 +1,57 @@
+// Weight normalization: the pool is a slice of a weight tensor, and g is its channel's weight.
+#include "channel_call.h"
+
+namespace normcore {
+namespace {
+
+const ConstTensor kAbsent{};
+
+ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
+                             const WeightNormOptions& o) {
+  check_eps(o.eps, false);
+  if (!g) throw type_error("g is None, expected an array");
+  ChannelCall call{WeightNorm::pools, 1, v, g, kAbsent, -1, false};
+  call.names = {"v", "g", "dw"};
+  if (o.axis) {
+    if (v.ndim() == 0) throw value_error("v has shape (), expected at least one axis");
+    call.channel_axis = check_axis("axis", *o.axis, v.ndim());
+  }
+  const Index channels = call.channels();
+  // (C,), or v's axes with C among ones, or a single value.
+  bool fits = g.ndim() <= std::max(1, v.ndim());
+  int longer = 0;
+  for (int a = 0; a < g.ndim(); ++a) {
+    if (g.shape(a) == 1) continue;
+    ++longer;
+    const bool in_place = g.ndim() == v.ndim() && a == call.channel_axis;
+    fits = fits && g.shape(a) == channels && (g.ndim() == 1 || in_place);
+  }
+  if (!fits || longer > 1) {
+    throw value_error("g has shape " + shape_text(g) + ", expected () or (" +
+                      std::to_string(channels) + ",), also with v's other axes as 1: " +
+                      (o.axis ? "v.shape[axis=" + std::to_string(*o.axis) + "]" : "one norm"));
+  }
+  call.channel_shape.append(channels);
+  call.channel_shape.rule = "that of g";
+  return call;
+}
+
+auto params_of(const WeightNormOptions& o) {
+  return [eps = o.eps](Memory&) { return WeightNorm::Params{eps}; };
+}
+
+}  // namespace
+
+void weight_norm(const ConstTensor& v, const ConstTensor& g, const Tensor& w,
+                 const WeightNormOptions& o, const Context& context) {
+  channel_forward<WeightNorm>(weight_norm_call(v, g, o), params_of(o), w, {}, {}, context);
+}
+
+void weight_norm_backward(const ConstTensor& dw, const ConstTensor& v, const ConstTensor& g,
+                          const Tensor& dv, const Tensor& dg, const WeightNormOptions& o,
+                          const Context& context) {
+  channel_backward<WeightNorm>(weight_norm_call(v, g, o), params_of(o), dw, {dv, dg, {}}, {},
+                               context);
+}
+
+}  // namespace normcore

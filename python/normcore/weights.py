@@ -1,0 +1,191 @@
+"""Weight normalization and division by a norm, forward and backward.
+
+The rules of :mod:`normcore.functional` hold here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from . import _core
+
+__all__ = [
+    "WeightNormGradients",
+    "normalize",
+    "normalize_backward",
+    "weight_norm",
+    "weight_norm_backward",
+]
+
+
+class WeightNormGradients(NamedTuple):
+    """Gradients of :func:`weight_norm`."""
+
+    dv: Any
+    dg: Any
+
+
+def weight_norm(v: Any, g: Any, *, axis: int | None = 0, eps: float = 0.0, out: Any = None) -> Any:
+    """Write a weight as a direction and a length.
+
+    ``w = g * v / sqrt(sum(v**2) + eps)``, the sum being over all axes but ``axis``. Where it is 0,
+    ``w`` is 0; no square overflows or underflows.
+
+    Parameters
+    ----------
+    v : array of any shape
+        The direction.
+    g : array
+        The length, for each position of ``axis``: shape ``(v.shape[axis],)``, also with v's other
+        axes as 1, or a single value for all.
+    axis : int or None
+        The axis that is kept, 0 for the output channels of PyTorch's layers; None for one norm of
+        the whole of ``v``.
+    eps : float
+        Added to the sum of squares; at least 0.
+    out : array like v, optional
+        Where ``w`` is written; may be v itself.
+
+    Returns
+    -------
+    array
+        ``w``, like v.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is no float, or a missing g.
+    ValueError
+        For shapes that do not fit, an axis out of range, a negative eps, or an ``out`` that does
+        not fit or overlaps.
+
+    References
+    ----------
+    Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
+    of Deep Neural Networks", 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.weight_norm(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([10.0, 10.0]))
+    array([[6., 8.],
+           [0., 0.]])
+    """
+    return _core.weight_norm(v, g, axis, eps, out)
+
+
+def weight_norm_backward(
+    dw: Any, v: Any, g: Any, *, axis: int | None = 0, eps: float = 0.0, out: Any = None
+) -> WeightNormGradients:
+    """Gradients of :func:`weight_norm`.
+
+    With ``s = 1 / sqrt(sum(v**2) + eps)``: ``dg = s * sum(dw * v)`` and
+    ``dv = g * s * (dw - s**2 * sum(dw * v) * v)``; both 0 where ``v`` is.
+
+    Parameters
+    ----------
+    dw : array of v's shape and dtype
+        Gradient of w; any strides, also broadcast ones.
+    v, g, axis, eps
+        As in the forward call.
+    out : array like v, optional
+        Where ``dv`` is written.
+
+    Returns
+    -------
+    WeightNormGradients
+        ``dv`` like v, ``dg`` like g.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`weight_norm`; also where ``dw`` does not have v's shape and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> v, g = np.array([[3.0, 4.0]]), np.array([5.0])
+    >>> nc.weight_norm_backward(np.array([[1.0, 0.0]]), v, g)
+    WeightNormGradients(dv=array([[ 0.64, -0.48]]), dg=array([0.6]))
+    """
+    return WeightNormGradients(*_core.weight_norm_backward(dw, v, g, axis, eps, out))
+
+
+def normalize(
+    x: Any, *, axis: int | Sequence[int] = -1, eps: float = 1e-12, out: Any = None
+) -> Any:
+    """Divide by the Euclidean norm over the given axes.
+
+    ``y = x / max(sqrt(sum(x**2)), eps)``; with ``eps=0``, zeros give zeros.
+
+    Parameters
+    ----------
+    x : array of any shape with at least one axis
+    axis : int or sequence of int
+        Axes over which the norm is taken, in any order.
+    eps : float
+        The least divisor; at least 0.
+    out : array like x, optional
+        Where ``y`` is written; may be x itself.
+
+    Returns
+    -------
+    array
+        ``y``, like x.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is no float.
+    ValueError
+        For axes out of range or named twice, a negative eps, or an ``out`` that does not fit or
+        overlaps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]])
+    """
+    return _core.normalize(x, axis, eps, out)
+
+
+def normalize_backward(
+    dy: Any, x: Any, *, axis: int | Sequence[int] = -1, eps: float = 1e-12, out: Any = None
+) -> Any:
+    """Gradient of :func:`normalize` with respect to x.
+
+    ``dx = (dy - y * sum(dy * y)) / norm``, or ``dy / eps`` where the norm is below ``eps``.
+
+    Parameters
+    ----------
+    dy : array of x's shape and dtype
+        Gradient of y; any strides, also broadcast ones.
+    x, axis, eps
+        As in the forward call.
+    out : array like x, optional
+        Where ``dx`` is written.
+
+    Returns
+    -------
+    array
+        ``dx``, like x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`normalize`; also where ``dy`` does not have x's shape and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.normalize_backward(np.array([1.0, 0.0]), np.array([3.0, 4.0]))
+    array([ 0.128, -0.096])
+    """
+    return _core.normalize_backward(dy, x, axis, eps, out)
