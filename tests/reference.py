@@ -538,6 +538,134 @@ def mean_only_batch_norm_backward(
     return BiasGrads(dx, sum_like(dy, bias, channel))
 
 
+# Batch normalization by other scales. `spread` is what the scale is made of, and slope its
+# derivative by the deviation, times the number of elements.
+
+
+def lp_batch_norm(x, weight=None, bias=None, *, p=1.0, **options):
+    return _scaled_norm(x, weight, bias, lambda d, pool, eps: _lp_scale(d, pool, p, eps), **options)
+
+
+def lp_batch_norm_backward(dy, x, weight=None, bias=None, *, p=1.0, stats=None, **options):
+    scale_of = lambda d, pool, eps: _lp_scale(d, pool, p, eps)  # noqa: E731
+    return _scaled_backward(dy, x, weight, bias, scale_of, **options)
+
+
+def topk_batch_norm(x, weight=None, bias=None, *, k=10, **options):
+    return _scaled_norm(
+        x, weight, bias, lambda d, pool, eps: _topk_scale(d, pool, k, eps), **options
+    )
+
+
+def topk_batch_norm_backward(dy, x, weight=None, bias=None, *, k=10, stats=None, **options):
+    scale_of = lambda d, pool, eps: _topk_scale(d, pool, k, eps)  # noqa: E731
+    return _scaled_backward(dy, x, weight, bias, scale_of, **options)
+
+
+def _lp_scale(d, pool, p, eps):
+    size = np.abs(d)
+    if p == 1:
+        c = np.sqrt(Real(np.pi) / 2)
+        return c * size.mean(axis=pool, keepdims=True) + eps, c * np.sign(d)
+    if np.isinf(p):
+        scale, slope = _largest(d, pool, 1)
+        return scale + eps, slope
+    # From the largest on, whose powers are the first to leave the range.
+    top = size.max(axis=pool, keepdims=True)
+    unit = np.where(top == 0, 1, top)
+    mean = ((size / unit) ** Real(p)).mean(axis=pool, keepdims=True) + eps / unit ** Real(p)
+    scale = unit * mean ** (1 / Real(p))
+    return scale, np.sign(d) * (size / scale) ** (Real(p) - 1)
+
+
+def _topk_scale(d, pool, k, eps):
+    m = d.size // d.max(axis=pool).size
+    c = (1 + np.sqrt(Real(np.pi) * np.log(Real(4)))) / (2 * np.sqrt(2 * np.log(Real(m))))
+    spread, slope = _largest(d, pool, k)
+    return c * spread + eps, c * slope
+
+
+def _largest(d, pool, k):
+    """The mean of the k largest |d|, and its slope; equals of the least share its place."""
+    moved = np.moveaxis(
+        np.abs(d), [i for i in range(d.ndim) if i not in pool], range(d.ndim - len(pool))
+    )
+    flat = np.sort(moved.reshape(*moved.shape[: d.ndim - len(pool)], -1), axis=-1)
+    m = flat.shape[-1]
+    k = min(k, m)
+    kept = [1 if i in pool else n for i, n in enumerate(d.shape)]
+    least = flat[..., -k].reshape(kept)
+    above, equal = np.abs(d) > least, np.abs(d) == least
+    share = (k - above.sum(axis=pool, keepdims=True)) / equal.sum(axis=pool, keepdims=True).astype(
+        Real
+    )
+    slope = np.sign(d) * (above + share * equal) * m / k
+    return flat[..., -k:].mean(axis=-1).reshape(kept), slope
+
+
+def _scaled_statistics(x, scale_of, running_mean, running_scale, training, eps, channel_axis):
+    channel = sorted_axes(x.ndim, channel_axis)
+    pool = tuple(i for i in range(x.ndim) if i not in channel)
+    if running_mean is not None and not training:
+        mean, scale = (expand(b, channel, x.shape) for b in (running_mean, running_scale))
+        return mean, scale, None, pool, channel
+    mean = x.mean(axis=pool, keepdims=True)
+    scale, slope = scale_of(x - mean, pool, eps)
+    return mean, scale, slope, pool, channel
+
+
+def _scaled_norm(
+    x,
+    weight,
+    bias,
+    scale_of,
+    *,
+    running_mean=None,
+    running_scale=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    channel_axis=1,
+    return_stats=False,
+):
+    x = wide(x)
+    mean, scale, slope, _, channel = _scaled_statistics(
+        x, scale_of, running_mean, running_scale, training, eps, channel_axis
+    )
+    if running_mean is not None and slope is not None:
+        _update(running_mean, mean, momentum)
+        _update(running_scale, scale, momentum)
+    y = affine((x - mean) / scale, weight, bias, channel)
+    return _result(y, None, Stats(mean.ravel(), (1 / scale).ravel()) if return_stats else None)
+
+
+def _scaled_backward(
+    dy,
+    x,
+    weight,
+    bias,
+    scale_of,
+    *,
+    running_mean=None,
+    running_scale=None,
+    training=False,
+    eps=1e-5,
+    channel_axis=1,
+):
+    x, dy = wide(x), wide(dy)
+    mean, scale, slope, pool, channel = _scaled_statistics(
+        x, scale_of, running_mean, running_scale, training, eps, channel_axis
+    )
+    xhat = (x - mean) / scale
+    gh = scaled(dy, weight, channel)
+    dx = gh
+    if slope is not None:
+        product = (gh * xhat).mean(axis=pool, keepdims=True)
+        dx = dx - gh.mean(axis=pool, keepdims=True)
+        dx = dx - product * (slope - slope.mean(axis=pool, keepdims=True))
+    return Grads(dx / scale, sum_like(dy * xhat, weight, channel), sum_like(dy, bias, channel))
+
+
 # Weights, and division by a norm.
 
 

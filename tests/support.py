@@ -165,9 +165,19 @@ VARIANTS = [
     Variant("switchable_norm", {"training": False}, buffers=True),
     Variant("mean_only_batch_norm", {"training": True}, buffers=True),
     Variant("mean_only_batch_norm", {"training": False}, buffers=True),
+    Variant("lp_batch_norm", {"training": True}, buffers=True),
+    Variant("lp_batch_norm", {"training": True, "p": 3.0}, buffers=True),
+    Variant("lp_batch_norm", {"training": True, "p": np.inf}, buffers=True),
+    Variant("lp_batch_norm", {"training": False}, buffers=True),
+    Variant("topk_batch_norm", {"training": True}, buffers=True),
+    Variant("topk_batch_norm", {"training": False, "k": 3}, buffers=True),
 ]
 # Methods of weights and plain rows, which have no statistics to return: test_weights.py.
-OTHER_METHODS = {"weight_norm", "normalize"}
+OTHER_METHODS = {
+    "weight_norm": "weight_norm",
+    "normalize": "normalize",
+    "lp_normalize": "normalize",
+}
 # Parameters of a method's own, before weight and bias; and the only ones where those are not both.
 OWN_PARAMETERS = {
     "batch_instance_norm": ("rho",),
@@ -177,9 +187,11 @@ AFFINE = {"rms_norm": ("weight",), "mean_only_batch_norm": ("bias",)}
 BUFFERS = {
     "batch_renorm": ("running_mean", "running_std"),
     "mean_only_batch_norm": ("running_mean",),
+    "lp_batch_norm": ("running_mean", "running_scale"),
+    "topk_batch_norm": ("running_mean", "running_scale"),
 }
 # One of each method, for the tests in which options make no difference.
-PLAIN_VARIANTS = [VARIANTS[i] for i in (0, 2, 4, 6, 8, 9, 11, 13, 15)]
+PLAIN_VARIANTS = [VARIANTS[i] for i in (0, 2, 4, 6, 8, 9, 11, 13, 15, 17, 21)]
 # Arguments of the forward call that its backward does not have.
 FORWARD_ONLY = {"momentum", "unbiased_running_var", "residual"}
 
@@ -250,6 +262,11 @@ class Problem:
             "y": eps * (4 * w * (1 + xhat) + 2 * _peak(self.params.get("bias"))),
             "dx": eps * 4 * (1 + xhat) * rstd * w * dy,
         }
+        if "k" in self.options or self.options.get("p") == np.inf or self.method[:4] == "topk":
+            # The few largest elements take the gradient of the scale, a sum over all.
+            few = self.options.get("k", 1 if "p" in self.options else 10)
+            pool = self.x.size / self.x.shape[self.options.get("channel_axis", 1)]
+            slack["dx"] *= 1 + 2 * np.sqrt(pool) / few
         factor = {"weight": 1 + xhat, "bias": 1}
         for name, value in self.params.items():
             terms = 8 * factor.get(name, w * (1 + xhat) ** 2) * dy

@@ -106,6 +106,8 @@ def test_magnitudes_float64(rng, variant, magnitude):
     problem = make_problem(rng, variant, np.float64)
     without_eps(problem)
     want = problem.forward(reference)
+    if problem.options.get("p") == 3.0 and magnitude < 1:
+        magnitude = 1e-80  # the cube of less is less than the least eps
     problem.x *= magnitude
     assert_relative(problem, problem.forward(), want, 1e-13, "y")
 

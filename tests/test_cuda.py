@@ -248,7 +248,8 @@ def test_weight_norm(rng, dtype, axis):
 def test_normalize(rng, dtype):
     for shape, axis in [((3, 20), -1), ((40, 3), 0), ((2, 5000), 1), ((3, 4, 5), (0, 2))]:
         x, dy, _ = make_weight(rng, dtype, shape)
-        check_normalize(x, dy, axis=axis)
+        for order in (2, 1, np.inf):
+            check_normalize(x, dy, axis=axis, ord=order)
 
 
 def test_running_statistics_move_as_on_the_cpu(rng):

@@ -19,8 +19,15 @@ EXTRA = [
     Variant("group_norm", {"num_groups": 6}),
 ]
 each_variant = pytest.mark.parametrize("variant", VARIANTS + EXTRA, ids=str)
-STORED = ("running_mean", "running_var", "running_std")
-ADAPTIVE = ("batch_renorm", "batch_instance_norm", "switchable_norm", "mean_only_batch_norm")
+STORED = ("running_mean", "running_var", "running_std", "running_scale")
+ADAPTIVE = (
+    "batch_renorm",
+    "batch_instance_norm",
+    "switchable_norm",
+    "mean_only_batch_norm",
+    "lp_batch_norm",
+    "topk_batch_norm",
+)
 each_module = pytest.mark.parametrize("module", [nc, reference], ids=["normcore", "oracle"])
 
 
@@ -42,7 +49,22 @@ def torch_adaptive(torch, problem, x, params, eps=1e-5):
     training = options["training"]
     mean, var = torch_moments(torch, x, (0, 2, 3))
     instance_mean, instance_var = torch_moments(torch, x, (2, 3))
-    if problem.method == "batch_renorm":
+    if problem.method in ("lp_batch_norm", "topk_batch_norm"):
+        if not training:
+            mean, scale = running["running_mean"], running["running_scale"]
+        else:
+            size, m = (x - mean).abs().transpose(0, 1).flatten(1), x.numel() // x.shape[1]
+            p = options.get("p", 1.0)
+            if problem.method == "topk_batch_norm":
+                c = (1 + np.sqrt(np.pi * np.log(4))) / (2 * np.sqrt(2 * np.log(m)))
+                scale = c * size.topk(min(options.get("k", 10), m)).values.mean(1) + eps
+            elif p == 1:
+                scale = np.sqrt(np.pi / 2) * size.mean(1) + eps
+            else:
+                scale = size.amax(1) + eps if p == np.inf else ((size**p).mean(1) + eps) ** (1 / p)
+            scale = per_channel(scale)
+        xhat = (x - mean) / scale
+    elif problem.method == "batch_renorm":
         std = torch.sqrt(var + eps)
         mu, sigma = running["running_mean"], running["running_std"]
         r = (std / sigma).clamp(1 / 3, 3).detach()

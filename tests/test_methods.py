@@ -34,10 +34,11 @@ half, single, double = np.float16, np.float32, np.float64
 
 @pytest.mark.parametrize("method", nc._core.methods())
 def test_registered_method_has_oracle_and_variant(method):
+    known = {v.method: v.method for v in VARIANTS} | OTHER_METHODS
+    assert method in known, "add the method to VARIANTS in tests/support.py"
+    method = known[method]
     assert callable(getattr(reference, method)), "add the method to tests/reference.py"
     assert callable(getattr(reference, method + "_backward"))
-    known = {v.method for v in VARIANTS} | OTHER_METHODS
-    assert method in known, "add the method to VARIANTS in tests/support.py"
 
 
 @each_variant
@@ -147,7 +148,7 @@ def test_stats(rng, variant, layout, dtype):
     for name in set(want._fields) & set(stats._fields):
         # Rounded once, for the reader; before that, a few roundings of float32 sums (std 1.5).
         exact = getattr(want, name)
-        slack = 8 * np.finfo(stat_dtype(dtype)).eps * (1 + np.abs(exact))
+        slack = 16 * np.finfo(stat_dtype(dtype)).eps * (1 + np.abs(exact))
         what = f"{problem.method} {name}"
         assert_close(getattr(stats, name), exact, slack=slack, what=what, dtype=stat_dtype(dtype))
 

@@ -13,6 +13,7 @@ import normcore as nc
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_order = pytest.mark.parametrize("ord", [2, 1, np.inf], ids=str)
 AXES = [0, 1, 2, -1, None]
 
 
@@ -165,6 +166,15 @@ def test_errors():
         nc.normalize(v, eps=-1.0)
     with pytest.raises(ValueError, match="axis is 5"):
         nc.normalize(v, axis=5)
+    for order in (3, 0, -np.inf, np.nan):
+        with pytest.raises(ValueError, match=r"ord is .*expected 1, 2 or inf"):
+            nc.normalize(v, ord=order)
+
+
+def test_the_largest_share_the_gradient_of_the_maximum():
+    x = np.array([[3.0, -3.0, 1.0, 3.0]])
+    dx = nc.normalize_backward(np.array([[1.0, 0.0, 0.0, 0.0]]), x, ord=np.inf)
+    np.testing.assert_allclose(dx, np.array([[1 - 1 / 3, 1 / 3, 0, -1 / 3]]) / 3, rtol=1e-15)
 
 
 def test_empty(rng):
@@ -189,9 +199,8 @@ def check_normalize(x, dy, **options):
         reference.normalize_backward(dy, x, **options),
     )
     axes = reference.sorted_axes(x.ndim, options.get("axis", -1))
-    divisor = reference._divisor(
-        reference._norm(reference.wide(x), 2, axes), options.get("eps", 1e-12)
-    )
+    norm = reference._norm(reference.wide(x), options.get("ord", 2), axes)
+    divisor = reference._divisor(norm, options.get("eps", 1e-12))
     slack = 32 * eps * np.abs(reference.wide(dy)).max() / divisor  # as the gradient of a weight
     assert_close(dx, want, slack=slack, what="dx", dtype=x.dtype)
 
@@ -199,32 +208,38 @@ def check_normalize(x, dy, **options):
 @each_dtype
 @each_layout
 @pytest.mark.parametrize("axis", [-1, 1, 0, (1, 2), (0, 1, 2, 3)], ids=str)
-def test_normalize(rng, dtype, layout, axis, isa):
+@each_order
+def test_normalize(rng, dtype, layout, axis, ord, isa):
     x, dy, _ = make_weight(rng, dtype, layout=layout)
-    check_normalize(x, dy, axis=axis)
+    check_normalize(x, dy, axis=axis, ord=ord)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 64, 1000, 70000])
-def test_widths(rng, width):
+@each_order
+def test_widths(rng, width, ord):
     x, dy, _ = make_weight(rng, shape=(3, width))
-    check_normalize(x, dy)
+    check_normalize(x, dy, ord=ord)
 
 
-def test_below_eps_it_is_a_division(rng):
+@each_order
+def test_below_eps_it_is_a_division(rng, ord):
     x, dy, _ = make_weight(rng, np.float64, shape=(4, 9))
     x[1] *= 1e-9
     x[2] = 0
-    check_normalize(x, dy, eps=1e-3)
-    np.testing.assert_allclose(nc.normalize_backward(dy, x, eps=1e-3)[1], dy[1] / 1e-3, rtol=1e-15)
-    assert not nc.normalize(x, eps=0.0)[2].any()
-    assert not nc.normalize_backward(dy, x, eps=0.0)[2].any()
+    check_normalize(x, dy, eps=1e-3, ord=ord)
+    np.testing.assert_allclose(
+        nc.normalize_backward(dy, x, eps=1e-3, ord=ord)[1], dy[1] / 1e-3, rtol=1e-15
+    )
+    assert not nc.normalize(x, eps=0.0, ord=ord)[2].any()
+    assert not nc.normalize_backward(dy, x, eps=0.0, ord=ord)[2].any()
 
 
 @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
-def test_normalize_magnitudes(rng, exponent):
+@each_order
+def test_normalize_magnitudes(rng, exponent, ord):
     x, dy, _ = make_weight(rng, shape=(6, 35))
-    want, want_dx = nc.normalize(x), nc.normalize_backward(dy, x)
+    want, want_dx = nc.normalize(x, ord=ord), nc.normalize_backward(dy, x, ord=ord)
     x = x * np.float32(2.0**exponent)
-    np.testing.assert_array_max_ulp(nc.normalize(x, eps=0.0), want, 6)
-    dx = nc.normalize_backward(dy, x, eps=0.0) * np.float32(2.0**exponent)
+    np.testing.assert_array_max_ulp(nc.normalize(x, eps=0.0, ord=ord), want, 6)
+    dx = nc.normalize_backward(dy, x, eps=0.0, ord=ord) * np.float32(2.0**exponent)
     np.testing.assert_allclose(dx, want_dx, rtol=1e-5, atol=1e-6)

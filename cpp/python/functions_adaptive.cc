@@ -279,11 +279,91 @@ py::object mean_only_batch_norm_backward_(py::handle dy_, py::handle x_, py::han
   return py::make_tuple(g.dx.result.take(), g.dbias.result.take());
 }
 
+// ---- Lp and top-k batch norm
+
+// The forward and backward functions of one of them.
+struct LpFunctions {
+  using Options = LpBatchNormOptions;
+  static constexpr auto forward = &lp_batch_norm;
+  static constexpr auto backward = &lp_batch_norm_backward;
+  static void set(Options& o, py::handle p) { o.p = as_double(p, "p"); }
+};
+struct TopKFunctions {
+  using Options = TopKBatchNormOptions;
+  static constexpr auto forward = &topk_batch_norm;
+  static constexpr auto backward = &topk_batch_norm_backward;
+  static void set(Options& o, py::handle k) { o.k = as_index(k, "k"); }
+};
+
+template <class Functions>
+typename Functions::Options scaled_options(py::handle parameter, const Buffers& buffers,
+                                           bool training, py::handle eps, py::handle channel_axis) {
+  typename Functions::Options options;
+  Functions::set(options, parameter);
+  options.running_mean = buffers.mean.tensor();
+  options.running_scale = buffers.var.tensor();
+  options.training = training;
+  options.eps = as_double(eps, "eps");
+  options.channel_axis = as_axis(channel_axis, "channel_axis");
+  return options;
+}
+
+template <class Functions>
+py::object scaled_(py::handle x_, py::handle weight_, py::handle bias_, py::handle parameter,
+                   py::handle running_mean, py::handle running_scale, py::handle training_,
+                   py::handle momentum, py::handle eps, py::handle channel_axis, py::handle out,
+                   bool return_stats) {
+  const bool training = as_bool(training_, "training");
+  const ChannelArguments a(x_, weight_, bias_);
+  const Buffers buffers(running_mean, running_scale, training, "running_scale");
+  auto options = scaled_options<Functions>(parameter, buffers, training, eps, channel_axis);
+  options.momentum = as_double(momentum, "momentum");
+  Output y(out, a.x);
+  Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, false, 0));
+  const Context context = call_context(a.x, {{"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"running_mean", buffers.mean},
+                                             {"running_scale", buffers.var},
+                                             {"out", y.array()}});
+  {
+    const ReleaseGil release(a.x.tensor().size());
+    Functions::forward(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options,
+                       stats.out, context);
+  }
+  return results(y, stats, return_stats);
+}
+
+template <class Functions>
+py::object scaled_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle bias_,
+                            py::handle parameter, py::handle running_mean, py::handle running_scale,
+                            py::handle training, py::handle eps, py::handle channel_axis,
+                            py::handle pooled, py::handle out) {
+  const ChannelArguments a(x_, weight_, bias_);
+  const Buffers buffers(running_mean, running_scale, false, "running_scale");
+  const auto options = scaled_options<Functions>(parameter, buffers, as_bool(training, "training"),
+                                                 eps, channel_axis);
+  ChannelGradient g(dy_, a, pooled, py::none(), out);
+  const Context context = call_context(a.x, {{"dy", g.dy},
+                                             {"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"running_mean", buffers.mean},
+                                             {"running_scale", buffers.var},
+                                             {"stats.pooled", g.pooled},
+                                             {"out", g.dx.array()}});
+  {
+    const ReleaseGil release(a.x.tensor().size());
+    Functions::backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
+                        g.stats(), context);
+  }
+  return py::make_tuple(g.dx.result.take(), g.dweight.result.take(), g.dbias.result.take());
+}
+
 // ---- normalize
 
-py::object normalize_(py::handle x_, py::handle axis, py::handle eps, py::handle out) {
+py::object normalize_(py::handle x_, py::handle ord, py::handle axis, py::handle eps,
+                      py::handle out) {
   const Array x(x_, "x");
-  const NormalizeOptions options{as_axes(axis), as_double(eps, "eps")};
+  const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis), as_double(eps, "eps")};
   Output y(out, x);
   const Context context = call_context(x, {{"out", y.array()}});
   {
@@ -293,10 +373,10 @@ py::object normalize_(py::handle x_, py::handle axis, py::handle eps, py::handle
   return y.result.take();
 }
 
-py::object normalize_backward_(py::handle dy_, py::handle x_, py::handle axis, py::handle eps,
-                               py::handle out) {
+py::object normalize_backward_(py::handle dy_, py::handle x_, py::handle ord, py::handle axis,
+                               py::handle eps, py::handle out) {
   const Array x(x_, "x"), dy(dy_, "dy");
-  const NormalizeOptions options{as_axes(axis), as_double(eps, "eps")};
+  const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis), as_double(eps, "eps")};
   Output dx(out, x);
   const Context context = call_context(x, {{"dy", dy}, {"out", dx.array()}});
   {
@@ -355,6 +435,10 @@ void register_adaptive_functions(py::module_& m) {
   m.def("switchable_norm_backward", &switchable_norm_backward_);
   m.def("mean_only_batch_norm", &mean_only_batch_norm_);
   m.def("mean_only_batch_norm_backward", &mean_only_batch_norm_backward_);
+  m.def("lp_batch_norm", &scaled_<LpFunctions>);
+  m.def("lp_batch_norm_backward", &scaled_backward_<LpFunctions>);
+  m.def("topk_batch_norm", &scaled_<TopKFunctions>);
+  m.def("topk_batch_norm_backward", &scaled_backward_<TopKFunctions>);
   m.def("normalize", &normalize_);
   m.def("normalize_backward", &normalize_backward_);
   m.def("weight_norm", &weight_norm_);

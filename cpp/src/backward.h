@@ -9,7 +9,8 @@
 #include <array>
 #include <bit>
 
-#include "forward.h"
+#include "spread.h"
+#include "statistics.h"
 #include "tuning.h"
 
 namespace normcore {
@@ -50,6 +51,7 @@ struct GradientTable {
   C* a_c;
   C* b_c;
   C *p, *q, *r;
+  const double *dmean = nullptr, *dspread = nullptr;  // of the first pool, by cell
 
   template <class Scope>
   GradientTable(Scope& scope, Index cells, C* c) : center(c) {
@@ -208,6 +210,7 @@ class Backward {
     Scope scope(be_.workspace());
     Solved<Method, C> s;
     block_statistics<Method>(be_, args_, b, scope, s);
+    measure_spread<Method>(be_, args_, params_, b, scope, s);
     const Index cells = s.rows * b.kn;
     GradientTable<C> t(scope, cells, s.center);
     solve(b, s, t);
@@ -247,6 +250,10 @@ class Backward {
     merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
     if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
     pull_back(b, s, t, dy_u, dy_1, to, scope);
+    if constexpr (MeasuresSpread<Method>) {
+      through_spread(b, s, units, t, scope);
+      return;
+    }
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -364,6 +371,8 @@ class Backward {
       share_by_pool(pool, s.rows, scope, d.mean[i]);
       share_by_pool(pool, s.rows, scope, d.var[i]);
     }
+    t.dmean = d.mean[0];
+    t.dspread = d.var[0];
     const CellStats<Method> stats = s.cells;
     const GradientTable<C> out = t;
     const int first_pool = computed();
@@ -376,6 +385,30 @@ class Backward {
       }
       out.q[cell] = C(q / out.unit[cell]);
       out.r[cell] = C(r);
+    }
+  }
+
+  // As the end of pull_back and of block, with slopes in place of u. There are no elementwise
+  // parameters.
+  void through_spread(const Block& b, const Solved<Method, C>& s, const Units& units,
+                      GradientTable<C>& t, Scope& scope) {
+    if constexpr (MeasuresSpread<Method>) {
+      BlockSpread<Method, Backend> spread(be_, b, s, args_.x, params_.spread, scope);
+      spread.find_slopes();
+      const double n = s.pools[0].count;
+      for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
+        const Slopes& slopes = spread.slopes(cell);
+        const double q = t.dspread[cell] * slopes.weight;
+        t.q[cell] = C(q);
+        t.r[cell] = Method::raw ? C(0) : C((t.dmean[cell] - q * slopes.sum) / n);
+      }
+      const auto f = spread.kernel_arguments();
+      const typename Backend::Table table{b.o0, b.k0, s.row_step};
+      const Index n_units = units.count();
+      for_units(be_, n_units, [&](Index i) {
+        be_.slope_grad(units.range(n_units - 1 - i), table, {t.p, t.q, t.r, {}}, f, args_.dy,
+                       args_.x, args_.dx);
+      });
     }
   }
 

@@ -7,10 +7,13 @@
 #include "normcore/methods/group_norm.h"
 #include "normcore/methods/instance_norm.h"
 #include "normcore/methods/layer_norm.h"
+#include "normcore/methods/lp_batch_norm.h"
+#include "normcore/methods/lp_normalize.h"
 #include "normcore/methods/mean_only_batch_norm.h"
 #include "normcore/methods/normalize.h"
 #include "normcore/methods/rms_norm.h"
 #include "normcore/methods/switchable_norm.h"
+#include "normcore/methods/topk_batch_norm.h"
 #include "normcore/methods/weight_norm.h"
 #include "pipeline.h"
 

@@ -153,6 +153,61 @@ ChannelCall mean_only_call(const ConstTensor& x, const ConstTensor& bias,
   return call;
 }
 
+// ---- batch norm with other scales
+
+// In evaluation it is batch norm with the running scale for a standard deviation.
+template <class Method, class Options>
+ChannelCall scaled_call(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                        const Options& o) {
+  ChannelCall call = ChannelCall::of(kMethod<Method>, x, weight, bias, o.channel_axis);
+  call.buffers(o.running_mean, o.running_scale, /*use=*/!o.training, "running_scale");
+  call.given_std = true;
+  check_eps(o.eps, /*positive=*/o.training);
+  check_training(call, o.momentum, o.training);
+  return call;
+}
+LpBatchNorm::Params params_of(const LpBatchNormOptions& o) {
+  if (!(o.p >= 1)) {
+    throw value_error("p is " + std::to_string(o.p) + ", expected a number >= 1 or infinity");
+  }
+  return {o.eps, std::isinf(o.p) ? SpreadKind{0, 1} : SpreadKind{o.p, 0}};
+}
+TopKBatchNorm::Params params_of(const TopKBatchNormOptions& o) {
+  if (o.k < 1) throw value_error("k is " + std::to_string(o.k) + ", expected at least 1");
+  return {o.eps, {0, o.k}};
+}
+
+template <class Method, class Options>
+void scaled_forward(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                    const Tensor& y, const Options& o, const StatsOut& stats,
+                    const Context& context) {
+  const typename Method::Params params = params_of(o);
+  if (o.running_mean && !o.training) {
+    channel_forward<BatchNorm>(scaled_call<BatchNorm>(x, weight, bias, o),
+                               constant(BatchNorm::Params{0}), y, {}, stats, context);
+    return;
+  }
+  const BufferUpdate updates[] = {
+      {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
+      {"running_scale", o.running_scale, BufferUpdate::kStandardDeviation, o.momentum}};
+  channel_forward<Method>(scaled_call<Method>(x, weight, bias, o), constant(params), y,
+                          moving(updates, static_cast<bool>(o.running_mean)), stats, context);
+}
+
+template <class Method, class Options>
+void scaled_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                     const Gradients& gradients, const Options& o, const SavedStats& stats,
+                     const Context& context) {
+  const typename Method::Params params = params_of(o);
+  if (o.running_mean && !o.training) {
+    channel_backward<BatchNorm>(scaled_call<BatchNorm>(x, weight, kAbsent, o),
+                                constant(BatchNorm::Params{0}), dy, gradients, stats, context);
+    return;
+  }
+  channel_backward<Method>(scaled_call<Method>(x, weight, kAbsent, o), constant(params), dy,
+                           gradients, stats, context);
+}
+
 }  // namespace
 
 void batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
@@ -327,6 +382,31 @@ void mean_only_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   channel_backward<MeanOnlyBatchNorm>(mean_only_call(x, kAbsent, o),
                                       constant(MeanOnlyBatchNorm::Params{}), dy, gradients, stats,
                                       context);
+}
+
+void lp_batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                   const Tensor& y, const LpBatchNormOptions& o, const StatsOut& stats,
+                   const Context& context) {
+  scaled_forward<LpBatchNorm>(x, weight, bias, y, o, stats, context);
+}
+
+void lp_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
+                            const Gradients& gradients, const LpBatchNormOptions& o,
+                            const SavedStats& stats, const Context& context) {
+  scaled_backward<LpBatchNorm>(dy, x, weight, gradients, o, stats, context);
+}
+
+void topk_batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                     const Tensor& y, const TopKBatchNormOptions& o, const StatsOut& stats,
+                     const Context& context) {
+  scaled_forward<TopKBatchNorm>(x, weight, bias, y, o, stats, context);
+}
+
+void topk_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                              const ConstTensor& weight, const Gradients& gradients,
+                              const TopKBatchNormOptions& o, const SavedStats& stats,
+                              const Context& context) {
+  scaled_backward<TopKBatchNorm>(dy, x, weight, gradients, o, stats, context);
 }
 
 }  // namespace normcore

@@ -68,8 +68,9 @@ struct ElementCall {
 };
 
 template <class Method>
-void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor& residual,
-                     const Tensor& h, const StatsOut& stats, const Context& context) {
+void element_forward(const ElementCall& call, const typename Method::Params& params,
+                     const Tensor& y, const ConstTensor& residual, const Tensor& h,
+                     const StatsOut& stats, const Context& context) {
   check_device(context);
   check_output("out", y, call.x, /*may_be_x=*/true);
   check_disjoint("out", y, "weight", call.weight);
@@ -108,14 +109,15 @@ void element_forward(const ElementCall& call, const Tensor& y, const ConstTensor
       args.var = table.var;
       args.rstd = table.rstd;
     }
-    run_forward<Method, C>(plan, call.x.dtype(), args, {call.eps}, context, memory);
+    run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     if (args.mean) write_stats(plan, table, stats, memory);
   });
 }
 
 template <class Method>
-void element_backward(const ElementCall& call, const ConstTensor& dy, const Gradients& g,
-                      const ConstTensor& dh, const ConstTensor& pooled, const Context& context) {
+void element_backward(const ElementCall& call, const typename Method::Params& params,
+                      const ConstTensor& dy, const Gradients& g, const ConstTensor& dh,
+                      const ConstTensor& pooled, const Context& context) {
   check_device(context);
   check_like("dy", dy, call.x);
   if (dh) check_like("dh", dh, call.x);
@@ -147,7 +149,7 @@ void element_backward(const ElementCall& call, const ConstTensor& dy, const Grad
     const PooledValues forward(plan, pooled, memory);
     args.forward_mean = forward.mean;
     args.forward_var = forward.var;
-    run_backward<Method, C>(plan, call.x.dtype(), args, {call.eps}, context, memory);
+    run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     if (g.dweight) {
       memory.store(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight));
     }
@@ -161,39 +163,57 @@ void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTens
                 const Tensor& y, const LayerNormOptions& o, const StatsOut& stats,
                 const Context& context) {
   const ElementCall call(x, weight, bias, o.axes, o.eps);
-  element_forward<LayerNorm>(call, y, o.residual, o.h, stats, context);
+  element_forward<LayerNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
 }
 
 void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                          const Gradients& gradients, const LayerNormOptions& o,
                          const ConstTensor& dh, const SavedStats& stats, const Context& context) {
   const ElementCall call(x, weight, kAbsent, o.axes, o.eps);
-  element_backward<LayerNorm>(call, dy, gradients, dh, stats.pooled, context);
+  element_backward<LayerNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
 
 void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
               const RMSNormOptions& o, const StatsOut& stats, const Context& context) {
   const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
-  element_forward<RMSNorm>(call, y, o.residual, o.h, stats, context);
+  element_forward<RMSNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
 }
 
 void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                        const Gradients& gradients, const RMSNormOptions& o, const ConstTensor& dh,
                        const SavedStats& stats, const Context& context) {
   const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
-  element_backward<RMSNorm>(call, dy, gradients, dh, stats.pooled, context);
+  element_backward<RMSNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
+
+namespace {
+// f(method, params) for the order of the norm.
+template <class F>
+void with_norm(const NormalizeOptions& o, F&& f) {
+  if (o.ord == 2) return f(std::type_identity<Normalize>{}, Normalize::Params{o.eps});
+  const bool infinite = std::isinf(o.ord) && o.ord > 0;
+  if (o.ord != 1 && !infinite) {
+    throw value_error("ord is " + std::to_string(o.ord) + ", expected 1, 2 or infinity");
+  }
+  const SpreadKind spread = infinite ? SpreadKind{0, 1} : SpreadKind{1, 0};
+  f(std::type_identity<LpNormalize>{}, LpNormalize::Params{o.eps, spread});
+}
+}  // namespace
 
 void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
                const Context& context) {
   const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
-  element_forward<Normalize>(call, y, kAbsent, {}, {}, context);
+  with_norm(o, [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
+    element_forward<Method>(call, p, y, kAbsent, {}, {}, context);
+  });
 }
 
 void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
                         const NormalizeOptions& o, const Context& context) {
   const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
-  element_backward<Normalize>(call, dy, {dx, {}, {}}, kAbsent, kAbsent, context);
+  with_norm(o, [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
+    element_backward<Method>(call, p, dy, {dx, {}, {}}, kAbsent, kAbsent, context);
+  });
 }
 
 }  // namespace normcore

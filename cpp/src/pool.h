@@ -89,11 +89,13 @@ void pool_moments(const Backend& be, const double* mean, const double* m2, Index
   for (Index e = 0; e < entries; ++e) t.var[e] /= count;
 }
 
-// Largest power of two not above |a|, kept within float's normal range; 1 where a is not finite.
-NORMCORE_HD inline double unit_of(double a) {
+// Largest power of two not above |a|, kept within the normal range of C; 1 where a is not finite.
+template <class C = float>
+NORMCORE_HD double unit_of(double a) {
+  constexpr double kMost = sizeof(C) == 4 ? 0x1p126 : 0x1p1000;
   const double size = std::fabs(a);
-  double bounded = size < 0x1p-126 ? 0x1p-126 : size;
-  bounded = bounded > 0x1p126 ? 0x1p126 : bounded;
+  double bounded = size < 1 / kMost ? 1 / kMost : size;
+  bounded = bounded > kMost ? kMost : bounded;
   bounded = size <= std::numeric_limits<double>::max() ? bounded : 1;
   constexpr std::uint64_t kExponent = 0x7ff0000000000000;
   return std::bit_cast<double>(std::bit_cast<std::uint64_t>(bounded) & kExponent);

@@ -33,6 +33,12 @@ from .functional import (
     rms_norm_backward,
 )
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from .scaled import (
+    lp_batch_norm,
+    lp_batch_norm_backward,
+    topk_batch_norm,
+    topk_batch_norm_backward,
+)
 from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
 
 __all__ = [
@@ -58,6 +64,8 @@ __all__ = [
     "instance_norm_backward",
     "layer_norm",
     "layer_norm_backward",
+    "lp_batch_norm",
+    "lp_batch_norm_backward",
     "mean_only_batch_norm",
     "mean_only_batch_norm_backward",
     "normalize",
@@ -69,6 +77,8 @@ __all__ = [
     "show_config",
     "switchable_norm",
     "switchable_norm_backward",
+    "topk_batch_norm",
+    "topk_batch_norm_backward",
     "weight_norm",
     "weight_norm_backward",
 ]

@@ -115,15 +115,23 @@ def weight_norm_backward(
 
 
 def normalize(
-    x: Any, *, axis: int | Sequence[int] = -1, eps: float = 1e-12, out: Any = None
+    x: Any,
+    *,
+    ord: float = 2,
+    axis: int | Sequence[int] = -1,
+    eps: float = 1e-12,
+    out: Any = None,
 ) -> Any:
-    """Divide by the Euclidean norm over the given axes.
+    """Divide by the norm over the given axes.
 
-    ``y = x / max(sqrt(sum(x**2)), eps)``; with ``eps=0``, zeros give zeros.
+    ``y = x / max(norm, eps)``; with ``eps=0``, zeros give zeros. The norm is ``sqrt(sum(x**2))``,
+    ``sum(abs(x))`` or ``max(abs(x))``; no square overflows or underflows.
 
     Parameters
     ----------
     x : array of any shape with at least one axis
+    ord : {2, 1, inf}
+        The order of the norm.
     axis : int or sequence of int
         Axes over which the norm is taken, in any order.
     eps : float
@@ -141,8 +149,8 @@ def normalize(
     TypeError
         For a dtype that is no float.
     ValueError
-        For axes out of range or named twice, a negative eps, or an ``out`` that does not fit or
-        overlaps.
+        For another order, axes out of range or named twice, a negative eps, or an ``out`` that
+        does not fit or overlaps.
 
     Examples
     --------
@@ -152,21 +160,29 @@ def normalize(
     array([[0.6, 0.8],
            [0. , 0. ]])
     """
-    return _core.normalize(x, axis, eps, out)
+    return _core.normalize(x, ord, axis, eps, out)
 
 
 def normalize_backward(
-    dy: Any, x: Any, *, axis: int | Sequence[int] = -1, eps: float = 1e-12, out: Any = None
+    dy: Any,
+    x: Any,
+    *,
+    ord: float = 2,
+    axis: int | Sequence[int] = -1,
+    eps: float = 1e-12,
+    out: Any = None,
 ) -> Any:
     """Gradient of :func:`normalize` with respect to x.
 
-    ``dx = (dy - y * sum(dy * y)) / norm``, or ``dy / eps`` where the norm is below ``eps``.
+    ``dx = (dy - slope * sum(dy * y)) / norm``, or ``dy / eps`` where the norm is below ``eps``; the
+    slope of the norm is ``y``, ``sign(x)``, or the sign of the largest element, which several that
+    are equally large share.
 
     Parameters
     ----------
     dy : array of x's shape and dtype
         Gradient of y; any strides, also broadcast ones.
-    x, axis, eps
+    x, ord, axis, eps
         As in the forward call.
     out : array like x, optional
         Where ``dx`` is written.
@@ -188,4 +204,4 @@ def normalize_backward(
     >>> nc.normalize_backward(np.array([1.0, 0.0]), np.array([3.0, 4.0]))
     array([ 0.128, -0.096])
     """
-    return _core.normalize_backward(dy, x, axis, eps, out)
+    return _core.normalize_backward(dy, x, ord, axis, eps, out)

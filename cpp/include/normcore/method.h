@@ -34,7 +34,7 @@ enum class Pool {
 
 struct Stats {
   double mean;   // from the centre; zero where the pool is raw
-  double var;    // biased; the mean square where the pool is raw
+  double var;    // biased; the mean square where the pool is raw; see also SpreadKind
   double count;  // elements in the pool
 };
 
@@ -62,6 +62,19 @@ struct StatsGrad {
 // The gradients of given statistics are not used, and need not be written.
 template <class M>
 inline constexpr int kPoolCount = static_cast<int>(sizeof(M::pools) / sizeof(Pool));
+
+// A method that measures spread otherwise has a SpreadKind `spread` in its Params, and finds in
+// Stats::var the spread itself: (mean |x - mean|^order)^(1/order), or with order 0 the mean of the
+// `count` largest |x - mean|. It reads one pool.
+struct SpreadKind {
+  double order;
+  Index count;
+
+  // Of n elements.
+  NORMCORE_HD double largest(double n) const { return double(count) < n ? double(count) : n; }
+};
+template <class M>
+concept MeasuresSpread = requires(const typename M::Params& p) { p.spread; };
 
 struct NoGradients {};
 template <class M>

@@ -28,9 +28,10 @@ struct Axes {
 // Where a forward call leaves its statistics. Shapes of mean and rstd: layer and rms norm as x with
 // 1 along the axes; batch norm and renorm (C,); instance norm (N, C); group norm (N, num_groups).
 // `pooled` and `given` are what the backward call takes: float64 pairs of mean and biased variance.
-// `pooled` has the shape of `mean` with a last axis of 2 (for rms_norm 0 and the mean square); for
-// batch-instance and switchable norm (N, C, 2), and they have no mean and rstd. `given`, (C, 2),
-// are running statistics that were used beside statistics of x.
+// `pooled` has the shape of `mean` with a last axis of 2 (for rms_norm 0 and the mean square, for
+// Lp and top-k batch norm the mean and the spread before eps and factors); for batch-instance and
+// switchable norm (N, C, 2), and they have no mean and rstd. `given`, (C, 2), are running
+// statistics that were used beside statistics of x.
 struct StatsOut {
   Tensor mean{}, rstd{}, pooled{}, given{};
 };
@@ -102,7 +103,25 @@ struct MeanOnlyBatchNormOptions {
   double momentum = 0.1;
   int channel_axis = 1;
 };
+// The running scale holds s itself: y = (x - running_mean) / running_scale. p >= 1, also infinite.
+struct LpBatchNormOptions {
+  double p = 1;
+  Tensor running_mean{}, running_scale{};
+  bool training = false;
+  double momentum = 0.1;
+  double eps = 1e-5;
+  int channel_axis = 1;
+};
+struct TopKBatchNormOptions {
+  Index k = 10;
+  Tensor running_mean{}, running_scale{};
+  bool training = false;
+  double momentum = 0.1;
+  double eps = 1e-5;
+  int channel_axis = 1;
+};
 struct NormalizeOptions {
+  double ord = 2;  // 1, 2 or infinite
   Axes axes{-1};
   double eps = 1e-12;
 };
@@ -150,7 +169,15 @@ NORMCORE_API void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& 
                                        const Tensor& y,
                                        const MeanOnlyBatchNormOptions& options = {},
                                        const StatsOut& stats = {}, const Context& context = {});
-// x over its Euclidean norm, or over eps where that is greater.
+NORMCORE_API void lp_batch_norm(const ConstTensor& x, const ConstTensor& weight,
+                                const ConstTensor& bias, const Tensor& y,
+                                const LpBatchNormOptions& options = {}, const StatsOut& stats = {},
+                                const Context& context = {});
+NORMCORE_API void topk_batch_norm(const ConstTensor& x, const ConstTensor& weight,
+                                  const ConstTensor& bias, const Tensor& y,
+                                  const TopKBatchNormOptions& options = {},
+                                  const StatsOut& stats = {}, const Context& context = {});
+// x over its norm, or over eps where that is greater.
 NORMCORE_API void normalize(const ConstTensor& x, const Tensor& y,
                             const NormalizeOptions& options = {}, const Context& context = {});
 // w = g * v / |v|, the norm being over all axes but the kept one. g: one value for each position of
@@ -207,6 +234,15 @@ NORMCORE_API void mean_only_batch_norm_backward(const ConstTensor& dy, const Con
                                                 const MeanOnlyBatchNormOptions& options = {},
                                                 const SavedStats& stats = {},
                                                 const Context& context = {});
+NORMCORE_API void lp_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                         const ConstTensor& weight, const Gradients& gradients,
+                                         const LpBatchNormOptions& options = {},
+                                         const SavedStats& stats = {}, const Context& context = {});
+NORMCORE_API void topk_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
+                                           const ConstTensor& weight, const Gradients& gradients,
+                                           const TopKBatchNormOptions& options = {},
+                                           const SavedStats& stats = {},
+                                           const Context& context = {});
 NORMCORE_API void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
                                      const NormalizeOptions& options = {},
                                      const Context& context = {});

@@ -133,6 +133,64 @@ class Backend {
     });
   }
 
+  static Spread<C> spread(const C* center, const C* low, const C* unit, const C* threshold,
+                          const C* tie, double order) {
+    return {center, low, unit, threshold, tie, C(order)};
+  }
+
+  // Sums of `tally` over the cells of a range, over its rows too.
+  void tally(const Range& range, const Table& table, const Spread<C>& f, const void* x,
+             double* const* sums) const {
+    const int count = f.order == 0 ? kLargestSums : kOrderSums;
+    Scope scope(workspace());
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    double* tile[kLargestSums];
+    for (int i = 0; i < count; ++i) {
+      tile[i] = scope.take<double>(plan_.tile_cells);
+      for (Index k = 0; k < range.kn; ++k) sums[i][k] = 0;
+    }
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch);
+      set_.tally[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
+      for (int i = 0; i < count; ++i) {
+        for (Index j = 0; j < t.kn; ++j) sums[i][t.k0 - range.k0 + j] += tile[i][j];
+      }
+    });
+  }
+  // max |u| likewise.
+  void peak(const Range& range, const Table& table, const Spread<C>& f, const void* x,
+            double* largest) const {
+    Scope scope(workspace());
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    double* tile = scope.take<double>(plan_.tile_cells);
+    for (Index k = 0; k < range.kn; ++k) largest[k] = 0;
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch);
+      set_.peak[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
+      for (Index j = 0; j < t.kn; ++j) {
+        double& to = largest[t.k0 - range.k0 + j];
+        to = std::max(to, tile[j]);
+      }
+    });
+  }
+  // dx = p * dy + q * h + r of a range.
+  void slope_grad(const Range& range, const Table& table, const Gradient<C>& f, const Spread<C>& s,
+                  const void* dy, const void* x, void* dx) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
+    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch_x);
+      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const Index i = table.at(t);
+      set_.slope_grad[layout_](dyt, xt, dxt, height(t), width(t), {f.p + i, f.q + i, f.r + i, {}},
+                               at(s, i));
+      tiles_.commit(2, dx, t, dxt);
+    });
+  }
+
   // dx = p * dy of a range: what is left where the statistics do not depend on x.
   void scale_gradient(const Range& range, const Table& table, const C* p, const C* zeros,
                       const void* dy, void* dx) const {
@@ -183,6 +241,17 @@ class Backend {
   bool rows() const { return plan_.layout == Layout::rows; }
   Index height(const TileRange& t) const { return rows() ? t.kn : t.sn; }
   Index width(const TileRange& t) const { return rows() ? t.sn : t.kn; }
+
+  // The coefficients from cell i on.
+  static Spread<C> at(const Spread<C>& f, Index i) {
+    const bool largest = f.order == 0;
+    return {f.center + i,
+            f.low + i,
+            f.unit + i,
+            largest && f.threshold ? f.threshold + i : nullptr,
+            largest && f.tie ? f.tie + i : nullptr,
+            f.order};
+  }
 
   // While a block in cache is applied, the next one is on its way.
   In with_prefetch(int operand, In tile) const {

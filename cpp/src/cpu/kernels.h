@@ -50,6 +50,22 @@ struct Gradient {
   Centering<C> x;
 };
 
+// Spread that is no variance: u = (x - center - low) * unit, per cell, with center + low the mean.
+// Of order p, or by the largest: those with |u| > threshold count whole, those at it by `tie`. Its
+// slope is h(u) = sgn(u) * |u|^(p - 1), or sgn(u) * (1, tie or 0).
+template <class C>
+struct Spread {
+  const C* center;
+  const C* low;
+  const C* unit;
+  const C* threshold;
+  const C* tie;
+  C order;  // p; 0: by the largest
+};
+// What `tally` sums over a cell: |u|^p and h(u); or of those beyond the threshold their number, |u|
+// and sgn(u), and of those at it their number and sgn(u).
+inline constexpr int kOrderSums = 2, kLargestSums = 5;
+
 template <class C>
 struct KernelSet {
   // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
@@ -70,6 +86,11 @@ struct KernelSet {
   // dweight += sum dy * (a * (x - center) + b) and dbias += sum dy, summed over the cells.
   void (*parameter_sums[2])(In dy, In x, Index rows, Index cols, Affine<C> xhat, C* dweight,
                             C* dbias);
+  void (*tally[2])(In x, Index rows, Index cols, Spread<C> f, double* const* sums);
+  // max |u| per cell
+  void (*peak[2])(In x, Index rows, Index cols, Spread<C> f, double* largest);
+  // dx = p * dy + q * h(u) + r; the centring of f is not used.
+  void (*slope_grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f, Spread<C> s);
   void (*add)(In x, In residual, Out h, Index rows, Index cols);
   void (*load)(const void* src, C* dst, Index n);
   void (*store)(const C* src, void* dst, Index n);

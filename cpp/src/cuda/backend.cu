@@ -9,6 +9,7 @@
 #include "cuda/pools.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/solve.cuh"
+#include "cuda/spread.cuh"
 #include "methods.h"
 #include "normcore/errors.h"
 
@@ -105,6 +106,8 @@ class Pipeline {
   static constexpr int V = kPack<T>;
   // Whose pool can be a row of elements that have parameters of their own.
   static constexpr bool kRowFamily = P == 1 && Method::pools[0] == Pool::sample;
+  // Whose pool can stay in registers.
+  static constexpr bool kHeld = P == 1 && !MeasuresSpread<Method>;
 
  public:
   using Params = typename Method::Params;
@@ -113,10 +116,10 @@ class Pipeline {
       : plan_(plan), memory_(memory), params_(params), g_(geometry_of(plan)) {}
 
   void forward(const ForwardArgs<C>& args) {
-    if constexpr (kRowFamily) {
+    if constexpr (kHeld && kRowFamily) {
       if (forward_rows(args)) return;
     }
-    if constexpr (P == 1 && !kRowFamily) {
+    if constexpr (kHeld && !kRowFamily) {
       if (forward_pools(args)) return;
     }
     settle_pieces(args.residual ? std::initializer_list<int>{0, 1, 2, 3}
@@ -148,10 +151,10 @@ class Pipeline {
   }
 
   void backward(const BackwardArgs<C>& args) {
-    if constexpr (kRowFamily) {
+    if constexpr (kHeld && kRowFamily) {
       if (backward_rows(args)) return;
     }
-    if constexpr (P == 1 && !kRowFamily) {
+    if constexpr (kHeld && !kRowFamily) {
       if (backward_pools(args)) return;
     }
     settle_pieces(args.dh ? std::initializer_list<int>{0, 1, 2, 3}
@@ -188,6 +191,10 @@ class Pipeline {
       }
     }
     if (args.dweight && element) element_gradients(args, t);
+    if constexpr (MeasuresSpread<Method>) {
+      through_spread(pools, args, t, sum_u, sum_1);
+      return;
+    }
     if (!given) pull_back_through(pools, args, t, sum_u, sum_1);
     on_pieces([&](auto p, auto packed) {
       launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(1, args.dy), view(0, args.x),
@@ -419,6 +426,7 @@ class Pipeline {
                team_, mean, m2);
       });
       merge(pools, P - 1, g_, mean, m2, 1);
+      if constexpr (MeasuresSpread<Method>) measure_spread(pools, args.x);
     }
     // Of several pools the last has an entry per cell: the others are merged from it.
     Geometry cells = g_;
@@ -441,6 +449,87 @@ class Pipeline {
            mean, m2, m2_scale, pool_mean, pool_var);
     pools.mean[i] = pool_mean;
     pools.var[i] = pool_var;
+  }
+
+  // ---- spread that is no variance; its pool's entries are the coefficient cells
+
+  SpreadTable<C> new_spread_table() {
+    SpreadTable<C> t{};
+    const Index cells = g_.coefficient_cells();
+    for (C** column : {&t.center, &t.low, &t.unit, &t.threshold, &t.tie}) {
+      *column = memory_.take<C>(cells);
+    }
+    t.order = C(params_.spread.order);
+    return t;
+  }
+
+  template <bool kPeak>
+  const double* tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(0, x), team_, t,
+             sums);
+    });
+    const Summers by((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+    launch(each_by(by, g_.coefficient_cells()), stream(), join_tallies<kPeak>, by, g_, sums, out);
+    return out;
+  }
+
+  // Tallies of u around the threshold, which is found first. `spread` null: not known yet.
+  const double* tally_spread(const SpreadTable<C>& t, const void* x, double n,
+                             const double* spread) {
+    const Index cells = g_.coefficient_cells();
+    double* sums = memory_.take<double>(kMostTallies * g_.outer * g_.cells * g_.pieces);
+    double* out = memory_.take<double>(kMostTallies * cells);
+    const SpreadKind& kind = params_.spread;
+    const double k = kind.largest(n);
+    if (kind.order == 0 && k == 1) {
+      const double* found = spread ? nullptr : tally<true>(t, x, sums, out);
+      launch(each(cells), stream(), take_peak<C>, cells, found, spread, t);
+    } else if (kind.order == 0) {
+      auto* brackets = memory_.take<Bracket<C>>(cells);
+      const double* found = nullptr;
+      for (int step = 0; step <= Bracket<C>::kSteps; ++step) {
+        launch(each(cells), stream(), narrow_brackets<C>, cells, n, k, found, brackets, t);
+        if (step < Bracket<C>::kSteps) found = tally<false>(t, x, sums, out);
+      }
+    }
+    return tally<false>(t, x, sums, out);
+  }
+
+  // Puts the spread where the variance was.
+  void measure_spread(PoolTables<Method>& pools, const void* x) {
+    const Index cells = g_.coefficient_cells();
+    const SpreadTable<C> t = new_spread_table();
+    const double n = pools.shape[0].count;
+    launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
+           pools.var[0], true, t);
+    double* spread = memory_.take<double>(cells);
+    const double* tallies = tally_spread(t, x, n, nullptr);
+    launch(each(cells), stream(), finish_spread<C>, cells, params_.spread, n, tallies, pools.var[0],
+           t, spread);
+    pools.var[0] = spread;
+  }
+
+  void through_spread(const PoolTables<Method>& pools, const BackwardArgs<C>& args,
+                      const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+    const Index cells = g_.coefficient_cells();
+    CellGradients<Method> d{};
+    d.mean[0] = memory_.take<double>(cells);
+    d.var[0] = memory_.take<double>(cells);
+    launch(each(cells), stream(), pull_back<Method, C>, g_, pools, params_, args.channel_weight, t,
+           sum_u, sum_1, d);
+    const SpreadTable<C> spread = new_spread_table();
+    const double n = pools.shape[0].count;
+    launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
+           pools.var[0], false, spread);
+    const double* tallies = tally_spread(spread, args.x, n, pools.var[0]);
+    launch(each(cells), stream(), finish_slopes<Method::raw, C>, cells, params_.spread, n, tallies,
+           pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(1, args.dy),
+             view(0, args.x), view(2, args.dx), team_,
+             GradientCoefficients<C>{t.p, t.q, t.r, nullptr, nullptr}, spread);
+    });
   }
 
   void pull_back_through(const PoolTables<Method>& pools, const BackwardArgs<C>& args,

@@ -73,14 +73,27 @@ __device__ inline bool any_in_reach(bool flag, const Team& team) {
   return __syncthreads_or(flag) != 0;
 }
 
-// Replaces v by the sums over the team. `phase` counts the calls: neighbours use different scratch,
-// so that one barrier a call is enough.
-template <int K, class C>
-__device__ void team_sum(C (&v)[K], const Team& team, int& phase) {
+struct Sum {
+  template <class C>
+  __device__ C operator()(C a, C b) const {
+    return a + b;
+  }
+};
+struct Largest {
+  template <class C>
+  __device__ C operator()(C a, C b) const {
+    return a > b ? a : b;
+  }
+};
+
+// Replaces v by the sums over the team, or what `join` makes of them. `phase` counts the calls:
+// neighbours use different scratch, so that one barrier a call is enough.
+template <int K, class C, class Join = Sum>
+__device__ void team_sum(C (&v)[K], const Team& team, int& phase, Join join = {}) {
   static_assert(K <= Team::kMostSums);
   for (int d = team.lanes() / 2; d > 0; d /= 2) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) v[k] += __shfl_xor_sync(0xffffffffu, v[k], d);
+    for (int k = 0; k < K; ++k) v[k] = join(v[k], __shfl_xor_sync(0xffffffffu, v[k], d));
   }
   if (team.threads > 32) {
     C* slots = reinterpret_cast<C*>(team.scratch + phase % 2 * Team::kMostWarps * Team::kMostSums);
@@ -93,8 +106,8 @@ __device__ void team_sum(C (&v)[K], const Team& team, int& phase) {
     const int first = warp / team.warps() * team.warps();
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      v[k] = 0;
-      for (int w = 0; w < team.warps(); ++w) v[k] += slots[(first + w) * K + k];
+      v[k] = slots[first * K + k];
+      for (int w = 1; w < team.warps(); ++w) v[k] = join(v[k], slots[(first + w) * K + k]);
     }
   }
   if (team.cluster > 1) {
@@ -107,8 +120,8 @@ __device__ void team_sum(C (&v)[K], const Team& team, int& phase) {
     cluster_barrier();
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      v[k] = 0;
-      for (int b = 0; b < team.cluster; ++b) v[k] += of_block(slot, b)[k];
+      v[k] = of_block(slot, 0)[k];
+      for (int b = 1; b < team.cluster; ++b) v[k] = join(v[k], of_block(slot, b)[k]);
     }
   }
   ++phase;

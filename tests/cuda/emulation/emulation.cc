@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 #include <ucontext.h>
 
+#include <csetjmp>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -24,7 +25,9 @@ struct Group {
 
 struct Worker {
   Fiber fiber;
-  ucontext_t context;
+  ucontext_t context;  // to begin in; from then on
+  jmp_buf place;       // where it waits: switching contexts would ask the system twice
+  bool started = false;
   std::unique_ptr<char[]> stack;
   Group* warp = nullptr;
   Group* block = nullptr;
@@ -36,13 +39,25 @@ struct Worker {
 constexpr std::size_t kStack = std::size_t(1) << 16;
 
 std::vector<Worker> workers;
-ucontext_t scheduler;
+jmp_buf scheduler;
 Worker* current = nullptr;
 Group cluster_group;
 std::vector<double*> cluster_shared;
 const std::function<void()>* body = nullptr;
 std::exception_ptr failure;
 bool progress = false;
+
+// Lets others run.
+void give_way() {
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+// Runs a worker until it gives way or ends.
+[[gnu::noinline]] void resume(Worker& w) {
+  if (_setjmp(scheduler) != 0) return;
+  if (w.started) _longjmp(w.place, 1);
+  w.started = true;
+  setcontext(&w.context);
+}
 
 void open_if_complete(Group& g) {
   if (g.members > 0 && g.arrived == g.members) {
@@ -56,7 +71,7 @@ void wait(Group& g) {
   ++g.arrived;
   progress = true;
   open_if_complete(g);
-  while (g.generation == generation) swapcontext(&current->context, &scheduler);
+  while (g.generation == generation) give_way();
 }
 
 void leave(Group& g) {
@@ -75,7 +90,7 @@ void enter() {
   leave(*current->warp);
   leave(*current->block);
   leave(cluster_group);
-  swapcontext(&current->context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 void prepare(Worker& w) {
@@ -111,7 +126,7 @@ void run_cluster(const Shape& shape, dim3 first_block) {
     w.block = &blocks[b];
     w.slots = &slots[(std::size_t(b) * warps + t / 32) * 32 * 16];
     w.flag = &flags[b];
-    w.done = false;
+    w.done = w.started = false;
     ++w.warp->members;
     ++w.block->members;
     prepare(w);
@@ -123,7 +138,7 @@ void run_cluster(const Shape& shape, dim3 first_block) {
       if (workers[i].done) continue;
       current = &workers[i];
       here = &current->fiber;
-      swapcontext(&scheduler, &current->context);
+      resume(workers[i]);
       if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
       if (current->done) --alive;
     }

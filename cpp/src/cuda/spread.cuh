@@ -1,0 +1,219 @@
+// Spread that is no variance (src/spread.h), on the device: sweeps that tally powers of the
+// deviations or the largest of them, and the small steps on one entry per pool between them.
+#pragma once
+
+#include "cuda/cells.cuh"
+#include "cuda/solve.cuh"
+#include "spread.h"
+
+namespace normcore::cuda {
+
+inline constexpr int kMostTallies = 5;
+
+// Per coefficient cell: u = (x - center - low) * unit, and what is known of the spread.
+template <class C>
+struct SpreadTable {
+  C *center, *low, *unit, *threshold, *tie;
+  C order;  // 0: by the largest
+
+  __device__ C centred(Index at, C x) const { return (x - center[at] - low[at]) * unit[at]; }
+  __device__ static C sign_of(C u) { return u > 0 ? C(1) : u < 0 ? C(-1) : C(0); }
+  // |u|^(order - 1)
+  __device__ C power(C m) const {
+    const C e = order - 1;
+    if (e == 0) return 1;
+    if (e == 1) return m;
+    if (e == 2) return m * m;
+    if (e == 3) return m * m * m;
+    return pow(m, e);
+  }
+  __device__ C slope(Index at, C u) const {
+    const C m = u < 0 ? -u : u;
+    if (order > 0) return sign_of(u) * power(m);
+    const C t = threshold[at];
+    return sign_of(u) * (m > t ? C(1) : m == t ? tie[at] : C(0));
+  }
+  // What is summed of an element, see cpu/kernels.h; its size where `peak` is asked for.
+  __device__ void terms(Index at, C u, bool peak, C (&out)[kMostTallies]) const {
+    const C m = u < 0 ? -u : u, s = sign_of(u);
+    for (C& v : out) v = 0;
+    if (peak) {
+      out[0] = m;
+    } else if (order > 0) {
+      const C slope = power(m);
+      out[0] = slope * m;
+      out[1] = s * slope;
+    } else if (m > threshold[at]) {
+      out[0] = 1;
+      out[1] = m;
+      out[2] = s;
+    } else if (m == threshold[at]) {
+      out[3] = 1;
+      out[4] = s;
+    }
+  }
+};
+
+// sums: [kMostTallies, cells, pieces]; with kPeak the largest in the first.
+template <class T, int P, bool kPacked, bool kPeak>
+__global__ void __launch_bounds__(512)
+    cell_tally(Geometry g, View x, Team team, SpreadTable<Compute<T>> f, double* sums) {
+  using C = Compute<T>;
+  const Piece piece = my_piece<kPacked>(g, team);
+  const Index at = g.coefficient_of(piece.cell), to = piece.cell * g.pieces + piece.index;
+  const Index parts = g.outer * g.cells * g.pieces;
+  const T* start = x.cell_start<const T>(g, piece.cell);
+  using Join = std::conditional_t<kPeak, Largest, Sum>;
+  constexpr Join join;
+  if constexpr (kPacked) {
+    team.scratch = shared_memory();
+    int phase = 0;
+    const T* row = start + piece.first;
+    RowPacks<T, P> held;
+    held.load(row, piece.n, team);
+    C acc[kMostTallies] = {0, 0, 0, 0, 0};
+    for_held<T, P>(piece.n, team, [&](int p, int e, Index) {
+      C v[kMostTallies];
+      f.terms(at, f.centred(at, widen(held.pack[p].at[e])), kPeak, v);
+      for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], v[k]);
+    });
+    for (int k = 0; k < (kPeak ? 1 : kMostTallies); k += Team::kMostSums) {
+      C pair[Team::kMostSums];
+      for (int j = 0; j < Team::kMostSums; ++j) pair[j] = k + j < kMostTallies ? acc[k + j] : C(0);
+      team_sum(pair, team, phase, join);
+      if (piece.n > 0 && team.index() == 0) {
+        for (int j = 0; j < Team::kMostSums && k + j < kMostTallies; ++j) {
+          sums[(k + j) * parts + to] = double(pair[j]);
+        }
+      }
+    }
+  } else if (piece.n > 0) {
+    double acc[kMostTallies] = {0, 0, 0, 0, 0};
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      C v[kMostTallies];
+      f.terms(at, f.centred(at, widen(start[x.step(g, s)])), kPeak, v);
+      for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], double(v[k]));
+    }
+    for (int k = 0; k < (kPeak ? 1 : kMostTallies); ++k) sums[k * parts + to] = acc[k];
+  }
+}
+
+// dx = p * dy + q * h(u) + r
+template <class T, int P, bool kPacked>
+__global__ void __launch_bounds__(512)
+    cell_slope_grad(Geometry g, View dy, View x, View dx, Team team,
+                    GradientCoefficients<Compute<T>> f, SpreadTable<Compute<T>> spread) {
+  using C = Compute<T>;
+  const Piece piece = my_piece<kPacked>(g, team);
+  const Index at = g.coefficient_of(piece.cell);
+  const C p_c = f.p[at], q = f.q[at], r = f.r[at];
+  const T* dy_start = dy.cell_start<const T>(g, piece.cell);
+  const T* x_start = x.cell_start<const T>(g, piece.cell);
+  T* to = dx.cell_start<T>(g, piece.cell);
+  auto value = [&](T dy_i, T x_i) {
+    const C h = spread.slope(at, spread.centred(at, widen(x_i)));
+    return narrow<T>(p_c * widen(dy_i) + (q * h + r));
+  };
+  if constexpr (kPacked) {
+    RowPacks<T, P> x_held, dy_held;
+    x_held.load(x_start + piece.first, piece.n, team);
+    dy_held.load(dy_start + piece.first, piece.n, team);
+    for_held<T, P>(piece.n, team, [&](int p, int e, Index) {
+      dy_held.pack[p].at[e] = value(dy_held.pack[p].at[e], x_held.pack[p].at[e]);
+    });
+    dy_held.store(to + piece.first, piece.n, team);
+  } else {
+    for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      to[dx.step(g, s)] = value(dy_start[dy.step(g, s)], x_start[x.step(g, s)]);
+    }
+  }
+}
+
+// ---- between the sweeps, per coefficient cell, which is an entry of the pool
+
+// Centre and unit of u; `deviation` is a variance, or the spread itself.
+template <bool kRaw, class C>
+__global__ void prepare_spread(Index cells, const double* mean, const double* deviation,
+                               bool is_variance, SpreadTable<C> t) {
+  const Index cell = my_cell();
+  if (cell >= cells) return;
+  const double size = is_variance ? std::sqrt(deviation[cell]) : deviation[cell];
+  t.center[cell] = kRaw ? C(0) : C(mean[cell]);
+  t.low[cell] = kRaw ? C(0) : C(mean[cell] - double(t.center[cell]));
+  t.unit[cell] = C(unit_of<C>(1 / size));
+  t.threshold[cell] = t.tie[cell] = 0;
+}
+
+// The pieces' results joined for every coefficient cell: out [cells, kMostTallies].
+template <bool kPeak>
+__global__ void join_tallies(Summers by, Geometry g, const double* sums, double* out) {
+  const Index cell = by.entry();
+  if (cell >= g.coefficient_cells()) return;
+  using Join = std::conditional_t<kPeak, Largest, Sum>;
+  constexpr Join join;
+  const Index parts = g.outer * g.cells * g.pieces;
+  const Index mine = (g.shared_rows ? g.outer : 1) * g.pieces;
+  for (int k = 0; k < (kPeak ? 1 : kMostTallies); ++k) {
+    double value = 0;
+    for (Index i = by.lane(); i < mine; i += by.lanes) {
+      const Index at = (cell + i / g.pieces * g.cells) * g.pieces + i % g.pieces;
+      value = join(value, sums[k * parts + at]);
+    }
+    if (by.lanes > 1) {
+      for (int d = 16; d > 0; d /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, d));
+    }
+    if (by.lane() == 0) out[cell * kMostTallies + k] = value;
+  }
+}
+
+// The threshold where it is the one largest: what was found, or the spread that is known.
+template <class C>
+__global__ void take_peak(Index cells, const double* tallies, const double* spread,
+                          SpreadTable<C> t) {
+  const Index cell = my_cell();
+  if (cell >= cells) return;
+  t.threshold[cell] =
+      C(tallies ? tallies[cell * kMostTallies] : spread[cell] * double(t.unit[cell]));
+}
+
+// A step of the search for the k-th largest. `tallies` null: the first.
+template <class C>
+__global__ void narrow_brackets(Index cells, double n, double k, const double* tallies,
+                                Bracket<C>* brackets, SpreadTable<C> t) {
+  const Index cell = my_cell();
+  if (cell >= cells) return;
+  if (tallies) {
+    brackets[cell].narrow(tallies[cell * kMostTallies], k);
+  } else {
+    brackets[cell] = Bracket<C>(n, k);
+  }
+  t.threshold[cell] = brackets[cell].middle();
+}
+
+template <class C>
+__global__ void finish_spread(Index cells, SpreadKind kind, double n, const double* tallies,
+                              const double* var, SpreadTable<C> t, double* spread) {
+  const Index cell = my_cell();
+  if (cell >= cells) return;
+  const double of_u = spread_of(kind, n, tallies + cell * kMostTallies, double(t.threshold[cell]));
+  // A pool that is spoilt has no finite variance.
+  const double nothing = var[cell] - var[cell];
+  spread[cell] = nothing == 0 ? of_u / double(t.unit[cell]) : nothing / nothing;
+}
+
+// q and r of dx = p * dy + q * h + r, and the share of ties.
+template <bool kRaw, class C>
+__global__ void finish_slopes(Index cells, SpreadKind kind, double n, const double* tallies,
+                              const double* spread, const double* dmean, const double* dspread,
+                              SpreadTable<C> t, C* q, C* r) {
+  const Index cell = my_cell();
+  if (cell >= cells) return;
+  const double of_u = spread[cell] * double(t.unit[cell]);
+  const Slopes s = slopes_of(kind, n, tallies + cell * kMostTallies, of_u);
+  const double weight = dspread[cell] * s.weight;
+  t.tie[cell] = C(s.tie);
+  q[cell] = C(weight);
+  r[cell] = kRaw ? C(0) : C((dmean[cell] - weight * s.sum) / n);
+}
+
+}  // namespace normcore::cuda

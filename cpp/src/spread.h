@@ -1,0 +1,227 @@
+// Spread that is no variance: the mean of a power of |x - mean|, or of the largest of them. Between
+// reduce and solve the pipeline measures it in place of the pooled variance, and in backward the
+// slopes h(u) = d spread / du take the place of u. The scalar steps are for host and device.
+//
+// Everything is measured on u = (x - mean) * unit, with a power of two that brings u near 1, so
+// that powers neither overflow nor vanish.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "normcore/method.h"
+#include "statistics.h"
+
+namespace normcore {
+
+// From what `tally` sums over a pool of n elements (see cpu/kernels.h), the spread of u.
+NORMCORE_HD inline double spread_of(const SpreadKind& kind, double n, const double* sums,
+                                    double threshold) {
+  if (kind.order > 0) {
+    const double mean = sums[0] / n;
+    return kind.order == 1 ? mean : std::pow(mean, 1 / kind.order);
+  }
+  const double k = kind.largest(n);
+  return (sums[1] + (k - sums[0]) * threshold) / k;
+}
+
+struct Slopes {
+  double weight;  // d spread / du = weight * h(u)
+  double tie;     // h of what equals the threshold
+  double sum;     // of h
+};
+NORMCORE_HD inline Slopes slopes_of(const SpreadKind& kind, double n, const double* sums,
+                                    double spread) {
+  if (kind.order > 0) {
+    const double weight = spread > 0 ? std::pow(spread, 1 - kind.order) / n : spread;
+    return {kind.order == 1 ? 1 / n : weight, 0, sums[1]};
+  }
+  // Elements that equal the threshold share what is left of the k largest.
+  const double k = kind.largest(n), tie = sums[3] > 0 ? (k - sums[0]) / sums[3] : 0;
+  return {1 / k, tie, sums[2] + tie * sums[4]};
+}
+
+// The k-th largest |u|, found by bisection over the bit patterns, which order numbers >= 0.
+template <class C>
+struct Bracket {
+  using Bits = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
+  static constexpr int kSteps = sizeof(C) == 4 ? 31 : 63;
+  Bits low = 0, high;
+
+  // By Chebyshev the k-th largest of n is at most sqrt(n / k) root mean squares of u, which are at
+  // most 2.
+  NORMCORE_HD Bracket(double n, double k) : high(std::bit_cast<Bits>(C(2.5 * std::sqrt(n / k)))) {}
+  NORMCORE_HD C middle() const { return std::bit_cast<C>(Bits(low + (high - low) / 2)); }
+  // `above`: how many exceed the middle.
+  NORMCORE_HD void narrow(double above, double k) {
+    if (low == high) return;
+    const Bits middle = low + (high - low) / 2;
+    if (above < k) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+};
+
+// The spread of the pools of a block, whose entries are its cells, and its slopes.
+template <class Method, class Backend>
+class BlockSpread {
+  using C = typename Backend::Compute;
+  using Scope = typename Backend::Scope;
+  static_assert(kPoolCount<Method> == 1);
+  static constexpr int kMostSums = 5;
+
+ public:
+  BlockSpread(const Backend& be, const Block& b, const Solved<Method, C>& s, const void* x,
+              const SpreadKind& kind, Scope& scope)
+      : be_(be), b_(b), s_(s), x_(x), kind_(kind), scope_(scope), cells_(s.rows * b.kn) {
+    for (C** column : {&low_, &unit_, &threshold_, &tie_}) *column = scope.template take<C>(cells_);
+    slopes_ = scope.template take<Slopes>(cells_);
+    for (Index c = 0; c < cells_; ++c) {
+      low_[c] = C(s.cells.mean[0][c]);
+      tie_[c] = threshold_[c] = 0;
+    }
+  }
+
+  // Puts the spread where the variance was.
+  void measure() {
+    double* var = s_.pools[0].var;
+    set_unit([&](Index c) { return std::sqrt(var[c]); });
+    find_threshold([](Index) { return C(0); }, /*known=*/false);
+    const double* sums = tally();
+    for (Index c = 0; c < cells_; ++c) {
+      const double spread = spread_of(kind_, count(), sums + c * kMostSums, double(threshold_[c]));
+      // A pool that is spoilt has no finite variance.
+      var[c] = var[c] - var[c] == 0 ? spread / double(unit_[c]) : std::nan("");
+    }
+  }
+
+  void find_slopes() {
+    const double* spread = s_.pools[0].var;
+    set_unit([&](Index c) { return spread[c]; });
+    find_threshold([&](Index c) { return C(spread[c] * double(unit_[c])); }, /*known=*/true);
+    const double* sums = tally();
+    for (Index c = 0; c < cells_; ++c) {
+      const double of_u = spread[c] * double(unit_[c]);
+      slopes_[c] = slopes_of(kind_, count(), sums + c * kMostSums, of_u);
+      tie_[c] = C(slopes_[c].tie);
+    }
+  }
+  const Slopes& slopes(Index cell) const { return slopes_[cell]; }
+
+  auto kernel_arguments() const {
+    return be_.spread(s_.center, low_, unit_, threshold_, tie_, kind_.order);
+  }
+
+ private:
+  double count() const { return s_.pools[0].count; }
+  typename Backend::Table table() const { return {b_.o0, b_.k0, s_.row_step}; }
+
+  template <class F>
+  void set_unit(F deviation) {
+    for (Index c = 0; c < cells_; ++c) unit_[c] = C(unit_of<C>(1 / deviation(c)));
+  }
+
+  // Of the largest: the least of them. A single one is the spread itself, once that is known.
+  template <class F>
+  void find_threshold(F largest, bool known) {
+    if (kind_.order > 0) return;
+    const double k = kind_.largest(count());
+    if (k == 1) {
+      if (!known) find_peaks();
+      for (Index c = 0; known && c < cells_; ++c) threshold_[c] = largest(c);
+      return;
+    }
+    Bracket<C>* brackets = scope_.template take<Bracket<C>>(cells_);
+    for (Index c = 0; c < cells_; ++c) brackets[c] = Bracket<C>(count(), k);
+    for (int step = 0; step < Bracket<C>::kSteps; ++step) {
+      for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
+      Scope inner(be_.workspace());
+      const double* sums = tally(&inner);
+      for (Index c = 0; c < cells_; ++c) brackets[c].narrow(sums[c * kMostSums], k);
+    }
+    for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
+  }
+
+  // f(range, the piece's results [kn] of K) for all units, and `join` over the pieces of each row.
+  template <int K, class F, class Join>
+  void over_pieces(Scope& scope, F f, Join join, double* out) {
+    const Units units(be_.plan(), b_);
+    const Index pieces = units.pieces();
+    double* parts = scope.template take<double>(K * pieces * b_.kn);
+    for_units(be_, units.count(), [&](Index i) {
+      const Range range = units.range(i);
+      double* to[K];
+      for (int k = 0; k < K; ++k) {
+        to[k] = parts + (k * pieces + units.piece_of(i)) * b_.kn + (range.k0 - b_.k0);
+      }
+      f(range, to);
+    });
+    const Index per_row = pieces / s_.rows;
+    for (Index o = 0; o < s_.rows; ++o) {
+      for (Index k = 0; k < b_.kn; ++k) {
+        for (int v = 0; v < K; ++v) {
+          double value = 0;
+          for (Index j = 0; j < per_row; ++j) {
+            value = join(value, parts[(v * pieces + o * per_row + j) * b_.kn + k]);
+          }
+          out[(o * b_.kn + k) * kMostSums + v] = value;
+        }
+      }
+    }
+  }
+
+  // [cells, kMostSums]
+  const double* tally(Scope* within = nullptr) {
+    Scope& scope = within ? *within : scope_;
+    double* out = scope.template take<double>(cells_ * kMostSums);
+    auto add = [](double a, double b) { return a + b; };
+    const auto f = kernel_arguments();
+    over_pieces<kMostSums>(
+        scope,
+        [&](const Range& range, double* const* to) {
+          if (kind_.order > 0) {
+            // The last three are not used.
+            for (int k = 2; k < kMostSums; ++k) std::fill_n(to[k], range.kn, 0.0);
+          }
+          be_.tally(range, table(), f, x_, to);
+        },
+        add, out);
+    return out;
+  }
+  void find_peaks() {
+    double* out = scope_.template take<double>(cells_ * kMostSums);
+    const auto f = kernel_arguments();
+    over_pieces<1>(
+        scope_,
+        [&](const Range& range, double* const* to) { be_.peak(range, table(), f, x_, to[0]); },
+        [](double a, double b) { return a > b ? a : b; }, out);
+    for (Index c = 0; c < cells_; ++c) threshold_[c] = C(out[c * kMostSums]);
+  }
+
+  const Backend& be_;
+  const Block& b_;
+  const Solved<Method, C>& s_;
+  const void* x_;
+  const SpreadKind& kind_;
+  Scope& scope_;
+  Index cells_;
+  C *low_, *unit_, *threshold_, *tie_;
+  Slopes* slopes_;
+};
+
+// Puts the spread where the variance was, for methods that measure it.
+template <class Method, class Backend, class Args>
+void measure_spread(const Backend& be, const Args& args, const typename Method::Params& params,
+                    const Block& b, typename Backend::Scope& scope,
+                    const Solved<Method, typename Backend::Compute>& s) {
+  if constexpr (MeasuresSpread<Method>) {
+    if (args.given_mean || args.saved_mean()) return;
+    BlockSpread<Method, Backend>(be, b, s, args.x, params.spread, scope).measure();
+  }
+}
+
+}  // namespace normcore

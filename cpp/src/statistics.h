@@ -1,0 +1,273 @@
+// The arguments of the pipeline, its blocks and units of work, and the statistics of a block:
+// reduce and pool, once for all methods and backends.
+#pragma once
+
+#include <algorithm>
+
+#include "pool.h"
+
+namespace normcore {
+
+// Everything but geometry. Arrays are in the order of the plan's tables; absent ones are null.
+template <class C>
+struct ForwardArgs {
+  const void* x;  // what is normalized: h where there is a residual
+  void* y;
+  const void* x_in = nullptr;  // with a residual: its two terms, and x is written first
+  const void* residual = nullptr;
+
+  const double* channel_weight = nullptr;  // [cells]
+  const double* channel_bias = nullptr;
+  const C* element_weight = nullptr;  // [count]
+  const C* element_bias = nullptr;
+
+  // [cells]: statistics of the first pool that are not computed from x.
+  const double* given_mean = nullptr;
+  const double* given_var = nullptr;
+
+  // For who asks: statistics of the first pool that is computed (or of the only one),
+  double* mean = nullptr;
+  double* var = nullptr;
+  double* rstd = nullptr;
+  // and of the last pool of a method of several, for the backward call.
+  double* last_mean = nullptr;
+  double* last_var = nullptr;
+
+  const double* saved_mean() const { return nullptr; }
+  const double* saved_var() const { return nullptr; }
+};
+
+// A block of the table that is closed under all pools of the method.
+struct Block {
+  Index o0, on, k0, kn;
+};
+
+inline Block block_at(const Plan& plan, Index i) {
+  const Index across = plan.cell_blocks();
+  const Index o0 = i / across * plan.block_outer, k0 = i % across * plan.block_cells;
+  return {o0, std::min(plan.block_outer, plan.outer - o0), k0,
+          std::min(plan.block_cells, plan.cells - k0)};
+}
+
+// The work units of a block: pieces of the table and of long cells, times strips of cells. Partial
+// results have one row per piece.
+struct Units {
+  const Plan& plan;
+  Block block;
+  Index outer_pieces, space_pieces, strips;
+
+  Units(const Plan& p, const Block& b)
+      : plan(p),
+        block(b),
+        outer_pieces((b.on + p.piece_outer - 1) / p.piece_outer),
+        space_pieces(p.space_pieces()),
+        strips((b.kn + p.unit_cells - 1) / p.unit_cells) {}
+
+  Index pieces() const { return outer_pieces * space_pieces; }
+  Index count() const { return pieces() * strips; }
+  Index piece_of(Index unit) const { return unit / strips; }
+  Range range(Index unit) const {
+    const Index piece = unit / strips, k = unit % strips * plan.unit_cells;
+    const Index o = piece / space_pieces * plan.piece_outer;
+    const Index s = piece % space_pieces * plan.piece_space;
+    return {block.o0 + o,
+            std::min(plan.piece_outer, block.on - o),
+            block.k0 + k,
+            std::min(plan.unit_cells, block.kn - k),
+            s,
+            std::min(plan.piece_space, plan.count - s)};
+  }
+};
+
+// Within a fused block everything runs on one thread; otherwise the one block is spread over them.
+template <class Backend, class F>
+void for_units(const Backend& be, Index units, F&& f) {
+  if (be.plan().fused) {
+    for (Index i = 0; i < units; ++i) f(i);
+  } else {
+    be.parallel(units, f);
+  }
+}
+
+// What the method sees of every cell of a block. Loops over cells take a copy of this and are flat:
+// short rows have one cell for a few vectors, and compilers vectorize such loops.
+template <class Method>
+struct CellStats {
+  static constexpr int P = kPoolCount<Method>;
+  const double* mean[P];  // from the centre
+  const double* var[P];
+  double count[P];
+
+  struct Pooled {
+    Stats stats[P];
+  };  // an array alone cannot be returned
+  Pooled at(Index cell) const {
+    Pooled result;
+    for (int i = 0; i < P; ++i) result.stats[i] = {mean[i][cell], var[i][cell], count[i]};
+    return result;
+  }
+};
+
+template <class Method, class C>
+struct Solved {
+  PoolTable pools[kPoolCount<Method>];
+  Index rows, row_step;  // of coefficients; row_step 0 where rows of the table share them
+  C* center;
+  CellStats<Method> cells;
+};
+
+// Statistics of the pools of a block: reduce and pool, or take what is given.
+template <class Method, class Backend, class Args>
+void block_statistics(const Backend& be, const Args& args, const Block& b,
+                      typename Backend::Scope& scope,
+                      Solved<Method, typename Backend::Compute>& out) {
+  using C = typename Backend::Compute;
+  constexpr int P = kPoolCount<Method>;
+  const Plan& plan = be.plan();
+  const int computed = args.given_mean ? 1 : 0;  // pools from here on
+  const Index rows = plan.merged_outer ? 1 : b.on;
+  const double cell_count = double(plan.count) * double(plan.merged_outer ? b.on : 1);
+  out.rows = rows;
+  out.row_step = plan.merged_outer ? 0 : b.kn;
+  for (int i = 0; i < P; ++i) {
+    PoolTable& t = out.pools[i];
+    const Extent extent =
+        i < computed ? Extent::column : extent_of(Method::pools[i], plan.affinity);
+    t = pool_shape(extent, plan, b.on, b.kn);
+    t.mean = scope.template take<double>(t.rows * t.cols);
+    t.var = scope.template take<double>(t.rows * t.cols);
+  }
+  out.center = scope.template take<C>(rows * b.kn);
+
+  if (args.given_mean) {
+    PoolTable& t = out.pools[0];
+    for (Index k = 0; k < b.kn; ++k) {
+      t.mean[k] = args.given_mean[b.k0 + k];
+      t.var[k] = args.given_var[b.k0 + k];
+    }
+  }
+  if (computed == P) {
+    // nothing to compute
+  } else if (args.saved_mean()) {
+    PoolTable& t = out.pools[P - 1];
+    const Index cols = plan.pool_cols(t.extent);
+    for (Index o = 0; o < t.rows; ++o) {
+      for (Index j = 0; j < t.cols; ++j) {
+        const Index from = (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j;
+        t.mean[o * t.cols + j] = args.saved_mean()[from];
+        t.var[o * t.cols + j] = args.saved_var()[from];
+      }
+    }
+  } else {
+    const Units units(plan, b);
+    const Index pieces = units.pieces();
+    double* mean = scope.template take<double>(pieces * b.kn);
+    double* m2 = scope.template take<double>(pieces * b.kn);
+    for_units(be, units.count(), [&](Index i) {
+      const Range range = units.range(i);
+      const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
+      be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
+    });
+    // Pieces of one row of the table follow each other: merge them into its first.
+    const Index per_row = pieces / rows;
+    if (per_row > 1) {
+      for (Index o = 0; o < rows; ++o) {
+        const Index first = o * per_row;
+        double before = 0;
+        for (Index j = 0; j < per_row; ++j) {
+          const Range range = units.range((first + j) * units.strips);
+          const double n = double(range.on) * double(range.sn);
+          if (j > 0) {
+            be.merge(b.kn, before, mean + first * b.kn, m2 + first * b.kn, n,
+                     mean + (first + j) * b.kn, m2 + (first + j) * b.kn);
+          }
+          before += n;
+        }
+        if (o > 0) {
+          for (Index k = 0; k < b.kn; ++k) {
+            mean[o * b.kn + k] = mean[first * b.kn + k];
+            m2[o * b.kn + k] = m2[first * b.kn + k];
+          }
+        }
+      }
+    }
+    pool_moments(be, mean, m2, rows, b.kn, cell_count, out.pools[P - 1]);
+  }
+  if (computed < P - 1) {
+    // Of several pools the last has an entry per cell: the others are merged from it.
+    const PoolTable& t = out.pools[P - 1];
+    double* m2 = scope.template take<double>(rows * b.kn);
+    for (Index c = 0; c < rows * b.kn; ++c) m2[c] = t.var[c] * cell_count;
+    for (int i = computed; i < P - 1; ++i) {
+      pool_moments(be, t.mean, m2, rows, b.kn, cell_count, out.pools[i]);
+    }
+  }
+
+  // From the last pool, whose means are the centres, to the first.
+  const Index cells = rows * b.kn;
+  for (int i = P - 1; i >= 0; --i) {
+    const PoolTable& t = out.pools[i];
+    const double* pooled_mean = t.mean;
+    out.cells.var[i] = t.var;
+    out.cells.count[i] = t.count;
+    if (t.rows * t.cols != cells) {
+      double* mean = scope.template take<double>(cells);
+      double* var = scope.template take<double>(cells);
+      t.for_cells(rows, [&](Index e, Index cell) {
+        mean[cell] = t.mean[e];
+        var[cell] = t.var[e];
+      });
+      pooled_mean = mean;
+      out.cells.var[i] = var;
+    }
+    // The centre: the mean as the compute type holds it.
+    C* center = out.center;
+    if (i == P - 1) {
+      for (Index c = 0; c < cells; ++c) center[c] = Method::raw ? C(0) : C(pooled_mean[c]);
+    }
+    double* from_center = scope.template take<double>(cells);
+    for (Index c = 0; c < cells; ++c) from_center[c] = pooled_mean[c] - double(center[c]);
+    out.cells.mean[i] = from_center;
+  }
+}
+
+// Writes the statistics of a block where the caller wants them.
+template <class Method, class Backend, class Args>
+void export_statistics(const Backend& be, const Args& args, const typename Method::Params& params,
+                       const Block& b, const Solved<Method, typename Backend::Compute>& s) {
+  // f(entry of the block's table, entry of the whole one) for a pool.
+  auto each = [&](const PoolTable& t, auto f) {
+    const Index cols = be.plan().pool_cols(t.extent);
+    for (Index o = 0; o < t.rows; ++o) {
+      for (Index j = 0; j < t.cols; ++j) {
+        f(o * t.cols + j, (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j);
+      }
+    }
+  };
+  constexpr int P = kPoolCount<Method>;
+  if (args.mean) {
+    const PoolTable& t = s.pools[args.given_mean && P > 1 ? 1 : 0];
+    each(t, [&](Index e, Index to) {
+      args.mean[to] = t.mean[e];
+      args.var[to] = t.var[e];
+      args.rstd[to] = Method::rstd({0, t.var[e], t.count}, params);
+    });
+  }
+  if (args.last_mean) {
+    const PoolTable& t = s.pools[P - 1];
+    each(t, [&](Index e, Index to) {
+      args.last_mean[to] = t.mean[e];
+      args.last_var[to] = t.var[e];
+    });
+  }
+}
+
+// A parameter of the channels of a block, as a function of the channel; `missing` where there is
+// none.
+template <class Scope>
+auto per_channel(const double* values, double missing, const Block& b, Scope& scope) {
+  const double* at = values ? values + b.k0 : scope.template take_filled<double>(b.kn, missing);
+  return [at](Index k) { return at[k]; };
+}
+
+}  // namespace normcore
