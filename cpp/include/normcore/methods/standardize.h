@@ -7,14 +7,18 @@
 
 namespace normcore {
 
+struct EpsParams {
+  double eps;
+};
+
 template <Pool kPool, bool kRaw = false>
 struct Standardize {
   static constexpr Pool pools[] = {kPool};
   static constexpr bool raw = kRaw;
-  struct Params {
-    double eps;
-  };
+  using Params = EpsParams;
   using ParamsGrad = NoGradients;
+  // What a kernel needs of it: there the pool does not matter, and one will do for all.
+  using Formula = Standardize<Pool::instance, kRaw>;
 
   NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
     return 1 / std::sqrt(s.var + p.eps);

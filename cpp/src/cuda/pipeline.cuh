@@ -1,0 +1,618 @@
+// The pipeline on a CUDA device: the steps of forward.h and backward.h as launches on the caller's
+// stream. The formulas are the same headers; nothing waits for the host. Compiled once for each
+// storage type T, by pipeline_<type>.cu.
+#pragma once
+
+#include <string>
+#include <type_traits>
+
+#include "cuda/cells.cuh"
+#include "cuda/launch.h"
+#include "cuda/policy.h"
+#include "cuda/pools.cuh"
+#include "cuda/rows.cuh"
+#include "cuda/solve.cuh"
+#include "cuda/spread.cuh"
+#include "methods.h"
+#include "normcore/errors.h"
+
+namespace normcore::cuda {
+
+namespace {
+
+// Packs that a thread of a kernel may hold of each operand before registers run out (ptxas tells):
+// 32 elements, or 16 where each also has sums; of 8 bytes half as many.
+template <class T>
+constexpr int kForwardPacks = 32 / kPack<T> < 8 ? 32 / kPack<T> : 8;
+template <class T>
+constexpr int kBackwardPacks = 16 / kPack<T> < 4 ? 16 / kPack<T> : 4;
+constexpr int kCellPacks = 4;
+// Blocks that may share a pool of channels: of larger clusters few fit a device at a time.
+constexpr int kPoolCluster = 4;
+// Shared memory that a block has without asking.
+constexpr int kSharedBytes = 48 << 10;
+// Elements of a piece where threads take pieces alone.
+constexpr Index kLonePiece = 256;
+constexpr int kLoneThreads = 128;
+// Blocks of the backward row kernel for each multiprocessor.
+constexpr int kPersistentBlocks = 4;
+constexpr Index kParameterRuns = 256;
+
+Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// ---- the plan as kernels take it
+
+Geometry geometry_of(const Plan& plan) {
+  if (plan.outer_dims > kMostAxes || plan.space_dims > kMostAxes) {
+    throw value_error("x has more than 8 axes that do not merge, which CUDA refuses");
+  }
+  Geometry g{};
+  g.outer = plan.outer;
+  g.cells = plan.cells;
+  g.count = plan.count;
+  g.shared_rows = plan.merged_outer;
+  g.outer_dims = plan.outer_dims;
+  g.space_dims = plan.space_dims;
+  for (int d = 0; d < plan.outer_dims; ++d) g.outer_sizes[d] = plan.outer_sizes[d];
+  for (int d = 0; d < plan.space_dims; ++d) g.space_sizes[d] = plan.space_sizes[d];
+  return g;
+}
+
+View view_of(const Plan& plan, int operand, const void* data) {
+  const Access& a = plan.access[operand];
+  View v{};
+  v.data = const_cast<void*>(data);
+  v.cell = a.cell;
+  for (int d = 0; d < plan.outer_dims; ++d) v.outer[d] = a.outer[d];
+  for (int d = 0; d < plan.space_dims; ++d) v.space[d] = a.space[d];
+  return v;
+}
+
+PoolShape pool_of(const Plan& plan, Extent extent) {
+  PoolShape p{};
+  p.extent = extent;
+  p.rows = plan.pool_rows(extent);
+  p.cols = plan.pool_cols(extent);
+  p.across = extent == Extent::row     ? plan.cells
+             : extent == Extent::group ? plan.cells / plan.groups
+                                       : 1;
+  p.count =
+      double(plan.count) * double(p.across) * double(extent == Extent::column ? plan.outer : 1);
+  return p;
+}
+
+// The distance of the cells from each other in an operand, if it is one and the same.
+bool even_rows(const Plan& plan, int operand, Index* stride) {
+  const Access& a = plan.access[operand];
+  *stride = plan.cells > 1 ? a.cell : plan.outer_dims > 0 ? a.outer[plan.outer_dims - 1] : 0;
+  if (plan.outer == 1) return true;
+  return plan.outer_dims == 1 && a.outer[0] == *stride * plan.cells;
+}
+
+Team team_of(const RowPolicy& p) { return {p.threads, p.cluster, nullptr}; }
+constexpr int kTeamBytes = Team::kDoubles * int(sizeof(double));
+
+// f(integral constant P) for the packs of a policy.
+template <int kMost, class F>
+void with_packs(int packs, F&& f) {
+  if constexpr (kMost > 1) {
+    if (packs < kMost) return with_packs<kMost / 2>(packs, f);
+  }
+  f(std::integral_constant<int, kMost>{});
+}
+
+// The type that kernels are compiled for.
+template <class Method>
+struct FormulaOf {
+  using type = Method;
+};
+template <class Method>
+  requires requires { typename Method::Formula; }
+struct FormulaOf<Method> {
+  using type = typename Method::Formula;
+};
+
+// ---- one call
+
+template <class Method, class T>
+class Pipeline {
+  using C = Compute<T>;
+  using Formula = typename FormulaOf<Method>::type;
+  static constexpr int P = kPoolCount<Method>;
+  static constexpr int V = kPack<T>;
+  // Whose pool can be a row of elements that have parameters of their own.
+  static constexpr bool kRowFamily = P == 1 && Method::pools[0] == Pool::sample;
+  // Whose pool can stay in registers.
+  static constexpr bool kHeld = P == 1 && !MeasuresSpread<Method>;
+
+ public:
+  using Params = typename Method::Params;
+
+  Pipeline(const Plan& plan, DeviceMemory& memory, const Params& params)
+      : plan_(plan), memory_(memory), params_(params), g_(geometry_of(plan)) {}
+
+  void forward(const ForwardArgs<C>& args) {
+    if constexpr (kHeld && kRowFamily) {
+      if (forward_rows(args)) return;
+    }
+    if constexpr (kHeld && !kRowFamily) {
+      if (forward_pools(args)) return;
+    }
+    settle_pieces(args.residual ? std::initializer_list<int>{0, 1, 2, 3}
+                                : std::initializer_list<int>{0, 1});
+    if (args.residual) {
+      on_pieces([&](auto p, auto packed) {
+        launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, view(3, args.x_in),
+               view(2, args.residual), view(0, args.x), team_);
+      });
+    }
+    PoolTables<Formula> pools = statistics(args);
+    auto show = [&](int pool, const RowStatistics& out) {
+      if (!out.mean) return;
+      launch(each(pools.shape[pool].entries()), stream(), export_statistics<Formula>,
+             pools.shape[pool], pools.mean[pool], pools.var[pool], params_, out);
+    };
+    show(args.given_mean && P > 1 ? 1 : 0, {args.mean, args.var, args.rstd});
+    show(P - 1, {args.last_mean, args.last_var, nullptr});
+    const Index cells = g_.coefficient_cells();
+    C* a = memory_.take<C>(cells);
+    C* center = memory_.take<C>(cells);
+    C* shift = memory_.take<C>(cells);
+    launch(each(cells), stream(), solve_forward<Formula, C>, g_, pools, params_,
+           args.channel_weight, args.channel_bias, a, center, shift);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(0, args.x), view(1, args.y),
+             team_, Coefficients<C>{a, center, shift}, args.element_weight, args.element_bias);
+    });
+  }
+
+  void backward(const BackwardArgs<C>& args) {
+    if constexpr (kHeld && kRowFamily) {
+      if (backward_rows(args)) return;
+    }
+    if constexpr (kHeld && !kRowFamily) {
+      if (backward_pools(args)) return;
+    }
+    settle_pieces(args.dh ? std::initializer_list<int>{0, 1, 2, 3}
+                          : std::initializer_list<int>{0, 1, 2});
+    const PoolTables<Formula> pools = statistics(args);
+    const Index cells = g_.coefficient_cells();
+    BackwardTable<C> t{};
+    for (double** column : {&t.a, &t.b, &t.unit}) *column = memory_.take<double>(cells);
+    for (C** column : {&t.a_c, &t.b_c, &t.center, &t.unit_c, &t.p, &t.q, &t.r}) {
+      *column = memory_.take<C>(cells);
+    }
+    launch(each(cells), stream(), solve_backward<Formula, C>, g_, pools, params_,
+           args.channel_weight, t);
+
+    const bool given = args.given_mean && P == 1;  // nothing is computed from x
+    const bool element = args.element_weight != nullptr;
+    double* sum_u = memory_.take<double>(cells);
+    double* sum_1 = memory_.take<double>(cells);
+    if (!given || args.dweight) {
+      const Index parts = g_.outer * g_.cells * g_.pieces;
+      double* dy_u = memory_.take<double>(parts);
+      double* dy_1 = memory_.take<double>(parts);
+      on_pieces([&](auto p, auto packed) {
+        launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(1, args.dy),
+               view(0, args.x), team_, t.center, t.unit_c, args.element_weight, dy_u, dy_1);
+      });
+      const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+      launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
+             sum_1);
+      if (args.dweight && !element) {
+        const Summers by_rows(g_.coefficient_rows());
+        launch(each_by(by_rows, g_.cells), stream(), channel_gradients<C>, by_rows, g_, t, sum_u,
+               sum_1, args.dweight, args.dbias);
+      }
+    }
+    if (args.dweight && element) element_gradients(args, t);
+    if constexpr (MeasuresSpread<Method>) {
+      through_spread(pools, args, t, sum_u, sum_1);
+      return;
+    }
+    if (!given) pull_back_through(pools, args, t, sum_u, sum_1);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(1, args.dy), view(0, args.x),
+             view(3, args.dh), view(2, args.dx), team_,
+             GradientCoefficients<C>{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c},
+             args.element_weight);
+    });
+  }
+
+ private:
+  cudaStream_t stream() const { return memory_.stream(); }
+  View view(int operand, const void* data) const {
+    return data ? view_of(plan_, operand, data) : View{};
+  }
+  static Launch each(Index n) { return {ceil_div(n, kSolveThreads), kSolveThreads}; }
+  static Launch each_by(const Summers& by, Index n) { return each(n * by.lanes); }
+
+  // ---- rows that stay in registers
+
+  bool row_shape(std::initializer_list<int> operands, int most_packs, RowPolicy* policy,
+                 Index (&strides)[kMaxOperands]) const {
+    if (plan_.layout != Layout::rows || plan_.affinity != Affinity::element ||
+        plan_.extent != Extent::cell) {
+      return false;
+    }
+    for (const int i : operands) {
+      if (!plan_.access[i].direct || !even_rows(plan_, i, &strides[i])) return false;
+    }
+    const int most_cluster = facts_of(memory_.device()).most_cluster;
+    *policy = row_policy(ceil_div(plan_.count, V), most_packs, most_cluster);
+    return static_cast<bool>(*policy);
+  }
+
+  bool forward_rows(const ForwardArgs<C>& args) {
+    if (!args.element_weight) return false;
+    RowPolicy policy;
+    Index stride[kMaxOperands];
+    const bool add = args.residual != nullptr;
+    if (!row_shape(add ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1},
+                   kForwardPacks<T>, &policy, stride)) {
+      return false;
+    }
+    RowsForward<C> a{};
+    a.rows = plan_.outer * plan_.cells;
+    a.n = plan_.count;
+    a.x = add ? RowsIn{args.x_in, stride[3]} : RowsIn{args.x, stride[0]};
+    if (add) {
+      a.residual = {args.residual, stride[2]};
+      a.h = {const_cast<void*>(args.x), stride[0]};
+    }
+    a.y = {args.y, stride[1]};
+    a.weight = args.element_weight;
+    a.bias = args.element_bias;
+    a.out = {args.mean, args.var, args.rstd};
+    const Launch l{ceil_div(a.rows, policy.rows_per_block) * policy.cluster, policy.block_threads(),
+                   kTeamBytes, policy.cluster};
+    with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(l, stream(), rows_forward<Formula, T, p()>, a, params_, team_of(policy));
+    });
+    return true;
+  }
+
+  bool backward_rows(const BackwardArgs<C>& args) {
+    if (!args.element_weight) return false;
+    RowPolicy policy;
+    Index stride[kMaxOperands];
+    if (!row_shape(
+            args.dh ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1, 2},
+            kBackwardPacks<T>, &policy, stride)) {
+      return false;
+    }
+    RowsBackward<C> a{};
+    a.rows = plan_.outer * plan_.cells;
+    a.n = plan_.count;
+    a.x = {args.x, stride[0]};
+    a.dy = {args.dy, stride[1]};
+    if (args.dh) a.dh = {args.dh, stride[3]};
+    a.dx = {args.dx, stride[2]};
+    a.weight = args.element_weight;
+    a.mean = args.forward_mean;
+    a.var = args.forward_var;
+    // The number of blocks decides the order of the parameters' sums: by the device and the length
+    // of a row, unless there are fewer rows.
+    const Index most =
+        std::max<Index>(1, Index(facts_of(memory_.device()).multiprocessors) * kPersistentBlocks *
+                               128 / std::max(128, policy.block_threads()) / policy.cluster);
+    const Index blocks = std::min(most, ceil_div(a.rows, policy.rows_per_block));
+    if (args.dweight) {
+      a.dweight = memory_.take<C>(blocks * a.n);
+      a.dbias = memory_.take<C>(blocks * a.n);
+    }
+    const Launch l{blocks * policy.cluster, policy.block_threads(), kTeamBytes, policy.cluster};
+    with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(l, stream(), rows_backward<Formula, T, p()>, a, params_, team_of(policy));
+    });
+    if (args.dweight) sum_parts(a.dweight, a.dbias, blocks, a.n, args);
+    return true;
+  }
+
+  // The gradients of n parameters from tables [parts, n].
+  template <class Part>
+  void sum_parts(const Part* dweight, const Part* dbias, Index parts, Index n,
+                 const BackwardArgs<C>& args) {
+    sum_part(dweight, parts, n, args.dweight);
+    sum_part(dbias, parts, n, args.dbias);
+  }
+  template <class Part>
+  void sum_part(const Part* table, Index parts, Index n, double* out) {
+    const Launch l{ceil_div(n, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double))};
+    launch(l, stream(), sum_rows<Part>, table, parts, n, out);
+  }
+
+  // ---- pools of channels that stay in registers
+
+  // `given`: statistics that are none of x's.
+  bool pools_shape(std::initializer_list<int> operands, bool given, int most_packs,
+                   HeldPools* pools, RowPolicy* policy) const {
+    if (plan_.layout != Layout::rows || plan_.affinity != Affinity::channel || given) return false;
+    for (const int i : operands) {
+      if (!plan_.access[i].direct) return false;
+    }
+    pools->g = g_;
+    pools->shape = pool_of(plan_, extent_of(Method::pools[0], plan_.affinity));
+    const Index members = pools->shape.cells_of_entry(g_), packs = ceil_div(g_.count, V);
+    // Members must be evenly spaced, and full packs for the most part.
+    if (pools->shape.extent == Extent::column && plan_.outer_dims > 1) return false;
+    if (members > 1 && packs * V > g_.count + g_.count / 4) return false;
+    const int most_cluster = std::min(kPoolCluster, facts_of(memory_.device()).most_cluster);
+    *policy = row_policy(members * packs, most_packs, most_cluster);
+    if (!*policy) return false;
+    pools->members = int(members);
+    pools->packs = int(packs);
+    return true;
+  }
+  Launch pools_launch(const HeldPools& pools, const RowPolicy& policy, int shared_bytes) const {
+    return {ceil_div(pools.shape.entries(), policy.rows_per_block) * policy.cluster,
+            policy.block_threads(), shared_bytes, policy.cluster};
+  }
+
+  bool forward_pools(const ForwardArgs<C>& args) {
+    HeldPools pools;
+    RowPolicy policy;
+    if (!pools_shape({0, 1}, args.given_mean, kForwardPacks<T>, &pools, &policy)) return false;
+    with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(pools_launch(pools, policy, kTeamBytes), stream(), pool_forward<Formula, T, p()>,
+             pools, view(0, args.x), view(1, args.y), params_, team_of(policy), args.channel_weight,
+             args.channel_bias, RowStatistics{args.mean, args.var, args.rstd});
+    });
+    return true;
+  }
+
+  bool backward_pools(const BackwardArgs<C>& args) {
+    HeldPools pools;
+    RowPolicy policy;
+    if (!pools_shape({0, 1, 2}, args.given_mean, kBackwardPacks<T>, &pools, &policy)) return false;
+    const int shared =
+        kTeamBytes + pool_sums_bytes<C>(pools, policy.packs * policy.block_threads());
+    if (shared > kSharedBytes) return false;
+    // A pool of all samples has the whole gradient of its channel.
+    const bool whole = pools.shape.extent == Extent::column || g_.outer == 1;
+    MemberGradients parts{args.dweight, args.dbias};
+    if (args.dweight && !whole) {
+      parts = {memory_.take<double>(g_.outer * g_.cells),
+               memory_.take<double>(g_.outer * g_.cells)};
+    }
+    with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
+      launch(pools_launch(pools, policy, shared), stream(), pool_backward<Formula, T, p()>, pools,
+             view(1, args.dy), view(0, args.x), view(2, args.dx), params_, team_of(policy),
+             args.channel_weight, args.forward_mean, args.forward_var, parts);
+    });
+    if (args.dweight && !whole) {
+      sum_parts(parts.dweight, parts.dbias, g_.outer, g_.cells, args);
+    }
+    return true;
+  }
+
+  // ---- two sweeps with tables between them
+
+  // Chooses who takes which piece of a cell.
+  void settle_pieces(std::initializer_list<int> operands) {
+    packed_ = plan_.layout == Layout::rows;
+    for (const int i : operands) packed_ = packed_ && plan_.access[i].direct;
+    const Index cells = g_.outer * g_.cells;
+    if (packed_) {
+      const RowPolicy longest = row_policy(256 * kCellPacks, kCellPacks, 1);
+      g_.piece = std::min<Index>(std::max<Index>(1, g_.count), 256 * kCellPacks * V);
+      g_.pieces = ceil_div(g_.count, g_.piece);
+      policy_ = g_.pieces > 1 ? longest : row_policy(ceil_div(g_.count, V), kCellPacks, 1);
+      team_ = team_of(policy_);
+      pieces_ = {ceil_div(cells * g_.pieces, policy_.rows_per_block), policy_.block_threads(),
+                 kTeamBytes};
+    } else {
+      g_.piece = std::min<Index>(std::max<Index>(1, g_.count), kLonePiece);
+      g_.pieces = ceil_div(g_.count, g_.piece);
+      pieces_ = {ceil_div(cells * g_.pieces, kLoneThreads), kLoneThreads};
+    }
+  }
+  template <class F>
+  void on_pieces(F f) const {
+    if (packed_) {
+      with_packs<kCellPacks>(policy_.packs, [&](auto p) { f(p, std::true_type{}); });
+    } else {
+      f(std::integral_constant<int, 1>{}, std::false_type{});
+    }
+  }
+
+  template <class Args>
+  PoolTables<Formula> statistics(const Args& args) {
+    PoolTables<Formula> pools{};
+    const int computed = args.given_mean ? 1 : 0;  // pools from here on
+    if (args.given_mean) {
+      pools.shape[0] = pool_of(plan_, Extent::column);
+      pools.mean[0] = args.given_mean;
+      pools.var[0] = args.given_var;
+    }
+    for (int i = computed; i < P; ++i) {
+      pools.shape[i] = pool_of(plan_, extent_of(Method::pools[i], plan_.affinity));
+    }
+    if (computed == P) return pools;
+    if (args.saved_mean()) {
+      pools.mean[P - 1] = args.saved_mean();
+      pools.var[P - 1] = args.saved_var();
+    } else {
+      const Index parts = g_.outer * g_.cells * g_.pieces;
+      double* mean = memory_.take<double>(parts);
+      double* m2 = memory_.take<double>(parts);
+      on_pieces([&](auto p, auto packed) {
+        launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(0, args.x),
+               team_, mean, m2);
+      });
+      merge(pools, P - 1, g_, mean, m2, 1);
+      if constexpr (MeasuresSpread<Method>) measure_spread(pools, args.x);
+    }
+    // Of several pools the last has an entry per cell: the others are merged from it.
+    Geometry cells = g_;
+    cells.piece = g_.count;
+    cells.pieces = 1;
+    for (int i = computed; i < P - 1; ++i) {
+      merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.shape[P - 1].count);
+    }
+    return pools;
+  }
+
+  // The statistics of pool i from those of pieces.
+  void merge(PoolTables<Formula>& pools, int i, const Geometry& pieces, const double* mean,
+             const double* m2, double m2_scale) {
+    const PoolShape& shape = pools.shape[i];
+    double* pool_mean = memory_.take<double>(shape.entries());
+    double* pool_var = memory_.take<double>(shape.entries());
+    const Summers by(shape.cells_of_entry(pieces) * pieces.pieces);
+    launch(each_by(by, shape.entries()), stream(), pool_pieces, by, pieces, shape, Method::raw,
+           mean, m2, m2_scale, pool_mean, pool_var);
+    pools.mean[i] = pool_mean;
+    pools.var[i] = pool_var;
+  }
+
+  // ---- spread that is no variance; its pool's entries are the coefficient cells
+
+  SpreadTable<C> new_spread_table() {
+    SpreadTable<C> t{};
+    const Index cells = g_.coefficient_cells();
+    for (C** column : {&t.center, &t.low, &t.unit, &t.threshold, &t.tie}) {
+      *column = memory_.take<C>(cells);
+    }
+    t.order = C(params_.spread.order);
+    return t;
+  }
+
+  template <bool kPeak>
+  const double* tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(0, x), team_, t,
+             sums);
+    });
+    const Summers by((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+    launch(each_by(by, g_.coefficient_cells()), stream(), join_tallies<kPeak>, by, g_, sums, out);
+    return out;
+  }
+
+  // Tallies of u around the threshold, which is found first. `spread` null: not known yet.
+  const double* tally_spread(const SpreadTable<C>& t, const void* x, double n,
+                             const double* spread) {
+    const Index cells = g_.coefficient_cells();
+    double* sums = memory_.take<double>(kMostTallies * g_.outer * g_.cells * g_.pieces);
+    double* out = memory_.take<double>(kMostTallies * cells);
+    const SpreadKind& kind = params_.spread;
+    const double k = kind.largest(n);
+    if (kind.order == 0 && k == 1) {
+      const double* found = spread ? nullptr : tally<true>(t, x, sums, out);
+      launch(each(cells), stream(), take_peak<C>, cells, found, spread, t);
+    } else if (kind.order == 0) {
+      auto* brackets = memory_.take<Bracket<C>>(cells);
+      const double* found = nullptr;
+      for (int step = 0; step <= Bracket<C>::kSteps; ++step) {
+        launch(each(cells), stream(), narrow_brackets<C>, cells, n, k, found, brackets, t);
+        if (step < Bracket<C>::kSteps) found = tally<false>(t, x, sums, out);
+      }
+    }
+    return tally<false>(t, x, sums, out);
+  }
+
+  // Puts the spread where the variance was.
+  void measure_spread(PoolTables<Formula>& pools, const void* x) {
+    const Index cells = g_.coefficient_cells();
+    const SpreadTable<C> t = new_spread_table();
+    const double n = pools.shape[0].count;
+    launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
+           pools.var[0], true, t);
+    double* spread = memory_.take<double>(cells);
+    const double* tallies = tally_spread(t, x, n, nullptr);
+    launch(each(cells), stream(), finish_spread<C>, cells, params_.spread, n, tallies, pools.var[0],
+           t, spread);
+    pools.var[0] = spread;
+  }
+
+  void through_spread(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
+                      const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+    const Index cells = g_.coefficient_cells();
+    CellGradients<Formula> d{};
+    d.mean[0] = memory_.take<double>(cells);
+    d.var[0] = memory_.take<double>(cells);
+    launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, args.channel_weight, t,
+           sum_u, sum_1, d);
+    const SpreadTable<C> spread = new_spread_table();
+    const double n = pools.shape[0].count;
+    launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
+           pools.var[0], false, spread);
+    const double* tallies = tally_spread(spread, args.x, n, pools.var[0]);
+    launch(each(cells), stream(), finish_slopes<Method::raw, C>, cells, params_.spread, n, tallies,
+           pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);
+    on_pieces([&](auto p, auto packed) {
+      launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(1, args.dy),
+             view(0, args.x), view(2, args.dx), team_,
+             GradientCoefficients<C>{t.p, t.q, t.r, nullptr, nullptr}, spread);
+    });
+  }
+
+  void pull_back_through(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
+                         const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+    constexpr int G = kParameterCount<Method>;
+    const int computed = args.given_mean ? 1 : 0;
+    const Index cells = g_.coefficient_cells();
+    CellGradients<Formula> d{}, pooled{};
+    if (args.dparams) d.params = memory_.take<double>(G * cells);
+    for (int i = 0; i < P; ++i) {
+      d.mean[i] = memory_.take<double>(cells);
+      d.var[i] = memory_.take<double>(cells);
+    }
+    launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, args.channel_weight, t,
+           sum_u, sum_1, d);
+    for (int i = 0; args.dparams && i < G; ++i) {
+      sum_part(d.params + i * cells, g_.coefficient_rows(), g_.cells, args.dparams + i * g_.cells);
+    }
+    for (int i = computed; i < P; ++i) {
+      const Index entries = pools.shape[i].entries();
+      pooled.mean[i] = memory_.take<double>(entries);
+      pooled.var[i] = memory_.take<double>(entries);
+      const Summers by(g_.shared_rows ? 1 : pools.shape[i].cells_of_entry(g_));
+      launch(each_by(by, entries), stream(), sum_pool, by, g_, pools.shape[i], d.mean[i], d.var[i],
+             pooled.mean[i], pooled.var[i]);
+    }
+    launch(each(cells), stream(), spread_gradients<Formula, C>, g_, pools, computed, pooled, t);
+  }
+
+  void element_gradients(const BackwardArgs<C>& args, const BackwardTable<C>& t) {
+    const Index runs = std::min(kParameterRuns, g_.outer * g_.cells);
+    C* dweight = memory_.take<C>(runs * g_.count);
+    C* dbias = memory_.take<C>(runs * g_.count);
+    Launch l{ceil_div(g_.count, kLoneThreads), kLoneThreads};
+    l.blocks_y = runs;
+    launch(l, stream(), parameter_sums<T>, g_, view(1, args.dy), view(0, args.x),
+           Coefficients<C>{t.a_c, t.center, t.b_c}, dweight, dbias);
+    sum_parts(dweight, dbias, runs, g_.count, args);
+  }
+
+  const Plan& plan_;
+  DeviceMemory& memory_;
+  const Params& params_;
+  Geometry g_;
+  bool packed_ = false;
+  RowPolicy policy_;
+  Team team_{};
+  Launch pieces_{};
+};
+
+}  // namespace
+
+template <class Method, class T>
+void forward_on(const Plan& plan, DeviceMemory& memory, const typename Method::Params& params,
+                const ForwardArgs<Compute<T>>& args) {
+  Pipeline<Method, T>(plan, memory, params).forward(args);
+}
+template <class Method, class T>
+void backward_on(const Plan& plan, DeviceMemory& memory, const typename Method::Params& params,
+                 const BackwardArgs<Compute<T>>& args) {
+  Pipeline<Method, T>(plan, memory, params).backward(args);
+}
+
+#define NORMCORE_INSTANTIATE_ON(type, T)                                              \
+  template void forward_on<type, T>(const Plan&, DeviceMemory&, const type::Params&,  \
+                                    const ForwardArgs<Compute<T>>&);                  \
+  template void backward_on<type, T>(const Plan&, DeviceMemory&, const type::Params&, \
+                                     const BackwardArgs<Compute<T>>&);
+
+}  // namespace normcore::cuda

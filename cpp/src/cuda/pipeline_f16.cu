@@ -1,0 +1,7 @@
+#include "cuda/pipeline.cuh"
+
+namespace normcore::cuda {
+#define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE_ON(type, __half)
+#include "normcore/methods.def"
+#undef NORMCORE_METHOD
+}  // namespace normcore::cuda
