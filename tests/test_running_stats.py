@@ -1,4 +1,4 @@
-"""Running buffers of batch and instance norm: what is stored, when, and when nothing is.
+"""Running buffers: what is stored, when, and when nothing is.
 
 Hunts for the classic mix-ups: the sign of momentum, biased against unbiased variance, buffers that
 drift from torch's over many steps, an empty or one-element batch that poisons the buffers, and
@@ -8,7 +8,16 @@ evaluation mode touching them.
 import numpy as np
 import pytest
 import reference
-from support import Variant, arrange, assert_close, bfloat16, bits, make_problem, stat_dtype
+from support import (
+    VARIANTS,
+    Variant,
+    arrange,
+    assert_close,
+    bfloat16,
+    bits,
+    make_problem,
+    stat_dtype,
+)
 
 import normcore as nc
 
@@ -137,3 +146,23 @@ def test_one_value_per_channel_raises_and_leaves_the_buffers(shape):
         nc.instance_norm(np.ones((4, 3, *shape[2:]), np.float32), **buffers)
     assert bits(buffers["running_mean"]) == bits(np.zeros(3, np.float32))
     assert bits(buffers["running_var"]) == bits(np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if v.buffers and v.options.get("training")], ids=str
+)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_buffers_of_every_method_follow_the_oracle(rng, variant, layout):
+    ours = make_problem(rng, variant, np.float32, layout=layout)
+    names = [k for k in ours.options if k.startswith("running")]
+    exact = {k: reference.wide(ours.options[k]) for k in names}
+    mine = {k: ours.options[k].copy() for k in names}
+    for _ in range(50):
+        step = make_problem(rng, variant, np.float32, layout=layout)
+        # What is stored is what the next step of the oracle starts from: errors do not add up.
+        arguments = {k: v for k, v in step.arguments().items() if k not in names}
+        getattr(reference, variant.method)(step.x, **arguments, **exact)
+        getattr(nc, variant.method)(step.x, **arguments, **mine)
+        for name in names:
+            # A rounding of the buffer, and a few of float32 sums, weighed by the momentum.
+            np.testing.assert_allclose(mine[name], exact[name], rtol=4e-6, atol=4e-6)

@@ -12,6 +12,15 @@ from .adaptive import (
     switchable_norm,
     switchable_norm_backward,
 )
+from .adaptive_layers import (
+    BatchInstanceNorm,
+    BatchRenorm,
+    LpBatchNorm,
+    MeanOnlyBatchNorm,
+    SwitchableNorm,
+    TopKBatchNorm,
+    WeightNorm,
+)
 from .config import (
     available_isas,
     get_isa,
@@ -42,11 +51,18 @@ from .scaled import (
 from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
 
 __all__ = [
+    "BatchInstanceNorm",
     "BatchNorm",
+    "BatchRenorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "LpBatchNorm",
+    "MeanOnlyBatchNorm",
     "RMSNorm",
+    "SwitchableNorm",
+    "TopKBatchNorm",
+    "WeightNorm",
     "__version__",
     "available_isas",
     "batch_instance_norm",

@@ -350,8 +350,15 @@ class GroupNorm(_ChannelLayer):
 class _RunningNorm(_ChannelLayer):
     """A channel layer that can keep running statistics."""
 
+    _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
     _leading = ("num_features",)
-    _named = ("eps", "momentum", "affine", "bias", "track_running_stats")
+    _named: ClassVar[tuple[str, ...]] = (
+        "eps",
+        "momentum",
+        "affine",
+        "bias",
+        "track_running_stats",
+    )
 
     def __init__(
         self,
@@ -363,6 +370,7 @@ class _RunningNorm(_ChannelLayer):
         channel_axis: SupportsIndex,
         dtype: npt.DTypeLike,
         bias: bool,
+        own: dict[str, Array] | None = None,
     ) -> None:
         self.num_features = positive("num_features", num_features)
         self.eps = float(eps)
@@ -377,15 +385,13 @@ class _RunningNorm(_ChannelLayer):
         buffers: dict[str, Array] = {}
         if self.track_running_stats:
             kind = np.float64 if np.dtype(dtype) == np.float64 else np.float32
-            buffers = {
-                "running_mean": np.zeros(shape, kind),
-                "running_var": np.ones(shape, kind),
-                "num_batches_tracked": np.zeros((), np.int64),
-            }
-        super().__init__(parameters, buffers)
+            for name in self._running:
+                buffers[name] = np.full(shape, 0.0 if name == "running_mean" else 1.0, kind)
+            buffers["num_batches_tracked"] = np.zeros((), np.int64)
+        super().__init__({**(own or {}), **parameters}, buffers)
 
     def _options(self) -> dict[str, Any]:
-        running = {name: self.buffers.get(name) for name in ("running_mean", "running_var")}
+        running = {name: self.buffers.get(name) for name in self._running}
         return {**super()._options(), **running}
 
     def __call__(self, x: Any) -> Any:

@@ -1,0 +1,687 @@
+"""Layers of the adaptive methods and of weight normalization.
+
+What all layers share is in `normcore._layer`; running statistics live as in `BatchNorm`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, ClassVar, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from . import adaptive, scaled, weights
+from ._layer import Array, _Layer, affine_parameters, float_dtype, positive
+from .layers import _RunningNorm
+
+__all__ = [
+    "BatchInstanceNorm",
+    "BatchRenorm",
+    "LpBatchNorm",
+    "MeanOnlyBatchNorm",
+    "SwitchableNorm",
+    "TopKBatchNorm",
+    "WeightNorm",
+]
+
+
+class _TrainingNorm(_RunningNorm):
+    """A layer with running statistics whose functions take ``training``."""
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "training": self.training}
+
+
+class BatchRenorm(_TrainingNorm):
+    r"""Batch renormalization: batch statistics, corrected towards the running ones.
+
+    In training ``y = weight * ((x - mean) / s * r + d) + bias``, see
+    `normcore.batch_renorm`; in evaluation the buffers are used.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float or None, default 0.01
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    r_max, d_max : float, default 3 and 5
+        Bounds of the corrections, at the end of the schedule.
+    schedule : (int, int, int) or None, default (5000, 40000, 25000)
+        Training steps: up to the first there are no corrections, which is batch norm; from there
+        the bounds rise linearly, r_max until the second and d_max until the third. None: they are
+        what they are from the start.
+    affine : bool, default True
+        Whether there are parameters at all.
+    channel_axis : int, default 1
+        1 for (N, C) and NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        ``running_mean`` (starts at 0) and ``running_std`` (starts at 1), of shape (num_features,),
+        and ``num_batches_tracked``, which is the step of the schedule.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel; on
+        construction for a schedule that does not rise.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized
+    Models", 2017, arXiv:1702.03275.
+
+    Examples
+    --------
+    >>> import normcore as nc
+    >>> layer = nc.BatchRenorm(4)
+    >>> layer.bounds(0), layer.bounds(22500), layer.bounds(50000)
+    ((1.0, 0.0), (2.0, 4.375), (3.0, 5.0))
+    """
+
+    _function = staticmethod(adaptive.batch_renorm)
+    _function_backward = staticmethod(adaptive.batch_renorm_backward)
+    _running = ("running_mean", "running_std")
+    _named = ("eps", "momentum", "r_max", "d_max", "schedule", "affine", "bias")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.01,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        schedule: tuple[int, int, int] | None = (5000, 40000, 25000),
+        affine: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        self.r_max, self.d_max = float(r_max), float(d_max)
+        self.schedule = schedule
+        if schedule is not None:
+            start, *ends = (operator.index(step) for step in schedule)
+            if len(ends) != 2 or start < 0 or min(ends) <= start:
+                raise ValueError(
+                    f"schedule is {schedule}, expected (start, end of r_max, end of d_max) with "
+                    "both ends after the start"
+                )
+        super().__init__(num_features, eps, momentum, affine, True, channel_axis, dtype, bias)
+
+    def bounds(self, step: int) -> tuple[float, float]:
+        """Return (r_max, d_max) of a training step."""
+        if self.schedule is None:
+            return self.r_max, self.d_max
+        start, r_end, d_end = self.schedule
+        r, d = (min(1.0, max(0.0, (step - start) / (end - start))) for end in (r_end, d_end))
+        return 1 + (self.r_max - 1) * r, self.d_max * d
+
+    def _options(self) -> dict[str, Any]:
+        r_max, d_max = self.bounds(int(self.buffers["num_batches_tracked"]))
+        return {**super()._options(), "r_max": r_max, "d_max": d_max}
+
+
+class BatchInstanceNorm(_TrainingNorm):
+    r"""Batch-instance normalization: a learned gate per channel between the two.
+
+    .. math:: y = (\rho \hat x_B + (1 - \rho) \hat x_I) \cdot weight + bias
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    eps : float, default 1e-5
+        Added to the variances.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    affine : bool, default True
+        Whether there are ``weight`` and ``bias``.
+    track_running_stats : bool, default True
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``rho`` (starts at 1, which is batch norm), ``weight`` and ``bias``, of shape
+        (num_features,). The paper trains ``rho`` with ten times the learning rate, and keeps it in
+        [0, 1]: call `project` after each step.
+    buffers : dict
+        As in `BatchNorm`.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Nam and Kim, "Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks",
+    2018, arXiv:1805.07925.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.BatchInstanceNorm(2)
+    >>> layer.parameters["rho"] += np.float32([0.5, -0.5])  # a step
+    >>> layer.project()
+    >>> layer.parameters["rho"]
+    array([1. , 0.5], dtype=float32)
+    """
+
+    _function = staticmethod(adaptive.batch_instance_norm)
+    _function_backward = staticmethod(adaptive.batch_instance_norm_backward)
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        own = {"rho": np.ones(positive("num_features", num_features), float_dtype(dtype))}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias, own
+        )
+
+    def project(self) -> None:
+        """Clamp ``rho`` to [0, 1], in place; after each step of the optimizer."""
+        rho = self.parameters["rho"]
+        np.clip(rho, rho.dtype.type(0), rho.dtype.type(1), out=rho)
+
+
+class SwitchableNorm(_TrainingNorm):
+    r"""Switchable normalization: learned mixtures of instance, layer and batch statistics.
+
+    .. math:: y = \frac{x - \sum_k w_k mean_k}{\sqrt{\sum_k v_k var_k + \epsilon}} \cdot weight
+              + bias
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far, the
+        paper's batch average.
+    affine : bool, default True
+        Whether there are ``weight`` and ``bias``.
+    track_running_stats : bool, default True
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``mean_logits`` and ``var_logits``, of shape (3,) in the order instance, layer, batch, which
+        start at 1, equal thirds; ``weight`` and ``bias``, of shape (num_features,).
+    buffers : dict
+        ``running_mean`` (starts at 0) and ``running_var`` (starts at 1), the biased variance of the
+        batch, and ``num_batches_tracked``.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via Switchable
+    Normalization", 2019, arXiv:1806.10779.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.SwitchableNorm(2)
+    >>> x = np.array([[[1.0, 3.0], [5.0, 7.0]], [[0.0, 2.0], [8.0, 6.0]]])
+    >>> dx = layer.backward(layer(x))
+    >>> layer.grads["mean_logits"].shape
+    (3,)
+    """
+
+    _function = staticmethod(adaptive.switchable_norm)
+    _function_backward = staticmethod(adaptive.switchable_norm_backward)
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        own = {name: np.ones(3, float_dtype(dtype)) for name in ("mean_logits", "var_logits")}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias, own
+        )
+
+
+class MeanOnlyBatchNorm(_TrainingNorm):
+    """Mean-only batch normalization: ``y = x - mean + bias``, the companion of `WeightNorm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffer; None for the average over all batches so far.
+    track_running_stats : bool, default True
+        Whether there is a buffer.
+    channel_axis : int, default 1
+        1 for (N, C) and NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the bias: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        ``running_mean`` (starts at 0), of shape (num_features,), and ``num_batches_tracked``.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
+    of Deep Neural Networks", 2016, arXiv:1602.07868.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.MeanOnlyBatchNorm(1)
+    >>> layer(np.array([[1.0], [3.0]])).ravel()
+    array([-1.,  1.])
+    >>> layer.buffers["running_mean"]
+    array([0.2], dtype=float32)
+    """
+
+    _function = staticmethod(adaptive.mean_only_batch_norm)
+    _function_backward = staticmethod(adaptive.mean_only_batch_norm_backward)
+    _running = ("running_mean",)
+    _named = ("momentum", "bias", "track_running_stats")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        momentum: float | None = 0.1,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        own = affine_parameters(
+            (positive("num_features", num_features),), dtype, weight=False, bias=bool(bias)
+        )
+        super().__init__(
+            num_features,
+            eps=0.0,
+            momentum=momentum,
+            affine=False,
+            track_running_stats=track_running_stats,
+            channel_axis=channel_axis,
+            dtype=dtype,
+            bias=False,
+            own=own,
+        )
+
+    def _options(self) -> dict[str, Any]:
+        options = super()._options()
+        del options["eps"]
+        return options
+
+
+class _ScaledNorm(_TrainingNorm):
+    _running = ("running_mean", "running_scale")
+
+
+class LpBatchNorm(_ScaledNorm):
+    """Lp batch normalization: by the mean p-th power of the deviations.
+
+    The formula is that of `normcore.lp_batch_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    p : float, default 1
+        The order, at least 1; also ``inf``.
+    eps : float, default 1e-5
+        Keeps the scale from 0.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    affine : bool, default True
+        Whether there are parameters at all.
+    track_running_stats : bool, default True
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for (N, C) and NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        ``running_mean`` (starts at 0) and ``running_scale`` (starts at 1), the scale itself, of
+        shape (num_features,), and ``num_batches_tracked``.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel; for a
+        p below 1.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Hoffer, Banner, Golan and Soudry, "Norm matters: efficient and accurate normalization schemes in
+    deep networks", 2018, arXiv:1803.01814.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.LpBatchNorm(1, p=np.inf)(np.array([[0.0], [0.0], [3.0]])).round(4).ravel()
+    array([-0.5, -0.5,  1. ])
+    """
+
+    _function = staticmethod(scaled.lp_batch_norm)
+    _function_backward = staticmethod(scaled.lp_batch_norm_backward)
+    _named = ("p", "eps", "momentum", "affine", "bias", "track_running_stats")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        p: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        self.p = float(p)
+        if not self.p >= 1:
+            raise ValueError(f"p is {self.p}, expected a number >= 1 or infinity")
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "p": self.p}
+
+
+class TopKBatchNorm(_ScaledNorm):
+    """Top-k batch normalization: by the k largest deviations, see `normcore.topk_batch_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    k : int, default 10
+        At least 1.
+    eps : float, default 1e-5
+        Added to the scale.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    affine : bool, default True
+        Whether there are parameters at all.
+    track_running_stats : bool, default True
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for (N, C) and NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        As in `LpBatchNorm`.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel; for a
+        k below 1.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Hoffer, Banner, Golan and Soudry, "Norm matters: efficient and accurate normalization schemes in
+    deep networks", 2018, arXiv:1803.01814.
+
+    Examples
+    --------
+    >>> import normcore as nc
+    >>> nc.TopKBatchNorm(8, k=3)
+    TopKBatchNorm(8, k=3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+
+    _function = staticmethod(scaled.topk_batch_norm)
+    _function_backward = staticmethod(scaled.topk_batch_norm_backward)
+    _named = ("k", "eps", "momentum", "affine", "bias", "track_running_stats")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        k: SupportsIndex = 10,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+    ) -> None:
+        self.k = positive("k", k)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "k": self.k}
+
+
+class WeightNorm(_Layer):
+    r"""Weight normalization: a weight as a direction ``v`` and a length ``g``.
+
+    .. math:: w = g \frac{v}{\|v\|}
+
+    Called without an input, it returns the weight; ``backward(dw)`` adds to ``grads``.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the weight.
+    axis : int or None, default 0
+        The axis that is kept: one length for each of its positions. None: one for all.
+    eps : float, default 0
+        Added to the sum of squares under the root.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64.
+    rng : numpy.random.Generator or int, optional
+        Where the start of ``v`` comes from, normal with standard deviation 0.05.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``v``, of `shape`, and ``g`` (starts at 1), of shape (shape[axis],) or ().
+
+    Raises
+    ------
+    ValueError
+        For sizes below 1 or an axis out of range.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
+    of Deep Neural Networks", 2016, arXiv:1602.07868.
+
+    Examples
+    --------
+    A dense layer, started on a batch so that its outputs have mean 0 and variance 1:
+
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> x = np.random.default_rng(0).normal(3, 2, (256, 20))
+    >>> layer = nc.WeightNorm((5, 20), rng=1)
+    >>> bias = layer.initialize(x @ layer().T)
+    >>> y = x @ layer().T + bias
+    >>> bool(abs(y.mean(0)).max() < 1e-5), bool(abs(y.std(0) - 1).max() < 1e-5)
+    (True, True)
+    """
+
+    _leading = ("shape",)
+    _named = ("axis",)
+    _unusual: ClassVar[dict[str, object]] = {"eps": 0.0}
+
+    def __init__(
+        self,
+        shape: Iterable[SupportsIndex],
+        axis: SupportsIndex | None = 0,
+        eps: float = 0.0,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        self.shape = tuple(positive("shape", n) for n in shape)
+        self.axis = None if axis is None else operator.index(axis)
+        if self.axis is not None and not -len(self.shape) <= self.axis < len(self.shape):
+            raise ValueError(f"axis is {axis}, expected an axis of shape {self.shape}")
+        self.eps = float(eps)
+        kind = float_dtype(dtype)
+        start = np.random.default_rng(rng).normal(0, 0.05, self.shape)
+        lengths = () if self.axis is None else (self.shape[self.axis],)
+        super().__init__({"v": start.astype(kind), "g": np.ones(lengths, kind)})
+
+    def __call__(self) -> Array:  # type: ignore[override]
+        """Return the weight."""
+        v, g = self.parameters["v"], self.parameters["g"]
+        w: Array = weights.weight_norm(v, g, axis=self.axis, eps=self.eps)
+        return w
+
+    def backward(self, dw: Any) -> None:
+        """Add the gradients of ``v`` and ``g`` to `grads`.
+
+        Parameters
+        ----------
+        dw : array
+            Gradient of the loss with respect to the weight; of `shape` and the layer's dtype.
+        """
+        v, g = self.parameters["v"], self.parameters["g"]
+        dv, dg = weights.weight_norm_backward(dw, v, g, axis=self.axis, eps=self.eps)
+        self.grads["v"] += dv
+        self.grads["g"] += dg
+
+    def initialize(
+        self,
+        x_preactivation: Any,
+        *,
+        channel_axis: SupportsIndex = 1,
+        init_scale: float = 1.0,
+        eps: float = 1e-10,
+    ) -> Array:
+        """Scale ``g`` so that a batch of outputs gets unit variance; return the bias for mean 0.
+
+        The data-dependent start of the paper: ``g`` is multiplied by
+        ``init_scale / sqrt(var + eps)``, and the bias is ``-mean`` times that. A single length
+        takes the mean variance of the channels.
+
+        Parameters
+        ----------
+        x_preactivation : array
+            What the layer around this weight gives for one batch, without a bias.
+        channel_axis : int, default 1
+            Its axis of output channels, which ``g`` runs along.
+        init_scale : float, default 1
+            The standard deviation wanted.
+        eps : float, default 1e-10
+            Added to the (biased) variance.
+
+        Returns
+        -------
+        array of shape (channels,)
+
+        Raises
+        ------
+        ValueError
+            Where the channels are not those of ``g``.
+        """
+        t = np.asarray(x_preactivation)
+        axis = operator.index(channel_axis)
+        g = self.parameters["g"]
+        if not -t.ndim <= axis < t.ndim or (g.ndim and t.shape[axis] != g.size):
+            raise ValueError(
+                f"x_preactivation has shape {t.shape}, expected {g.size} at channel_axis={axis}: "
+                "the channels of g"
+            )
+        over = tuple(i for i in range(t.ndim) if i != axis % t.ndim)
+        mean = t.mean(axis=over, dtype=np.float64)
+        var = t.var(axis=over, dtype=np.float64)
+        scale = init_scale / np.sqrt((var if g.ndim else var.mean()) + eps)
+        g[...] = (g.astype(np.float64) * scale).astype(g.dtype)
+        bias: Array = (-mean * scale).astype(g.dtype)
+        return bias
