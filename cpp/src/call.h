@@ -13,6 +13,19 @@
 
 namespace normcore {
 
+// Runs f; an error of the device says what was asked for.
+template <class Method, class F>
+void on_device_of(const Context& context, const ConstTensor& x, F&& f) {
+  if (context.device == Device::kCpu) return f();
+  try {
+    f();
+  } catch (const device_error& e) {
+    throw device_error(std::string(kMethodName<Method>) + " on " + name_of(x.dtype()) + " " +
+                       shape_text(x) + ", CUDA device " + std::to_string(context.device_index) +
+                       ": " + e.what());
+  }
+}
+
 // f(std::type_identity<C>) for the compute type of an element type.
 template <class F>
 void with_compute(DType dtype, F&& f) {

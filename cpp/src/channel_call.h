@@ -222,50 +222,52 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
   Plan plan;
   const ConstTensor y_view = y;
   call.plan({&call.x, &y_view}, &plan);
-  CallMemory call_memory(context);
-  Memory& memory = call_memory.get();
-  const typename Method::Params params = make_params(memory);
-  const bool one_pool = call.pool_count == 1;
-  const bool wanted = stats.mean || stats.rstd || stats.pooled;
-  StatsTable table, last;
-  if (!updates.empty() || wanted) {
-    const Index cols = plan.pool_cols(call.reported_extent());
-    table = StatsTable((call.reported_per_sample() ? call.samples() : 1) * cols, memory);
-  }
-  if (stats.pooled && !one_pool) {
-    last = StatsTable((plan.merged_outer ? 1 : plan.outer) * plan.cells, memory);
-  }
-  const double* given_mean = call.load_channels(call.given_mean, memory);
-  const double* given_var = call.load_given_var(memory);
-  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
-    ForwardArgs<C> args{};
-    args.x = call.x.data();
-    args.y = y.data();
-    args.channel_weight = call.load_channels(call.weight, memory);
-    args.channel_bias = call.load_channels(call.bias, memory);
-    args.given_mean = given_mean;
-    args.given_var = given_var;
-    args.mean = table.mean;
-    args.var = table.var;
-    args.rstd = table.rstd;
-    args.last_mean = last.mean;
-    args.last_var = last.var;
-    run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+  on_device_of<Method>(context, call.x, [&] {
+    CallMemory call_memory(context);
+    Memory& memory = call_memory.get();
+    const typename Method::Params params = make_params(memory);
+    const bool one_pool = call.pool_count == 1;
+    const bool wanted = stats.mean || stats.rstd || stats.pooled;
+    StatsTable table, last;
+    if (!updates.empty() || wanted) {
+      const Index cols = plan.pool_cols(call.reported_extent());
+      table = StatsTable((call.reported_per_sample() ? call.samples() : 1) * cols, memory);
+    }
+    if (stats.pooled && !one_pool) {
+      last = StatsTable((plan.merged_outer ? 1 : plan.outer) * plan.cells, memory);
+    }
+    const double* given_mean = call.load_channels(call.given_mean, memory);
+    const double* given_var = call.load_given_var(memory);
+    with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+      ForwardArgs<C> args{};
+      args.x = call.x.data();
+      args.y = y.data();
+      args.channel_weight = call.load_channels(call.weight, memory);
+      args.channel_bias = call.load_channels(call.bias, memory);
+      args.given_mean = given_mean;
+      args.given_var = given_var;
+      args.mean = table.mean;
+      args.var = table.var;
+      args.rstd = table.rstd;
+      args.last_mean = last.mean;
+      args.last_var = last.var;
+      run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+    });
+    if (stats.given && given_mean) {
+      write_pairs(plan, given_mean, given_var, stats.given, memory);
+    }
+    if (last.mean) write_pairs(plan, last.mean, last.var, stats.pooled, memory);
+    if (!table.mean) return;
+    if (call.nothing_computed() && call.reported_per_sample()) {
+      table.repeat(call.channels(), call.samples() * call.channels(), memory);
+    }
+    StatsOut of_table = stats;
+    if (!one_pool) of_table.pooled = {};
+    write_stats(plan, table, of_table, memory);
+    const Index rows = plan.pool_rows(call.reported_extent());
+    const double n = double(call.space()) * double(rows == 1 ? call.samples() : 1);
+    for (const BufferUpdate& u : updates) move_buffer(u, table, rows, n, memory);
   });
-  if (stats.given && given_mean) {
-    write_pairs(plan, given_mean, given_var, stats.given, memory);
-  }
-  if (last.mean) write_pairs(plan, last.mean, last.var, stats.pooled, memory);
-  if (!table.mean) return;
-  if (call.nothing_computed() && call.reported_per_sample()) {
-    table.repeat(call.channels(), call.samples() * call.channels(), memory);
-  }
-  StatsOut of_table = stats;
-  if (!one_pool) of_table.pooled = {};
-  write_stats(plan, table, of_table, memory);
-  const Index rows = plan.pool_rows(call.reported_extent());
-  const double n = double(call.space()) * double(rows == 1 ? call.samples() : 1);
-  for (const BufferUpdate& u : updates) move_buffer(u, table, rows, n, memory);
 }
 
 // `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
@@ -285,65 +287,67 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
   check_pooled(stats.pooled, call.stats_shape());
   check_pooled(stats.given, call.channel_shape, "stats.given");
-  CallMemory call_memory(context);
-  Memory& memory = call_memory.get();
-  if (call.x.size() == 0) {
-    finish_empty(g, context);
-    if (own.wanted) {
-      const Index n = kParameterCount<Method> * call.channels();
-      write_own(memory.take_filled<double>(n, 0), memory);
+  on_device_of<Method>(context, call.x, [&] {
+    CallMemory call_memory(context);
+    Memory& memory = call_memory.get();
+    if (call.x.size() == 0) {
+      finish_empty(g, context);
+      if (own.wanted) {
+        const Index n = kParameterCount<Method> * call.channels();
+        write_own(memory.take_filled<double>(n, 0), memory);
+      }
+      return;
     }
-    return;
-  }
 
-  Plan plan;
-  const ConstTensor dx_view = g.dx;
-  call.plan({&call.x, &dy, &dx_view}, &plan);
-  const typename Method::Params params = make_params(memory);
-  const Index channels = call.channels();
-  double* dweight = nullptr;
-  double* dbias = nullptr;
-  double* dparams = nullptr;
-  if (g.dweight || g.dbias) {
-    dweight = memory.take<double>(channels);
-    dbias = memory.take<double>(channels);
-  }
-  if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
-  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
-    BackwardArgs<C> args{};
-    args.x = call.x.data();
-    args.dy = dy.data();
-    args.dx = g.dx.data();
-    args.channel_weight = call.load_channels(call.weight, memory);
-    const PooledValues forward(plan, stats.pooled, memory);
-    args.forward_mean = forward.mean;
-    args.forward_var = forward.var;
-    if (call.given()) {
-      // What the forward call used, if it says so: the buffers may have moved on.
-      const ConstTensor& saved = call.nothing_computed() ? stats.pooled : stats.given;
-      const PooledValues used(plan, saved, memory);
-      args.given_mean = saved ? used.mean : call.load_channels(call.given_mean, memory);
-      args.given_var = saved ? used.var : call.load_given_var(memory);
+    Plan plan;
+    const ConstTensor dx_view = g.dx;
+    call.plan({&call.x, &dy, &dx_view}, &plan);
+    const typename Method::Params params = make_params(memory);
+    const Index channels = call.channels();
+    double* dweight = nullptr;
+    double* dbias = nullptr;
+    double* dparams = nullptr;
+    if (g.dweight || g.dbias) {
+      dweight = memory.take<double>(channels);
+      dbias = memory.take<double>(channels);
     }
-    args.dweight = dweight;
-    args.dbias = dbias;
-    args.dparams = dparams;
-    run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+    if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
+    with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+      BackwardArgs<C> args{};
+      args.x = call.x.data();
+      args.dy = dy.data();
+      args.dx = g.dx.data();
+      args.channel_weight = call.load_channels(call.weight, memory);
+      const PooledValues forward(plan, stats.pooled, memory);
+      args.forward_mean = forward.mean;
+      args.forward_var = forward.var;
+      if (call.given()) {
+        // What the forward call used, if it says so: the buffers may have moved on.
+        const ConstTensor& saved = call.nothing_computed() ? stats.pooled : stats.given;
+        const PooledValues used(plan, saved, memory);
+        args.given_mean = saved ? used.mean : call.load_channels(call.given_mean, memory);
+        args.given_var = saved ? used.var : call.load_given_var(memory);
+      }
+      args.dweight = dweight;
+      args.dbias = dbias;
+      args.dparams = dparams;
+      run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+    });
+    if (g.dweight) {
+      // One weight for all channels has the sum of their gradients.
+      const bool one = g.dweight.size() == 1 && channels > 1;
+      if (one) {
+        double* sum = memory.take<double>(1);
+        memory.sum_each(dweight, 1, channels, sum);
+        dweight = sum;
+      }
+      Walk w = call.channel_walk(g.dweight);
+      if (one) w.size[0] = 1;
+      memory.store(dweight, g.dweight, w);
+    }
+    if (g.dbias) memory.store(dbias, g.dbias, call.channel_walk(g.dbias));
+    if (own.wanted) write_own(dparams, memory);
   });
-  if (g.dweight) {
-    // One weight for all channels has the sum of their gradients.
-    const bool one = g.dweight.size() == 1 && channels > 1;
-    if (one) {
-      double* sum = memory.take<double>(1);
-      memory.sum_each(dweight, 1, channels, sum);
-      dweight = sum;
-    }
-    Walk w = call.channel_walk(g.dweight);
-    if (one) w.size[0] = 1;
-    memory.store(dweight, g.dweight, w);
-  }
-  if (g.dbias) memory.store(dbias, g.dbias, call.channel_walk(g.dbias));
-  if (own.wanted) write_own(dparams, memory);
 }
 
 template <class Method, class MakeParams>

@@ -88,29 +88,32 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
   Plan plan;
   const ConstTensor y_view = y, h_view = h;
   call.plan({&call.x, &y_view, &residual, residual ? &h_view : nullptr}, &plan);
-  CallMemory call_memory(context);
-  Memory& memory = call_memory.get();
-  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
-    ForwardArgs<C> args{};
-    args.x = residual ? h.data() : call.x.data();
-    args.y = y.data();
-    if (residual) {
-      args.x_in = call.x.data();
-      args.residual = residual.data();
-      // What is normalized lies where h lies.
-      std::swap(plan.access[0], plan.access[3]);
-    }
-    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
-    args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, memory);
-    StatsTable table;
-    if (stats.mean || stats.rstd || stats.pooled) {
-      table = StatsTable(plan.outer * plan.cells, memory);
-      args.mean = table.mean;
-      args.var = table.var;
-      args.rstd = table.rstd;
-    }
-    run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
-    if (args.mean) write_stats(plan, table, stats, memory);
+  on_device_of<Method>(context, call.x, [&] {
+    CallMemory call_memory(context);
+    Memory& memory = call_memory.get();
+    with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+      ForwardArgs<C> args{};
+      args.x = residual ? h.data() : call.x.data();
+      args.y = y.data();
+      if (residual) {
+        args.x_in = call.x.data();
+        args.residual = residual.data();
+        // What is normalized lies where h lies.
+        std::swap(plan.access[0], plan.access[3]);
+      }
+      args.element_weight =
+          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
+      args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, memory);
+      StatsTable table;
+      if (stats.mean || stats.rstd || stats.pooled) {
+        table = StatsTable(plan.outer * plan.cells, memory);
+        args.mean = table.mean;
+        args.var = table.var;
+        args.rstd = table.rstd;
+      }
+      run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+      if (args.mean) write_stats(plan, table, stats, memory);
+    });
   });
 }
 
@@ -133,27 +136,30 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
   Plan plan;
   const ConstTensor dx_view = g.dx;
   call.plan({&call.x, &dy, &dx_view, &dh}, &plan);
-  CallMemory call_memory(context);
-  Memory& memory = call_memory.get();
-  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
-    BackwardArgs<C> args{};
-    args.x = call.x.data();
-    args.dy = dy.data();
-    args.dx = g.dx.data();
-    args.dh = dh ? dh.data() : nullptr;
-    args.element_weight = call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
-    if (g.dweight || g.dbias) {
-      args.dweight = memory.take<double>(plan.count);
-      args.dbias = memory.take<double>(plan.count);
-    }
-    const PooledValues forward(plan, pooled, memory);
-    args.forward_mean = forward.mean;
-    args.forward_var = forward.var;
-    run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
-    if (g.dweight) {
-      memory.store(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight));
-    }
-    if (g.dbias) memory.store(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias));
+  on_device_of<Method>(context, call.x, [&] {
+    CallMemory call_memory(context);
+    Memory& memory = call_memory.get();
+    with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+      BackwardArgs<C> args{};
+      args.x = call.x.data();
+      args.dy = dy.data();
+      args.dx = g.dx.data();
+      args.dh = dh ? dh.data() : nullptr;
+      args.element_weight =
+          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
+      if (g.dweight || g.dbias) {
+        args.dweight = memory.take<double>(plan.count);
+        args.dbias = memory.take<double>(plan.count);
+      }
+      const PooledValues forward(plan, pooled, memory);
+      args.forward_mean = forward.mean;
+      args.forward_var = forward.var;
+      run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
+      if (g.dweight) {
+        memory.store(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight));
+      }
+      if (g.dbias) memory.store(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias));
+    });
   });
 }
 

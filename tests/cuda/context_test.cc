@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <string>
 #include <vector>
 
 #include "normcore/normcore.h"
@@ -56,6 +57,20 @@ TEST(CudaWorkspaces, AreAligned) {
   context.workspace = w.bytes + 8;
   context.workspace_bytes = 1024;
   EXPECT_THROW(normalized(context), std::invalid_argument);
+}
+
+TEST(CudaErrors, NameTheCallTheShapeAndTheDevice) {
+  emulation::out_of_memory = true;
+  std::string message;
+  try {
+    normalized({Device::kCuda});
+  } catch (const device_error& e) {
+    message = e.what();
+  }
+  emulation::out_of_memory = false;
+  EXPECT_EQ(message,
+            "batch_norm on float32 (3, 2, 22001), CUDA device 0: cudaMallocFromPoolAsync: out of "
+            "memory");
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Errors are found before any output is written. Both kinds are std::invalid_argument; Python sees
-// a TypeError and a ValueError.
+// Errors of arguments are found before any output is written. Both kinds are std::invalid_argument;
+// Python sees a TypeError and a ValueError.
 #pragma once
 
 #include <stdexcept>
@@ -15,6 +15,12 @@ class value_error : public std::invalid_argument {
 class type_error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
+};
+
+// A call of the CUDA runtime failed. Python sees a RuntimeError. Outputs may be incomplete.
+class device_error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 }  // namespace normcore

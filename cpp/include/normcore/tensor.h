@@ -19,7 +19,8 @@ class BasicTensor {
  public:
   using Pointer = std::conditional_t<kConst, const void*, void*>;
 
-  BasicTensor() = default;
+  // User-provided: `= default` would let braces zero all of the arrays, which small calls notice.
+  BasicTensor() {}
   BasicTensor(Pointer data, DType dtype, int ndim) : data_(data), dtype_(dtype), ndim_(ndim) {}
 
   // C-contiguous memory.

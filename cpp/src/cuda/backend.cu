@@ -1,5 +1,4 @@
 // The entrance of the CUDA backend: from an element type to the pipeline that was compiled for it.
-#include <string>
 #include <type_traits>
 
 #include "cuda/elements.cuh"
@@ -18,18 +17,12 @@ void backward_on(const Plan& plan, DeviceMemory& memory, const typename Method::
 
 namespace {
 
-// f(a value of the storage type of dtype), whose compute type is C; errors say what was asked for.
-template <class Method, class C, class F>
-void on_elements(DType dtype, const Plan& plan, const DeviceMemory& memory, F&& f) {
-  try {
-    with_element_type(dtype, [&]<class T>(T v) {
-      if constexpr (std::is_same_v<Compute<T>, C>) f(v);
-    });
-  } catch (const CudaError& e) {
-    throw CudaError(std::string(kMethodName<Method>) + " on " + std::to_string(plan.outer) + " x " +
-                    std::to_string(plan.cells) + " cells of " + std::to_string(plan.count) +
-                    " elements, CUDA device " + std::to_string(memory.device()) + ": " + e.what());
-  }
+// f(a value of the storage type of dtype), whose compute type is C.
+template <class C, class F>
+void on_elements(DType dtype, F&& f) {
+  with_element_type(dtype, [&]<class T>(T v) {
+    if constexpr (std::is_same_v<Compute<T>, C>) f(v);
+  });
 }
 
 }  // namespace
@@ -38,16 +31,14 @@ template <class Method, class C>
 void run_forward(const Plan& plan, DType dtype, const ForwardArgs<C>& args,
                  const typename Method::Params& params, const Context&, Memory& memory) {
   auto& device = static_cast<DeviceMemory&>(memory);
-  on_elements<Method, C>(dtype, plan, device,
-                         [&]<class T>(T) { forward_on<Method, T>(plan, device, params, args); });
+  on_elements<C>(dtype, [&]<class T>(T) { forward_on<Method, T>(plan, device, params, args); });
 }
 
 template <class Method, class C>
 void run_backward(const Plan& plan, DType dtype, const BackwardArgs<C>& args,
                   const typename Method::Params& params, const Context&, Memory& memory) {
   auto& device = static_cast<DeviceMemory&>(memory);
-  on_elements<Method, C>(dtype, plan, device,
-                         [&]<class T>(T) { backward_on<Method, T>(plan, device, params, args); });
+  on_elements<C>(dtype, [&]<class T>(T) { backward_on<Method, T>(plan, device, params, args); });
 }
 
 #define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE(type)

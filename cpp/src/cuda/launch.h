@@ -3,22 +3,17 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "memory.h"
+#include "normcore/errors.h"
 
 namespace normcore::cuda {
 
-class CudaError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
 inline void check(cudaError_t code, const char* what) {
   if (code == cudaSuccess) return;
-  throw CudaError(std::string(what) + ": " + cudaGetErrorString(code));
+  throw device_error(std::string(what) + ": " + cudaGetErrorString(code));
 }
 
 // The device of a call while it lives.
@@ -57,7 +52,7 @@ template <class... Params, class... Args>
 void launch(const Launch& l, cudaStream_t stream, void (*kernel)(Params...), Args... args) {
   if (l.blocks == 0) return;
   if (l.blocks > 0x7fffffff || l.blocks_y > 65535) {
-    throw CudaError("more than 2^31 - 1 blocks: the array is too large");
+    throw device_error("more than 2^31 - 1 blocks: the array is too large");
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(l.blocks), unsigned(l.blocks_y));

@@ -112,7 +112,7 @@ struct DeviceState {
 };
 DeviceState& state_of(int device) {
   static std::array<DeviceState, kMostDevices> states;
-  if (device < 0 || device >= kMostDevices) throw CudaError("device number beyond 63");
+  if (device < 0 || device >= kMostDevices) throw device_error("device number beyond 63");
   DeviceState& s = states[std::size_t(device)];
   std::call_once(s.once, [&] {
     int major = 0;

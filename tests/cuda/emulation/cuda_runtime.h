@@ -50,6 +50,7 @@ struct Shape {
 };
 // Calls of cudaMallocFromPoolAsync so far.
 inline int allocations = 0;
+inline bool out_of_memory = false;  // whether the next ones fail
 
 // Runs `thread` for every thread of the grid, block by block. Throws where threads wait in vain.
 void run(const Shape& shape, const std::function<void()>& thread);
@@ -157,6 +158,7 @@ inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*
 }
 inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t,
                                            cudaStream_t) {
+  if (emulation::out_of_memory) return cudaErrorMemoryAllocation;
   ++emulation::allocations;
   *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*p) std::memset(*p, 0xff, bytes);  // NaN: what was never written shows
