@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import adaptive, scaled, weights
-from ._layer import Array, _Layer, affine_parameters, float_dtype, positive
+from ._layer import Array, _Layer, affine_parameters, as_numpy, float_dtype, positive
+from ._life import Foldable, MergedMoments
 from .layers import _RunningNorm
 
 __all__ = [
@@ -31,10 +32,10 @@ class _TrainingNorm(_RunningNorm):
     """A layer with running statistics whose functions take ``training``."""
 
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "training": self.training}
+        return {**super()._options(), "training": self._learning}
 
 
-class BatchRenorm(_TrainingNorm):
+class BatchRenorm(Foldable, _TrainingNorm):
     r"""Batch renormalization: batch statistics, corrected towards the running ones.
 
     In training ``y = weight * ((x - mean) / s * r + d) + bias``, see
@@ -277,6 +278,7 @@ class SwitchableNorm(_TrainingNorm):
 
     _function = staticmethod(adaptive.switchable_norm)
     _function_backward = staticmethod(adaptive.switchable_norm_backward)
+    _unbiased = False
 
     def __init__(
         self,
@@ -296,7 +298,7 @@ class SwitchableNorm(_TrainingNorm):
         )
 
 
-class MeanOnlyBatchNorm(_TrainingNorm):
+class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
     """Mean-only batch normalization: ``y = x - mean + bias``, the companion of `WeightNorm`.
 
     Parameters
@@ -380,8 +382,20 @@ class MeanOnlyBatchNorm(_TrainingNorm):
         return options
 
 
-class _ScaledNorm(_TrainingNorm):
+class _ScaledNorm(Foldable, _TrainingNorm):
     _running = ("running_mean", "running_scale")
+
+    def _moments_of(self, x: Any) -> tuple[float, Array]:
+        # Scales of this kind do not merge: their average, weighed by the counts, has to do.
+        own = {k: v for k, v in self._options().items() if k not in (*self._running, "training")}
+        _, stats = self._function(x, **own, return_stats=True)
+        mean = np.asarray(stats.pooled)[..., 0]
+        pairs = np.stack([mean, 1 / as_numpy(stats.rstd).astype(np.float64)], axis=-1)
+        return np.size(x) / self.num_features, pairs
+
+    def _store(self, moments: MergedMoments) -> None:
+        self.buffers["running_mean"][...] = moments.mean
+        self.buffers["running_scale"][...] = moments.var_within / moments.count
 
 
 class LpBatchNorm(_ScaledNorm):

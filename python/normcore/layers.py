@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from . import functional
 from ._layer import Array, StateDictError, _Layer, affine_parameters, positive
+from ._life import Foldable, MergedMoments
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
+
+
+Running = TypeVar("Running", bound="_RunningNorm")
 
 
 class _RowLayer(_Layer):
@@ -351,6 +355,7 @@ class _RunningNorm(_ChannelLayer):
     """A channel layer that can keep running statistics."""
 
     _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
+    _unbiased: ClassVar[bool] = True  # the running variance
     _leading = ("num_features",)
     _named: ClassVar[tuple[str, ...]] = (
         "eps",
@@ -388,7 +393,79 @@ class _RunningNorm(_ChannelLayer):
             for name in self._running:
                 buffers[name] = np.full(shape, 0.0 if name == "running_mean" else 1.0, kind)
             buffers["num_batches_tracked"] = np.zeros((), np.int64)
+        self.frozen = False
         super().__init__({**(own or {}), **parameters}, buffers)
+
+    @property
+    def _learning(self) -> bool:
+        """Whether a call takes its statistics from x and moves the buffers."""
+        return self.training and not self.frozen
+
+    def freeze(self: Running) -> Running:
+        """Use and keep the stored statistics also in training; return self.
+
+        Parameters still get gradients. For fine-tuning on small or other batches.
+
+        Raises
+        ------
+        ValueError
+            Where there are no stored statistics.
+        """
+        if not self.track_running_stats:
+            raise ValueError("freeze needs running statistics: track_running_stats is False")
+        self.frozen = True
+        return self
+
+    def unfreeze(self: Running) -> Running:
+        """Take statistics from x in training again; return self."""
+        self.frozen = False
+        return self
+
+    def _moments_of(self, x: Any) -> tuple[float, Array]:
+        """Values a channel of a batch, and their means and biased variances: (C, 2)."""
+        _, stats = functional.batch_norm(x, channel_axis=self.channel_axis, return_stats=True)
+        return np.size(x) / self.num_features, np.asarray(stats.pooled)
+
+    def _store(self, moments: MergedMoments) -> None:
+        self.buffers["running_mean"][...] = moments.mean
+        for name in self._running[1:]:
+            if name == "running_std":
+                value = np.sqrt(moments.var(unbiased=False) + self.eps)
+            else:
+                value = moments.var(unbiased=self._unbiased)
+            self.buffers[name][...] = value
+
+    def recompute_statistics(self, batches: Iterable[Any]) -> None:
+        """Set the buffers to the statistics of all batches together, which may differ in size.
+
+        What was stored before does not matter. The moments are merged in float64: the result is
+        that of one call on the joined batches.
+
+        Parameters
+        ----------
+        batches : iterable of arrays
+            Inputs of this layer; empty ones are passed over.
+
+        Raises
+        ------
+        ValueError
+            Without any batch that is not empty, without buffers, or for a batch of another number
+            of channels; the buffers have not been changed.
+        """
+        if not self.track_running_stats:
+            raise ValueError("recompute_statistics needs buffers: track_running_stats is False")
+        moments, number = MergedMoments(self.num_features), 0
+        for x in batches:
+            self._check_shape(np.shape(x))
+            if 0 in np.shape(x):
+                continue
+            count, pooled = self._moments_of(x)
+            moments.add(count, pooled[..., 0], pooled[..., 1])
+            number += 1
+        if number == 0:
+            raise ValueError("batches has nothing to take statistics from")
+        self._store(moments)
+        self.buffers["num_batches_tracked"][...] = number
 
     def _options(self) -> dict[str, Any]:
         running = {name: self.buffers.get(name) for name in self._running}
@@ -402,12 +479,12 @@ class _RunningNorm(_ChannelLayer):
         momentum = 1.0 / (int(batches) + 1) if self.momentum is None else self.momentum
         y = self._run(x, momentum=momentum)
         # Empty batches leave the statistics alone, so they must not weigh in their average.
-        if self.training and 0 not in np.shape(x):
+        if self._learning and 0 not in np.shape(x):
             batches[...] += 1
         return y
 
 
-class BatchNorm(_RunningNorm):
+class BatchNorm(Foldable, _RunningNorm):
     r"""Batch normalization: over the samples and all positions of each channel.
 
     .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
@@ -490,10 +567,10 @@ class BatchNorm(_RunningNorm):
         )
 
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "training": self.training}
+        return {**super()._options(), "training": self._learning}
 
 
-class InstanceNorm(_RunningNorm):
+class InstanceNorm(Foldable, _RunningNorm):
     r"""Instance normalization: over all positions of each channel of each sample.
 
     .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
@@ -570,5 +647,18 @@ class InstanceNorm(_RunningNorm):
         )
 
     def _options(self) -> dict[str, Any]:
-        use_input_stats = self.training or not self.track_running_stats
+        use_input_stats = self._learning or not self.track_running_stats
         return {**super()._options(), "use_input_stats": use_input_stats}
+
+    def _moments_of(self, x: Any) -> tuple[float, Array]:
+        # The buffers are averages over the samples: of means, and of unbiased variances.
+        _, stats = functional.instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
+        samples = np.shape(x)[0]
+        space = np.size(x) / (samples * self.num_features)
+        pooled = np.asarray(stats.pooled)
+        pairs = np.stack([pooled[..., 0], pooled[..., 1] * space / (space - 1)], axis=-1)
+        return samples, pairs.mean(axis=0)
+
+    def _store(self, moments: MergedMoments) -> None:
+        self.buffers["running_mean"][...] = moments.mean
+        self.buffers["running_var"][...] = moments.var_within / moments.count

@@ -1,0 +1,152 @@
+"""The life of batch statistics: frozen, computed again, folded away.
+
+Hunts for buffers that move when they are frozen, for a mean of batch means where sizes differ, and
+for a transposed convolution folded along the wrong axis.
+"""
+
+import numpy as np
+import pytest
+from support import bits
+
+import normcore as nc
+
+LAYERS = {
+    "batch": lambda **o: nc.BatchNorm(6, **o),
+    "instance": lambda **o: nc.InstanceNorm(6, affine=True, track_running_stats=True, **o),
+    "renorm": lambda **o: nc.BatchRenorm(6, schedule=None, **o),
+    "batch-instance": lambda **o: nc.BatchInstanceNorm(6, **o),
+    "switchable": lambda **o: nc.SwitchableNorm(6, **o),
+    "mean-only": lambda **o: nc.MeanOnlyBatchNorm(6, **o),
+    "l1": lambda **o: nc.LpBatchNorm(6, **o),
+    "top-k": lambda **o: nc.TopKBatchNorm(6, k=3, **o),
+}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def make(rng, name, **options):
+    """A layer whose parameters and buffers are nowhere near their start."""
+    layer = LAYERS[name](**options)
+    for value in layer.parameters.values():
+        value[...] = rng.uniform(0.5, 1.5, value.shape)
+    for key, value in layer.buffers.items():
+        if key.startswith("running"):
+            value[...] = rng.uniform(0.5, 2, value.shape)
+    return layer
+
+
+@each_layer
+def test_frozen_statistics_are_used_and_kept(rng, name):
+    layer = make(rng, name)
+    before = {k: bits(v) for k, v in layer.buffers.items()}
+    x, dy = rng.normal(3, 2, (2, 5, 6, 4)).astype(np.float32)
+    want_y, want_dx = bits(layer.eval()(x)), bits(layer.backward(dy))
+    want = {k: bits(v) for k, v in layer.grads.items()}
+    layer.zero_grad()
+    assert layer.train().freeze() is layer
+    assert bits(layer(x)) == want_y and bits(layer.backward(dy)) == want_dx
+    assert {k: bits(v) for k, v in layer.grads.items()} == want
+    assert all(np.abs(v).max() > 0 for v in layer.grads.values())
+    assert {k: bits(v) for k, v in layer.buffers.items()} == before
+    layer.unfreeze()(x)
+    assert {k: bits(v) for k, v in layer.buffers.items()} != before
+
+
+def test_layers_without_buffers_cannot_freeze():
+    layer = nc.BatchNorm(3, track_running_stats=False)
+    for call in (layer.freeze, lambda: layer.recompute_statistics([]), lambda: layer.fold_into(0)):
+        with pytest.raises(ValueError, match="track_running_stats is False"):
+            call()
+
+
+@each_layer
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_recomputed_statistics_are_those_of_all_batches(rng, name, mean, channel_axis):
+    layer = make(rng, name, dtype=np.float64, channel_axis=channel_axis)
+    sizes = [1, 7, 0, 32, 3]
+    batches = [rng.normal(mean + n, 1 + n / 8, (n, 5, 6)) for n in sizes]
+    joined = np.concatenate(batches)
+    if channel_axis == 1:
+        batches = [np.moveaxis(x, -1, 1) for x in batches]
+    layer.recompute_statistics(iter(batches))
+    assert layer.buffers["num_batches_tracked"] == 4
+    # Exact but for float64's roundings of the mean.
+    rtol = 1e-13 * max(1.0, mean)
+    np.testing.assert_allclose(layer.buffers["running_mean"], joined.mean((0, 1)), rtol=1e-13)
+    if name == "instance":
+        want = joined.var(1, ddof=1).mean(0)
+    else:
+        want = joined.var((0, 1), ddof=0 if name in ("switchable", "renorm") else 1)
+    if name == "renorm":
+        np.testing.assert_allclose(layer.buffers["running_std"], np.sqrt(want + 1e-5), rtol=rtol)
+    elif "running_var" in layer.buffers:
+        np.testing.assert_allclose(layer.buffers["running_var"], want, rtol=rtol)
+    # What follows is evaluation by them.
+    if name == "batch":
+        y = layer.eval()(batches[3])
+        kept = joined.mean((0, 1)), joined.var((0, 1), ddof=1)
+        shape = (-1, 1) if channel_axis == 1 else (-1,)
+        m, v, w, b = (a.reshape(shape) for a in (*kept, *layer.parameters.values()))
+        np.testing.assert_allclose(y, (batches[3] - m) / np.sqrt(v + 1e-5) * w + b, atol=1e-9)
+
+
+@each_layer
+def test_recomputing_from_nothing_changes_nothing(rng, name):
+    layer = make(rng, name)
+    before = {k: bits(v) for k, v in layer.buffers.items()}
+    good, bad = np.ones((3, 6, 2), np.float32), np.ones((3, 5, 2), np.float32)
+    for batches in ([], [np.empty((0, 6, 2), np.float32)], [good, bad]):
+        with pytest.raises(ValueError, match=r"batches|x has shape"):
+            layer.recompute_statistics(batches)
+    assert {k: bits(v) for k, v in layer.buffers.items()} == before
+
+
+FOLDED = ["batch", "instance", "renorm", "mean-only", "l1", "top-k"]
+
+
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_folding_into_a_dense_layer(rng, name, with_bias):
+    layer = make(rng, name, dtype=np.float64).eval()
+    weight, bias = rng.normal(size=(6, 9)), rng.normal(size=6) if with_bias else None
+    x = rng.normal(size=(5, 9))
+    want = layer((x @ weight.T + (0 if bias is None else bias))[..., None])[..., 0]
+    before = bits(weight), bits(bias)
+    w, b = layer.fold_into(weight, bias)
+    np.testing.assert_allclose(x @ w.T + b, want, rtol=1e-12, atol=1e-12)
+    assert (bits(weight), bits(bias)) == before
+    half, _ = layer.fold_into(weight.astype(np.float16))
+    assert half.dtype == np.float16
+
+
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_folding_into_a_convolution(rng, name, groups, transposed):
+    torch = pytest.importorskip("torch")
+    layer = make(rng, name, dtype=np.float64).eval()
+    conv = torch.nn.functional.conv_transpose2d if transposed else torch.nn.functional.conv2d
+    shape = (12, 6 // groups, 3, 2) if transposed else (6, 12 // groups, 3, 2)
+    weight, bias = torch.from_numpy(rng.normal(size=shape)), torch.from_numpy(rng.normal(size=6))
+    x = torch.from_numpy(rng.normal(size=(2, 12, 7, 5)))
+    want = layer(conv(x, weight, bias, groups=groups))
+    folded = layer.fold_into(weight, bias, transposed=transposed, groups=groups)
+    w, b = (torch.from_numpy(a) for a in folded)
+    np.testing.assert_allclose(conv(x, w, b, groups=groups), want, rtol=1e-11, atol=1e-11)
+
+
+def test_errors_of_folding(rng):
+    layer = make(rng, "batch")
+    for arguments, says in [
+        (dict(conv_weight=np.ones(6)), "at least two axes"),
+        (dict(conv_weight=np.ones((5, 3))), r"conv_weight has shape \(5, 3\), 5 output channels"),
+        (dict(conv_weight=np.ones((6, 3)), groups=4), "groups is 4"),
+        (dict(conv_weight=np.ones((6, 3)), groups=0), "groups is 0"),
+        (dict(conv_weight=np.ones((6, 3)), conv_bias=np.ones(5)), r"conv_bias has shape \(5,\)"),
+        (dict(conv_weight=np.ones((6, 3)), transposed=True), "3 output channels"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            layer.fold_into(**arguments)
+    # Layers whose evaluation depends on x cannot be folded.
+    assert not hasattr(make(rng, "switchable"), "fold_into")
+    assert not hasattr(make(rng, "batch-instance"), "fold_into")
