@@ -150,3 +150,106 @@ def test_errors_of_folding(rng):
     # Layers whose evaluation depends on x cannot be folded.
     assert not hasattr(make(rng, "switchable"), "fold_into")
     assert not hasattr(make(rng, "batch-instance"), "fold_into")
+
+
+@each_layer
+@pytest.mark.parametrize("samples", [4, 9, 12])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_ghost_batches_are_batches_of_their_own(rng, name, samples, library):
+    layer, plain = make(rng, name, ghost_batch_size=4), make(rng, name)
+    plain.load_state_dict(layer.state_dict())
+    x, dy = (np.moveaxis(a, -1, 1) for a in rng.normal(1, 2, (2, samples, 3, 6)).astype(np.float32))
+    chunks = [slice(0, 4), slice(4, 8), slice(8, samples)][: -(-samples // 4)]
+    want_y, want_dx = [], []
+    for chunk in chunks:
+        want_y.append(plain(x[chunk]))
+        want_dx.append(plain.backward(dy[chunk]))
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        y = layer(torch.from_numpy(x))
+        dx = layer.backward(torch.from_numpy(dy))
+        assert isinstance(y, torch.Tensor) and isinstance(dx, torch.Tensor)
+        y, dx = y.numpy(), dx.numpy()
+    else:
+        y, dx = layer(x), layer.backward(dy)
+        assert y.strides == x.strides and dx.strides == x.strides
+    assert bits(y) == bits(np.concatenate(want_y))
+    assert bits(dx) == bits(np.concatenate(want_dx))
+    for key, value in plain.buffers.items():
+        assert bits(layer.buffers[key]) == bits(value), key
+    for key, value in plain.grads.items():
+        assert bits(layer.grads[key]) == bits(value), key
+    # Evaluation knows no ghosts.
+    assert bits(layer.eval()(x)) == bits(plain.eval()(x))
+
+
+def test_a_lone_last_sample_joins_the_chunk_before(rng):
+    layer, plain = (nc.BatchNorm(6, **o) for o in ({"ghost_batch_size": 4}, {}))
+    x = rng.normal(size=(9, 6)).astype(np.float32)
+    want = np.concatenate([plain(x[:4]), plain(x[4:])])
+    assert bits(layer(x)) == bits(want)
+    assert layer.buffers["num_batches_tracked"] == 2
+    with pytest.raises(ValueError, match="more than 1 value"):
+        nc.BatchNorm(6, ghost_batch_size=1)(x)
+
+
+@each_layer
+def test_every_time_step_has_statistics_of_its_own(rng, name):
+    layer = make(rng, name, time_steps=2)
+    steps = [make(rng, name) for _ in range(2)]
+    for t, plain in enumerate(steps):
+        for key, value in layer.parameters.items():
+            plain.parameters[key][...] = value
+        for key, value in layer.buffers.items():
+            plain.buffers[key][...] = value[t]
+    xs = [rng.normal(t, 1 + t, (5, 6, 3)).astype(np.float32) for t in range(3)]
+    dys = [rng.normal(size=x.shape).astype(np.float32) for x in xs]
+    for t, x in enumerate(xs):  # the third step uses the second row
+        assert bits(layer(x, step=t)) == bits(steps[min(t, 1)](x))
+        if t == 1:
+            want_dx = steps[1].backward(dys[1])
+    for key in layer.buffers:
+        assert layer.buffers[key].shape[0] == 2
+        for t in range(2):
+            assert bits(layer.buffers[key][t]) == bits(steps[t].buffers[key]), (key, t)
+    assert layer.buffers["num_batches_tracked"].tolist() == [1, 2]
+    # Backward goes through time, from the last step to the first.
+    layer.backward(dys[2], step=2)
+    assert bits(layer.backward(dys[1], step=1)) == bits(want_dx)
+    assert bits(layer.backward(dys[0], step=0)) == bits(steps[0].backward(dys[0]))
+    other = LAYERS[name](time_steps=2)
+    other.load_state_dict(layer.state_dict())
+    assert bits(other.eval()(xs[0], step=7)) == bits(steps[1].eval()(xs[0]))
+
+
+def test_errors_of_time_steps(rng):
+    x = rng.normal(size=(5, 6)).astype(np.float32)
+    layer = nc.BatchNorm(6, time_steps=3)
+    for step in (None, -1):
+        with pytest.raises(ValueError, match=f"step is {step}"):
+            layer(x, step=step)
+    with pytest.raises(ValueError, match="step is 1, expected None"):
+        nc.BatchNorm(6)(x, step=1)
+    with pytest.raises(ValueError, match="time_steps"):
+        nc.BatchNorm(6, time_steps=3, track_running_stats=False)
+    with pytest.raises(ValueError, match="fold_into needs one row"):
+        layer.fold_into(np.ones((6, 2)))
+    layer(x, step=1)
+    with pytest.raises(RuntimeError, match="step=2"):
+        layer.backward(x, step=2)
+    layer.recompute_statistics([x, x[:2]], step=2)
+    want = np.concatenate([x, x[:2]]).mean(0)
+    np.testing.assert_allclose(layer.buffers["running_mean"][2], want, rtol=1e-6, atol=1e-7)
+    assert not layer.buffers["running_mean"][0].any()
+
+
+@each_layer
+def test_recomputing_from_tensors(rng, name):
+    torch = pytest.importorskip("torch")
+    layer, other = make(rng, name), make(rng, name)
+    batches = [rng.normal(size=(n, 6, 4)).astype(np.float32) for n in (3, 8)]
+    layer.recompute_statistics(batches)
+    other.recompute_statistics(torch.from_numpy(x) for x in batches)
+    assert {k: bits(v) for k, v in layer.buffers.items()} == {
+        k: bits(v) for k, v in other.buffers.items()
+    }

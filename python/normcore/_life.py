@@ -1,15 +1,50 @@
 """The life of batch statistics: what layers with running buffers share beside their formula.
 
-Statistics computed again over a whole data set, and folding into the linear layer before.
+Ghost batches, statistics computed again over a whole data set, and folding into the linear layer
+before.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ._layer import Array, as_numpy
+
+
+def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
+    """Return contiguous chunks of ``size`` samples, the last not with one value per channel."""
+    starts = list(range(0, samples, size))
+    if len(starts) > 1 and (samples - starts[-1]) * values_per_sample == 1:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)]
+
+
+class Parts:
+    """The results of chunks of ``like``, as one array of its library and memory order."""
+
+    def __init__(self, like: Any, chunks: Sequence[slice]) -> None:
+        self._like, self._parts = like, list[Any]()
+        whole = len(chunks) == 1 or not isinstance(like, np.ndarray)
+        self._out = None if whole else np.empty_like(like, subok=False)
+
+    def out(self, chunk: slice) -> Array | None:
+        """Where the result of a chunk is to be written, if that is known beforehand."""
+        return None if self._out is None else self._out[chunk]
+
+    def add(self, part: Any) -> None:
+        self._parts.append(part)
+
+    def joined(self) -> Any:
+        if self._out is not None or len(self._parts) == 1:
+            return self._parts[0] if self._out is None else self._out
+        library = sys.modules[type(self._like).__module__.partition(".")[0]]
+        if hasattr(library, "cat"):  # torch
+            return library.cat(self._parts)
+        return self._like.__array_namespace__().concat(self._parts)
 
 
 class MergedMoments:
@@ -47,6 +82,8 @@ class Foldable:
     def _scale_and_shift(self) -> tuple[Array, Array]:
         if "running_mean" not in self.buffers:
             raise ValueError("fold_into needs running statistics: track_running_stats is False")
+        if self.buffers["running_mean"].ndim > 1:
+            raise ValueError("fold_into needs one row of statistics: the layer has time_steps")
         wide = {
             k: as_numpy(v).astype(np.float64)
             for k, v in {**self.parameters, **self.buffers}.items()

@@ -5,6 +5,7 @@ What all layers share is in `normcore._layer`; running statistics live as in `Ba
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any, ClassVar, SupportsIndex
@@ -63,6 +64,8 @@ class BatchRenorm(Foldable, _TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -111,6 +114,7 @@ class BatchRenorm(Foldable, _TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         self.r_max, self.d_max = float(r_max), float(d_max)
         self.schedule = schedule
@@ -121,7 +125,9 @@ class BatchRenorm(Foldable, _TrainingNorm):
                     f"schedule is {schedule}, expected (start, end of r_max, end of d_max) with "
                     "both ends after the start"
                 )
-        super().__init__(num_features, eps, momentum, affine, True, channel_axis, dtype, bias)
+        super().__init__(
+            num_features, eps, momentum, affine, True, channel_axis, dtype, bias, **life
+        )
 
     def bounds(self, step: int) -> tuple[float, float]:
         """Return (r_max, d_max) of a training step."""
@@ -132,7 +138,7 @@ class BatchRenorm(Foldable, _TrainingNorm):
         return 1 + (self.r_max - 1) * r, self.d_max * d
 
     def _options(self) -> dict[str, Any]:
-        r_max, d_max = self.bounds(int(self.buffers["num_batches_tracked"]))
+        r_max, d_max = self.bounds(int(self._buffer("num_batches_tracked") or 0))
         return {**super()._options(), "r_max": r_max, "d_max": d_max}
 
 
@@ -159,6 +165,8 @@ class BatchInstanceNorm(_TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -206,10 +214,20 @@ class BatchInstanceNorm(_TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         own = {"rho": np.ones(positive("num_features", num_features), float_dtype(dtype))}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias, own
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            own,
+            **life,
         )
 
     def project(self) -> None:
@@ -243,6 +261,8 @@ class SwitchableNorm(_TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -291,10 +311,20 @@ class SwitchableNorm(_TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         own = {name: np.ones(3, float_dtype(dtype)) for name in ("mean_logits", "var_logits")}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias, own
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            own,
+            **life,
         )
 
 
@@ -315,6 +345,8 @@ class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
         Of the bias: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -360,6 +392,7 @@ class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         own = affine_parameters(
             (positive("num_features", num_features),), dtype, weight=False, bias=bool(bias)
@@ -374,6 +407,7 @@ class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
             dtype=dtype,
             bias=False,
             own=own,
+            **life,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -391,11 +425,11 @@ class _ScaledNorm(Foldable, _TrainingNorm):
         _, stats = self._function(x, **own, return_stats=True)
         mean = np.asarray(stats.pooled)[..., 0]
         pairs = np.stack([mean, 1 / as_numpy(stats.rstd).astype(np.float64)], axis=-1)
-        return np.size(x) / self.num_features, pairs
+        return math.prod(np.shape(x)) / self.num_features, pairs
 
     def _store(self, moments: MergedMoments) -> None:
-        self.buffers["running_mean"][...] = moments.mean
-        self.buffers["running_scale"][...] = moments.var_within / moments.count
+        self._put("running_mean", moments.mean)
+        self._put("running_scale", moments.var_within / moments.count)
 
 
 class LpBatchNorm(_ScaledNorm):
@@ -423,6 +457,8 @@ class LpBatchNorm(_ScaledNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -469,12 +505,21 @@ class LpBatchNorm(_ScaledNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         self.p = float(p)
         if not self.p >= 1:
             raise ValueError(f"p is {self.p}, expected a number >= 1 or infinity")
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            **life,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -504,6 +549,8 @@ class TopKBatchNorm(_ScaledNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -548,10 +595,19 @@ class TopKBatchNorm(_ScaledNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         self.k = positive("k", k)
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            **life,
         )
 
     def _options(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ There is no autograd: ``layer(x)`` goes forward, ``layer.backward(dy)`` returns 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any, ClassVar, SupportsIndex, TypeVar
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from . import functional
 from ._layer import Array, StateDictError, _Layer, affine_parameters, positive
-from ._life import Foldable, MergedMoments
+from ._life import Foldable, MergedMoments, Parts, ghost_chunks
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
 
@@ -356,6 +357,11 @@ class _RunningNorm(_ChannelLayer):
 
     _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
     _unbiased: ClassVar[bool] = True  # the running variance
+    _unusual: ClassVar[dict[str, object]] = {
+        "channel_axis": 1,
+        "ghost_batch_size": None,
+        "time_steps": None,
+    }
     _leading = ("num_features",)
     _named: ClassVar[tuple[str, ...]] = (
         "eps",
@@ -376,7 +382,20 @@ class _RunningNorm(_ChannelLayer):
         dtype: npt.DTypeLike,
         bias: bool,
         own: dict[str, Array] | None = None,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
     ) -> None:
+        self.ghost_batch_size = self.time_steps = None
+        if ghost_batch_size is not None:
+            self.ghost_batch_size = positive("ghost_batch_size", ghost_batch_size)
+        if time_steps is not None:
+            self.time_steps = positive("time_steps", time_steps)
+            if not track_running_stats:
+                raise ValueError(
+                    "time_steps needs running statistics: track_running_stats is False"
+                )
+        self._row = 0  # of the buffers of time steps
+        self._by_step: dict[int, list[Any]] = {}
         self.num_features = positive("num_features", num_features)
         self.eps = float(eps)
         self.momentum = None if momentum is None else float(momentum)
@@ -390,9 +409,11 @@ class _RunningNorm(_ChannelLayer):
         buffers: dict[str, Array] = {}
         if self.track_running_stats:
             kind = np.float64 if np.dtype(dtype) == np.float64 else np.float32
+            rows = () if self.time_steps is None else (self.time_steps,)
             for name in self._running:
-                buffers[name] = np.full(shape, 0.0 if name == "running_mean" else 1.0, kind)
-            buffers["num_batches_tracked"] = np.zeros((), np.int64)
+                start = 0.0 if name == "running_mean" else 1.0
+                buffers[name] = np.full((*rows, *shape), start, kind)
+            buffers["num_batches_tracked"] = np.zeros(rows, np.int64)
         self.frozen = False
         super().__init__({**(own or {}), **parameters}, buffers)
 
@@ -424,18 +445,24 @@ class _RunningNorm(_ChannelLayer):
     def _moments_of(self, x: Any) -> tuple[float, Array]:
         """Values a channel of a batch, and their means and biased variances: (C, 2)."""
         _, stats = functional.batch_norm(x, channel_axis=self.channel_axis, return_stats=True)
-        return np.size(x) / self.num_features, np.asarray(stats.pooled)
+        return math.prod(np.shape(x)) / self.num_features, np.asarray(stats.pooled)
 
     def _store(self, moments: MergedMoments) -> None:
-        self.buffers["running_mean"][...] = moments.mean
+        self._put("running_mean", moments.mean)
         for name in self._running[1:]:
             if name == "running_std":
-                value = np.sqrt(moments.var(unbiased=False) + self.eps)
+                self._put(name, np.sqrt(moments.var(unbiased=False) + self.eps))
             else:
-                value = moments.var(unbiased=self._unbiased)
-            self.buffers[name][...] = value
+                self._put(name, moments.var(unbiased=self._unbiased))
 
-    def recompute_statistics(self, batches: Iterable[Any]) -> None:
+    def _put(self, name: str, value: Any) -> None:
+        buffer = self._buffer(name)
+        assert buffer is not None
+        buffer[...] = value
+
+    def recompute_statistics(
+        self, batches: Iterable[Any], step: SupportsIndex | None = None
+    ) -> None:
         """Set the buffers to the statistics of all batches together, which may differ in size.
 
         What was stored before does not matter. The moments are merged in float64: the result is
@@ -445,6 +472,8 @@ class _RunningNorm(_ChannelLayer):
         ----------
         batches : iterable of arrays
             Inputs of this layer; empty ones are passed over.
+        step : int, optional
+            Of a layer with ``time_steps``: the step that the batches belong to.
 
         Raises
         ------
@@ -454,6 +483,7 @@ class _RunningNorm(_ChannelLayer):
         """
         if not self.track_running_stats:
             raise ValueError("recompute_statistics needs buffers: track_running_stats is False")
+        self._set_step(step)
         moments, number = MergedMoments(self.num_features), 0
         for x in batches:
             self._check_shape(np.shape(x))
@@ -465,23 +495,97 @@ class _RunningNorm(_ChannelLayer):
         if number == 0:
             raise ValueError("batches has nothing to take statistics from")
         self._store(moments)
-        self.buffers["num_batches_tracked"][...] = number
+        self._put("num_batches_tracked", number)
 
     def _options(self) -> dict[str, Any]:
-        running = {name: self.buffers.get(name) for name in self._running}
+        running = {name: self._buffer(name) for name in self._running}
         return {**super()._options(), **running}
 
-    def __call__(self, x: Any) -> Any:
-        """Normalize x, remember what `backward` needs and, in training, update the buffers."""
-        batches = self.buffers.get("num_batches_tracked")
+    def _buffer(self, name: str) -> Array | None:
+        """A buffer, or the row of it that belongs to the time step."""
+        buffer = self.buffers.get(name)
+        return buffer if buffer is None or self.time_steps is None else buffer[self._row, ...]
+
+    def _set_step(self, step: SupportsIndex | None) -> None:
+        if self.time_steps is None:
+            if step is not None:
+                raise ValueError(f"step is {step}, expected None: the layer has no time_steps")
+            return
+        index = -1 if step is None else operator.index(step)
+        if index < 0:
+            raise ValueError(f"step is {step}, expected an integer >= 0: the layer has time_steps")
+        self._row = min(index, self.time_steps - 1)
+
+    def __call__(self, x: Any, step: SupportsIndex | None = None) -> Any:
+        """Normalize x, remember what `backward` needs and, in training, update the buffers.
+
+        ``step`` is the time step of a layer with ``time_steps``.
+        """
+        self._set_step(step)
+        samples, size = (*np.shape(x), 0)[0], self.ghost_batch_size
+        self._gradients: list[tuple[slice, Any]] = []
+        chunks = [slice(None)]
+        if size is not None and self._learning and 0 not in np.shape(x):
+            chunks = ghost_chunks(
+                samples, size, math.prod(np.shape(x)) // (samples * self.num_features)
+            )
+        parts = Parts(x, chunks)
+        for chunk in chunks:
+            parts.add(self._run_chunk(x if len(chunks) == 1 else x[chunk], parts.out(chunk)))
+            self._gradients.append((chunk, self._gradient))
+        if step is not None:
+            self._by_step[operator.index(step)] = self._gradients
+        return parts.joined()
+
+    def _run_chunk(self, x: Any, out: Any) -> Any:
+        extra = {} if out is None else {"out": out}
+        batches = self._buffer("num_batches_tracked")
         if batches is None:
-            return self._run(x)
+            return self._run(x, **extra)
         momentum = 1.0 / (int(batches) + 1) if self.momentum is None else self.momentum
-        y = self._run(x, momentum=momentum)
+        y = self._run(x, momentum=momentum, **extra)
         # Empty batches leave the statistics alone, so they must not weigh in their average.
         if self._learning and 0 not in np.shape(x):
             batches[...] += 1
         return y
+
+    def backward(self, dy: Any, step: SupportsIndex | None = None) -> Any:
+        """Return dx for the last forward call, or that of a time step; add to `grads`.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the loss with respect to the output; the output's shape.
+        step : int, optional
+            Of a layer with ``time_steps``: the forward call with this step, the last where omitted.
+
+        Returns
+        -------
+        array
+            Gradient with respect to x; x's shape, dtype and library.
+
+        Raises
+        ------
+        RuntimeError
+            When no forward call has succeeded before, or none with this step.
+        """
+        gradients = self._gradients if self._gradient is not None else []
+        if step is not None:
+            gradients = self._by_step.get(operator.index(step), [])
+        if not gradients:
+            which = "" if step is None else f" with step={step}"
+            raise RuntimeError(
+                f"{type(self).__name__}.backward called before a forward call{which}"
+            )
+        parts = Parts(dy, [chunk for chunk, _ in gradients])
+        for chunk, gradient in gradients:
+            self._gradient, out = gradient, parts.out(chunk)
+            part = dy if len(gradients) == 1 else dy[chunk]
+            parts.add(self._run_backward(part, **({} if out is None else {"out": out})))
+        return parts.joined()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_gradients": [], "_by_step": {}}
 
 
 class BatchNorm(Foldable, _RunningNorm):
@@ -511,6 +615,13 @@ class BatchNorm(Foldable, _RunningNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size : int, optional
+        In training, statistics are taken from so many samples at a time: contiguous chunks, each of
+        which counts as a batch for the buffers. The last may be short; where it has one value per
+        channel it joins the one before.
+    time_steps : int, optional
+        The buffers have a row for each of so many steps, and calls a ``step``:
+        ``layer(x, step=t)``, ``layer.backward(dy, step=t)``. Later steps use the last row.
 
     Attributes
     ----------
@@ -561,9 +672,18 @@ class BatchNorm(Foldable, _RunningNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            **life,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -596,6 +716,8 @@ class InstanceNorm(Foldable, _RunningNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
 
     Attributes
     ----------
@@ -641,9 +763,18 @@ class InstanceNorm(Foldable, _RunningNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        **life: Any,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype, bias
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            **life,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -654,11 +785,11 @@ class InstanceNorm(Foldable, _RunningNorm):
         # The buffers are averages over the samples: of means, and of unbiased variances.
         _, stats = functional.instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
         samples = np.shape(x)[0]
-        space = np.size(x) / (samples * self.num_features)
+        space = math.prod(np.shape(x)) / (samples * self.num_features)
         pooled = np.asarray(stats.pooled)
         pairs = np.stack([pooled[..., 0], pooled[..., 1] * space / (space - 1)], axis=-1)
         return samples, pairs.mean(axis=0)
 
     def _store(self, moments: MergedMoments) -> None:
-        self.buffers["running_mean"][...] = moments.mean
-        self.buffers["running_var"][...] = moments.var_within / moments.count
+        self._put("running_mean", moments.mean)
+        self._put("running_var", moments.var_within / moments.count)
