@@ -1,6 +1,6 @@
 """normcore: the normalization methods of deep learning, forward and backward, for NumPy arrays."""
 
-from . import cuda
+from . import convert, cuda
 from ._core import __version__
 from .adaptive import (
     batch_instance_norm,
@@ -71,6 +71,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_renorm",
     "batch_renorm_backward",
+    "convert",
     "cuda",
     "get_isa",
     "get_num_threads",
