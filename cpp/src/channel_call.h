@@ -55,7 +55,7 @@ struct ChannelCall {
   int channel_axis;  // none: -1
   bool has_samples;  // axis 0 counts samples
   Index groups = 1;
-  // Statistics of the first pool that are none of x's. `squared`: a standard deviation.
+  // Statistics of the first pool that are none of x's; with given_std the second is a deviation.
   ConstTensor given_mean{}, given_var{};
   bool given_std = false;
   ExpectedShape channel_shape{};
