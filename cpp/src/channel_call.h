@@ -2,8 +2,6 @@
 // and statistics into its order, run the pipeline of a method, and write back.
 #pragma once
 
-#include <array>
-#include <optional>
 #include <span>
 
 #include "call.h"
@@ -110,10 +108,10 @@ struct ChannelCall {
     }
   }
 
-  // Of the pool whose statistics are reported to a reader: see ForwardArgs.
+  // The pool whose statistics are reported to a reader: see ForwardArgs.
+  Pool reported() const { return pools[given() && pool_count > 1 ? 1 : 0]; }
   Extent reported_extent() const {
-    if (nothing_computed()) return Extent::column;
-    return extent_of(pools[given() ? 1 : 0], Affinity::channel);
+    return nothing_computed() ? Extent::column : extent_of(reported(), Affinity::channel);
   }
   // Statistics that are given per channel are reported once per sample all the same.
   bool reported_per_sample() const {

@@ -2,22 +2,14 @@
 // buffers and statistics, of any dtype and strides, and the pipeline's contiguous tables.
 #pragma once
 
-#include <cmath>
 #include <memory>
 #include <numeric>
 
 #include "arrays.h"
 #include "normcore/context.h"
+#include "normcore/methods/switchable_norm.h"
 
 namespace normcore {
-
-// exp(v) over its sum, for host and device.
-NORMCORE_HD inline void softmax_of(const double* values, Index n, double* out) {
-  double largest = values[0], sum = 0;
-  for (Index i = 1; i < n; ++i) largest = values[i] > largest ? values[i] : largest;
-  for (Index i = 0; i < n; ++i) sum += out[i] = std::exp(values[i] - largest);
-  for (Index i = 0; i < n; ++i) out[i] /= sum;
-}
 
 class Memory {
  public:
@@ -55,8 +47,8 @@ class Memory {
   virtual void repeat(double* values, Index n, Index total) = 0;
   enum Transform { kSquare, kReciprocal };
   virtual void transform(Transform t, const double* values, Index n, double* out) = 0;
-  // exp(v) over its sum
-  virtual void softmax(const double* values, Index n, double* out) = 0;
+  // The weights of switchable normalization from its logits, three each.
+  virtual void mixture_weights(const double* logits, double* weights) = 0;
   // out[i] = sum over row i of values [rows, n]
   virtual void sum_each(const double* values, Index rows, Index n, double* out) = 0;
   // out[k] = (1 - momentum) * old[k] + momentum * factor * mean over the rows of values [rows, n]
@@ -86,7 +78,9 @@ class HostMemory final : public Memory {
   void transform(Transform t, const double* values, Index n, double* out) override {
     for (Index i = 0; i < n; ++i) out[i] = t == kSquare ? values[i] * values[i] : 1 / values[i];
   }
-  void softmax(const double* values, Index n, double* out) override { softmax_of(values, n, out); }
+  void mixture_weights(const double* logits, double* weights) override {
+    SwitchableNorm::softmax(logits, weights);
+  }
   void sum_each(const double* values, Index rows, Index n, double* out) override {
     for (Index i = 0; i < rows; ++i)
       out[i] = std::accumulate(values + i * n, values + (i + 1) * n, 0.0);

@@ -135,7 +135,7 @@ auto switchable_params(const ConstTensor& mean_logits, const ConstTensor& var_lo
   return [&mean_logits, &var_logits, eps](Memory& memory) {
     auto weights = [&](const ConstTensor& logits) {
       double* w = memory.take<double>(3);
-      memory.softmax(memory.load<double>(logits, vector_walk(logits)), 3, w);
+      memory.mixture_weights(memory.load<double>(logits, vector_walk(logits)), w);
       return w;
     };
     return SwitchableNorm::Params{eps, weights(mean_logits), weights(var_logits)};

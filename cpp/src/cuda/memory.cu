@@ -76,8 +76,8 @@ __global__ void transform_kernel(Memory::Transform t, const double* values, Inde
   const Index i = my_index();
   if (i < n) out[i] = t == Memory::kSquare ? values[i] * values[i] : 1 / values[i];
 }
-__global__ void softmax_kernel(const double* values, Index n, double* out) {
-  if (my_index() == 0) softmax_of(values, n, out);
+__global__ void mixture_weights_kernel(const double* logits, double* weights) {
+  SwitchableNorm::softmax(logits, weights);
 }
 // A warp a row, in a fixed order.
 __global__ void sum_each_kernel(const double* values, Index n, double* out) {
@@ -234,8 +234,8 @@ void DeviceMemory::repeat(double* values, Index n, Index total) {
 void DeviceMemory::transform(Transform t, const double* values, Index n, double* out) {
   launch(one_each(n), stream_, transform_kernel, t, values, n, out);
 }
-void DeviceMemory::softmax(const double* values, Index n, double* out) {
-  launch(one_each(1), stream_, softmax_kernel, values, n, out);
+void DeviceMemory::mixture_weights(const double* logits, double* weights) {
+  launch(Launch{1, 1}, stream_, mixture_weights_kernel, logits, weights);
 }
 void DeviceMemory::sum_each(const double* values, Index rows, Index n, double* out) {
   launch({rows, 32}, stream_, sum_each_kernel, values, n, out);

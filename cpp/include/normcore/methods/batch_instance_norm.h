@@ -18,7 +18,7 @@ struct BatchInstanceNorm {
   };
 
   NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
-    return 1 / std::sqrt(s.var + p.eps);
+    return reciprocal_deviation(s, p.eps);
   }
 
   NORMCORE_HD static Coef coefficients(const Stats (&s)[2], const Params& p, Index channel) {

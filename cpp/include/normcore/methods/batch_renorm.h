@@ -18,7 +18,7 @@ struct BatchRenorm {
   using ParamsGrad = NoGradients;
 
   NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
-    return 1 / std::sqrt(s.var + p.eps);
+    return reciprocal_deviation(s, p.eps);
   }
   NORMCORE_HD static double clip(double v, double low, double high) {
     return v < low ? low : v > high ? high : v;

@@ -11,6 +11,11 @@ struct EpsParams {
   double eps;
 };
 
+// 1 / sqrt(var + eps)
+NORMCORE_HD inline double reciprocal_deviation(const Stats& s, double eps) {
+  return 1 / std::sqrt(s.var + eps);
+}
+
 template <Pool kPool, bool kRaw = false>
 struct Standardize {
   static constexpr Pool pools[] = {kPool};
@@ -21,7 +26,7 @@ struct Standardize {
   using Formula = Standardize<Pool::instance, kRaw>;
 
   NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
-    return 1 / std::sqrt(s.var + p.eps);
+    return reciprocal_deviation(s, p.eps);
   }
 
   NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index) {

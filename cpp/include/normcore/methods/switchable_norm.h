@@ -16,11 +16,18 @@ struct SwitchableNorm {
     const double* var_weights;
   };
   struct ParamsGrad {
-    double mean_logits[3], var_logits[3];
+    double mean_logits[3], var_logits[3];  // through the softmax
   };
 
   NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
-    return 1 / std::sqrt(s.var + p.eps);
+    return reciprocal_deviation(s, p.eps);
+  }
+  // The weights of three logits; subtracting the largest keeps exp in range.
+  NORMCORE_HD static void softmax(const double* logits, double* weights) {
+    double largest = logits[0], sum = 0;
+    for (int k = 1; k < 3; ++k) largest = logits[k] > largest ? logits[k] : largest;
+    for (int k = 0; k < 3; ++k) sum += weights[k] = std::exp(logits[k] - largest);
+    for (int k = 0; k < 3; ++k) weights[k] /= sum;
   }
   // The weights run over the pools from the last to the first.
   NORMCORE_HD static Stats mix(const Stats (&s)[3], const Params& p) {
