@@ -762,13 +762,14 @@ SI void tally_impl(In x, Index rows, Index cols, const Spread<Compute<T>>& f, do
     for (Index r = 0; r < rows; ++r) {
       const SpreadOf<O, 1, C> spread(f, r);
       const T* p = row<T>(x, r);
-      Vec<C> acc[K] = {};
-      sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
+      Vec<C> acc[K][4] = {};
+      fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
         Vec<C> v[K];
         spread.terms(0, i, spread.centred(0, i, load(p + i, tag), tag), tag, v);
-        for (int k = 0; k < K; ++k) acc[k] += v[k];
+        // Counts are exact in one accumulator, and five times four would not fit the registers.
+        for (int k = 0; k < K; ++k) acc[k][K == kOrderSums ? j : 0] += v[k];
       });
-      for (int k = 0; k < K; ++k) sums[k][r] = double(hsum<C>(acc[k]));
+      for (int k = 0; k < K; ++k) sums[k][r] = double(total<C>(acc[k]));
     }
   } else {
     alignas(64) C acc[K][kStrip];
