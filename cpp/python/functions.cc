@@ -114,8 +114,7 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
                        py::handle eps, py::handle unbiased, py::handle channel_axis, py::handle out,
                        bool return_stats) {
   const bool training = as_bool(training_, "training");
-  const Array x(x_, "x");
-  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, training);
   const BatchNormOptions options{buffers.mean.tensor(),
                                  buffers.var.tensor(),
@@ -124,16 +123,17 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
                                  as_double(eps, "eps"),
                                  as_bool(unbiased, "unbiased_running_var"),
                                  as_axis(channel_axis, "channel_axis")};
-  Output y(out, x);
-  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, false, 0));
-  const Context context = call_context(x, {{"weight", weight},
-                                           {"bias", bias},
-                                           {"running_mean", buffers.mean},
-                                           {"running_var", buffers.var},
-                                           {"out", y.array()}});
+  Output y(out, a.x);
+  Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, false, 0));
+  const Context context = call_context(a.x, {{"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"running_mean", buffers.mean},
+                                             {"running_var", buffers.var},
+                                             {"out", y.array()}});
   {
-    const ReleaseGil release(x.tensor().size());
-    batch_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out, context);
+    const ReleaseGil release(a.x.tensor().size());
+    batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options, stats.out,
+               context);
   }
   return results(y, stats, return_stats);
 }
@@ -141,31 +141,27 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
 py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle bias_,
                                 py::handle running_mean, py::handle running_var,
                                 py::handle training, py::handle eps, py::handle channel_axis,
-                                py::handle pooled_, py::handle out) {
-  const Array x(x_, "x"), dy(dy_, "dy");
-  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
-  const Array pooled = Array::optional(pooled_, "stats.pooled");
+                                py::handle pooled, py::handle out) {
+  const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, false);
   BatchNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
                            as_bool(training, "training")};
   options.eps = as_double(eps, "eps");
   options.channel_axis = as_axis(channel_axis, "channel_axis");
-  Output dx(out, x);
-  ParameterGradient dweight(weight), dbias(bias);
-  const Context context = call_context(x, {{"dy", dy},
-                                           {"weight", weight},
-                                           {"bias", bias},
-                                           {"running_mean", buffers.mean},
-                                           {"running_var", buffers.var},
-                                           {"stats.pooled", pooled},
-                                           {"out", dx.array()}});
+  ChannelGradient g(dy_, a, pooled, py::none(), out);
+  const Context context = call_context(a.x, {{"dy", g.dy},
+                                             {"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"running_mean", buffers.mean},
+                                             {"running_var", buffers.var},
+                                             {"stats.pooled", g.pooled},
+                                             {"out", g.dx.array()}});
   {
-    const ReleaseGil release(x.tensor().size());
-    batch_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
-                        {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor(),
-                        context);
+    const ReleaseGil release(a.x.tensor().size());
+    batch_norm_backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
+                        g.stats(), context);
   }
-  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
+  return g.tuple();
 }
 
 py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
@@ -173,22 +169,21 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                           py::handle use_input_stats_, py::handle momentum, py::handle eps,
                           py::handle channel_axis, py::handle out, bool return_stats) {
   const bool use_input_stats = as_bool(use_input_stats_, "use_input_stats");
-  const Array x(x_, "x");
-  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
+  const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, use_input_stats);
   const InstanceNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
                                     use_input_stats,       as_double(momentum, "momentum"),
                                     as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
-  Output y(out, x);
-  Statistics stats(return_stats, x, channel_shape(x, options.channel_axis, true, 0));
-  const Context context = call_context(x, {{"weight", weight},
-                                           {"bias", bias},
-                                           {"running_mean", buffers.mean},
-                                           {"running_var", buffers.var},
-                                           {"out", y.array()}});
+  Output y(out, a.x);
+  Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, true, 0));
+  const Context context = call_context(a.x, {{"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"running_mean", buffers.mean},
+                                             {"running_var", buffers.var},
+                                             {"out", y.array()}});
   {
-    const ReleaseGil release(x.tensor().size());
-    instance_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out,
+    const ReleaseGil release(a.x.tensor().size());
+    instance_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options, stats.out,
                   context);
   }
   return results(y, stats, return_stats);
@@ -197,73 +192,65 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
 py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
                                    py::handle bias_, py::handle running_mean,
                                    py::handle running_var, py::handle use_input_stats,
-                                   py::handle eps, py::handle channel_axis, py::handle pooled_,
+                                   py::handle eps, py::handle channel_axis, py::handle pooled,
                                    py::handle out) {
-  const Array x(x_, "x"), dy(dy_, "dy");
-  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
-  const Array pooled = Array::optional(pooled_, "stats.pooled");
+  const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, false);
   InstanceNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
                               as_bool(use_input_stats, "use_input_stats")};
   options.eps = as_double(eps, "eps");
   options.channel_axis = as_axis(channel_axis, "channel_axis");
-  Output dx(out, x);
-  ParameterGradient dweight(weight), dbias(bias);
-  const Context context = call_context(x, {{"dy", dy},
-                                           {"weight", weight},
-                                           {"bias", bias},
-                                           {"running_mean", buffers.mean},
-                                           {"running_var", buffers.var},
-                                           {"stats.pooled", pooled},
-                                           {"out", dx.array()}});
+  ChannelGradient g(dy_, a, pooled, py::none(), out);
+  const Context context = call_context(a.x, {{"dy", g.dy},
+                                             {"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"running_mean", buffers.mean},
+                                             {"running_var", buffers.var},
+                                             {"stats.pooled", g.pooled},
+                                             {"out", g.dx.array()}});
   {
-    const ReleaseGil release(x.tensor().size());
-    instance_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
-                           {dx.tensor, dweight.tensor, dbias.tensor}, options, pooled.tensor(),
-                           context);
+    const ReleaseGil release(a.x.tensor().size());
+    instance_norm_backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
+                           g.stats(), context);
   }
-  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
+  return g.tuple();
 }
 
 py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_, py::handle bias_,
                        py::handle eps, py::handle channel_axis, py::handle out, bool return_stats) {
-  const Array x(x_, "x");
+  const ChannelArguments a(x_, weight_, bias_);
   const Index num_groups = as_index(num_groups_, "num_groups");
-  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
-  Output y(out, x);
-  Statistics stats(return_stats && num_groups > 0, x,
-                   channel_shape(x, options.channel_axis, true, num_groups));
-  const Context context = call_context(x, {{"weight", weight}, {"bias", bias}, {"out", y.array()}});
+  Output y(out, a.x);
+  Statistics stats(return_stats && num_groups > 0, a.x,
+                   channel_shape(a.x, options.channel_axis, true, num_groups));
+  const Context context =
+      call_context(a.x, {{"weight", a.weight}, {"bias", a.bias}, {"out", y.array()}});
   {
-    const ReleaseGil release(x.tensor().size());
-    group_norm(x.tensor(), num_groups, weight.tensor(), bias.tensor(), y.tensor, options, stats.out,
-               context);
+    const ReleaseGil release(a.x.tensor().size());
+    group_norm(a.x.tensor(), num_groups, a.weight.tensor(), a.bias.tensor(), y.tensor, options,
+               stats.out, context);
   }
   return results(y, stats, return_stats);
 }
 
 py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_groups,
                                 py::handle weight_, py::handle bias_, py::handle eps,
-                                py::handle channel_axis, py::handle pooled_, py::handle out) {
-  const Array x(x_, "x"), dy(dy_, "dy");
-  const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
-  const Array pooled = Array::optional(pooled_, "stats.pooled");
+                                py::handle channel_axis, py::handle pooled, py::handle out) {
+  const ChannelArguments a(x_, weight_, bias_);
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
-  Output dx(out, x);
-  ParameterGradient dweight(weight), dbias(bias);
-  const Context context = call_context(x, {{"dy", dy},
-                                           {"weight", weight},
-                                           {"bias", bias},
-                                           {"stats.pooled", pooled},
-                                           {"out", dx.array()}});
+  ChannelGradient g(dy_, a, pooled, py::none(), out);
+  const Context context = call_context(a.x, {{"dy", g.dy},
+                                             {"weight", a.weight},
+                                             {"bias", a.bias},
+                                             {"stats.pooled", g.pooled},
+                                             {"out", g.dx.array()}});
   {
-    const ReleaseGil release(x.tensor().size());
-    group_norm_backward(dy.tensor(), x.tensor(), as_index(num_groups, "num_groups"),
-                        weight.tensor(), {dx.tensor, dweight.tensor, dbias.tensor}, options,
-                        pooled.tensor(), context);
+    const ReleaseGil release(a.x.tensor().size());
+    group_norm_backward(g.dy.tensor(), a.x.tensor(), as_index(num_groups, "num_groups"),
+                        a.weight.tensor(), g.gradients(), options, g.stats(), context);
   }
-  return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
+  return g.tuple();
 }
 
 }  // namespace

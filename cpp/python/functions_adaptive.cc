@@ -4,34 +4,6 @@
 namespace normcore::python {
 namespace {
 
-// What all channel functions take.
-struct ChannelArguments {
-  Array x, weight, bias;
-
-  ChannelArguments(py::handle x_, py::handle weight_, py::handle bias_)
-      : x(x_, "x"),
-        weight(Array::optional(weight_, "weight")),
-        bias(Array::optional(bias_, "bias")) {}
-};
-
-// And what their backward functions take and give besides.
-struct ChannelGradient {
-  Array dy, pooled, given;
-  Output dx;
-  ParameterGradient dweight, dbias;
-
-  ChannelGradient(py::handle dy_, const ChannelArguments& a, py::handle pooled_, py::handle given_,
-                  py::handle out)
-      : dy(dy_, "dy"),
-        pooled(Array::optional(pooled_, "stats.pooled")),
-        given(Array::optional(given_, "stats.given")),
-        dx(out, a.x),
-        dweight(a.weight),
-        dbias(a.bias) {}
-  SavedStats stats() const { return {pooled.tensor(), given.tensor()}; }
-  Gradients gradients() const { return {dx.tensor, dweight.tensor, dbias.tensor}; }
-};
-
 // ---- batch renorm
 
 BatchRenormOptions renorm_options(const Buffers& buffers, bool training, py::handle r_max,
@@ -93,7 +65,7 @@ py::object batch_renorm_backward_(py::handle dy_, py::handle x_, py::handle weig
     batch_renorm_backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
                           g.stats(), context);
   }
-  return py::make_tuple(g.dx.result.take(), g.dweight.result.take(), g.dbias.result.take());
+  return g.tuple();
 }
 
 // ---- batch-instance and switchable norm
@@ -355,7 +327,7 @@ py::object scaled_backward_(py::handle dy_, py::handle x_, py::handle weight_, p
     Functions::backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
                         g.stats(), context);
   }
-  return py::make_tuple(g.dx.result.take(), g.dweight.result.take(), g.dbias.result.take());
+  return g.tuple();
 }
 
 // ---- normalize

@@ -117,4 +117,35 @@ struct Buffers {
         var(written ? Array::writable(v, var_name) : Array::optional(v, var_name)) {}
 };
 
+// What all channel functions take.
+struct ChannelArguments {
+  Array x, weight, bias;
+
+  ChannelArguments(py::handle x_, py::handle weight_, py::handle bias_)
+      : x(x_, "x"),
+        weight(Array::optional(weight_, "weight")),
+        bias(Array::optional(bias_, "bias")) {}
+};
+
+// And what their backward functions take and give besides.
+struct ChannelGradient {
+  Array dy, pooled, given;
+  Output dx;
+  ParameterGradient dweight, dbias;
+
+  ChannelGradient(py::handle dy_, const ChannelArguments& a, py::handle pooled_, py::handle given_,
+                  py::handle out)
+      : dy(dy_, "dy"),
+        pooled(Array::optional(pooled_, "stats.pooled")),
+        given(Array::optional(given_, "stats.given")),
+        dx(out, a.x),
+        dweight(a.weight),
+        dbias(a.bias) {}
+  SavedStats stats() const { return {pooled.tensor(), given.tensor()}; }
+  Gradients gradients() const { return {dx.tensor, dweight.tensor, dbias.tensor}; }
+  py::object tuple() {
+    return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
+  }
+};
+
 }  // namespace normcore::python

@@ -51,7 +51,6 @@ struct GradientTable {
   C* a_c;
   C* b_c;
   C *p, *q, *r;
-  const double *dmean = nullptr, *dspread = nullptr;  // of the first pool, by cell
 
   template <class Scope>
   GradientTable(Scope& scope, Index cells, C* c) : center(c) {
@@ -249,11 +248,12 @@ class Backward {
     for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
     merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
     if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
-    pull_back(b, s, t, dy_u, dy_1, to, scope);
+    const CellGradients d = pull_back(b, s, t, dy_u, dy_1, to, scope);
     if constexpr (MeasuresSpread<Method>) {
-      through_spread(b, s, units, t, scope);
+      through_spread(b, s, d, units, t, scope);
       return;
     }
+    spread_over_members(b, s, d, t);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -329,16 +329,14 @@ class Backward {
     }
   }
 
-  // From the sums over dy to q and r, through the gradients of the pooled statistics.
-  void pull_back(const Block& b, const Solved<Method, C>& s, GradientTable<C>& t,
-                 const double* dy_u, const double* dy_1, const ChannelGradients& to,
-                 Scope& scope) const {
+  // From the sums over dy to the gradients of the pooled statistics, given to each of their cells.
+  CellGradients pull_back(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& t,
+                          const double* dy_u, const double* dy_1, const ChannelGradients& to,
+                          Scope& scope) const {
     const Index cells = s.rows * b.kn;
     for (int i = 0; to.dparams && i < G; ++i) {
       for (Index k = 0; k < b.kn; ++k) to.dparams[i * to.next + k] = 0;
     }
-    // Gradients of each pool's statistics, by cell; then summed over the cells of the pool, and
-    // given back to each of them.
     CellGradients d;
     for (int i = 0; i < P; ++i) {
       d.mean[i] = scope.template take<double>(cells);
@@ -355,8 +353,9 @@ class Backward {
                   Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
                   if constexpr (G > 0) {
                     const auto values = std::bit_cast<std::array<double, G>>(dp);
-                    for (int i = 0; to.dparams && i < G; ++i)
+                    for (int i = 0; to.dparams && i < G; ++i) {
                       to.dparams[i * to.next + k] += values[i];
+                    }
                   }
                   for (int i = 0; i < P; ++i) {
                     // A gradient with respect to a mean that counts from the centre.
@@ -371,12 +370,16 @@ class Backward {
       share_by_pool(pool, s.rows, scope, d.mean[i]);
       share_by_pool(pool, s.rows, scope, d.var[i]);
     }
-    t.dmean = d.mean[0];
-    t.dspread = d.var[0];
+    return d;
+  }
+
+  // From the gradients of the pooled statistics to q and r.
+  void spread_over_members(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
+                           const GradientTable<C>& t) const {
     const CellStats<Method> stats = s.cells;
     const GradientTable<C> out = t;
     const int first_pool = computed();
-    for (Index cell = 0; cell < cells; ++cell) {
+    for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
       double q = 0, r = 0;
       for (int i = first_pool; i < P; ++i) {
         const double share = 2 * d.var[i][cell] / stats.count[i];
@@ -388,19 +391,19 @@ class Backward {
     }
   }
 
-  // As the end of pull_back and of block, with slopes in place of u. There are no elementwise
-  // parameters.
-  void through_spread(const Block& b, const Solved<Method, C>& s, const Units& units,
-                      GradientTable<C>& t, Scope& scope) {
+  // As spread_over_members and the end of block, with slopes in place of u. There are no
+  // elementwise parameters.
+  void through_spread(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
+                      const Units& units, const GradientTable<C>& t, Scope& scope) {
     if constexpr (MeasuresSpread<Method>) {
       BlockSpread<Method, Backend> spread(be_, b, s, args_.x, params_.spread, scope);
       spread.find_slopes();
       const double n = s.pools[0].count;
       for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
         const Slopes& slopes = spread.slopes(cell);
-        const double q = t.dspread[cell] * slopes.weight;
+        const double q = d.var[0][cell] * slopes.weight;
         t.q[cell] = C(q);
-        t.r[cell] = Method::raw ? C(0) : C((t.dmean[cell] - q * slopes.sum) / n);
+        t.r[cell] = Method::raw ? C(0) : C((d.mean[0][cell] - q * slopes.sum) / n);
       }
       const auto f = spread.kernel_arguments();
       const typename Backend::Table table{b.o0, b.k0, s.row_step};

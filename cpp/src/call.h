@@ -145,8 +145,9 @@ inline void finish_empty(const Gradients& g, const Context& context) {
 }
 inline void finish_empty(const StatsOut& s, const Context& context) {
   CallMemory memory(context);
-  for (const Tensor* t : {&s.mean, &s.rstd, &s.pooled, &s.given})
+  for (const Tensor* t : {&s.mean, &s.rstd, &s.pooled, &s.given}) {
     fill(*t, std::nan(""), memory.get());
+  }
 }
 
 }  // namespace normcore

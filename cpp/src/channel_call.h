@@ -115,10 +115,7 @@ struct ChannelCall {
   }
   // Statistics that are given per channel are reported once per sample all the same.
   bool reported_per_sample() const {
-    return extent_of(pools[nothing_computed() ? 0
-                           : given()          ? 1
-                                              : 0],
-                     Affinity::channel) != Extent::column;
+    return extent_of(reported(), Affinity::channel) != Extent::column;
   }
   ExpectedShape stats_shape() const {
     ExpectedShape s;

@@ -90,7 +90,7 @@ class BlockSpread {
   void measure() {
     double* var = s_.pools[0].var;
     set_unit([&](Index c) { return std::sqrt(var[c]); });
-    find_threshold([](Index) { return C(0); }, /*known=*/false);
+    find_threshold(nullptr);
     const double* sums = tally();
     for (Index c = 0; c < cells_; ++c) {
       const double spread = spread_of(kind_, count(), sums + c * kMostSums, double(threshold_[c]));
@@ -102,7 +102,7 @@ class BlockSpread {
   void find_slopes() {
     const double* spread = s_.pools[0].var;
     set_unit([&](Index c) { return spread[c]; });
-    find_threshold([&](Index c) { return C(spread[c] * double(unit_[c])); }, /*known=*/true);
+    find_threshold(spread);
     const double* sums = tally();
     for (Index c = 0; c < cells_; ++c) {
       const double of_u = spread[c] * double(unit_[c]);
@@ -125,14 +125,13 @@ class BlockSpread {
     for (Index c = 0; c < cells_; ++c) unit_[c] = C(unit_of<C>(1 / deviation(c)));
   }
 
-  // Of the largest: the least of them. A single one is the spread itself, once that is known.
-  template <class F>
-  void find_threshold(F largest, bool known) {
+  // Of the largest: the least of them. A single one is the spread itself, where that is known.
+  void find_threshold(const double* spread) {
     if (kind_.order > 0) return;
     const double k = kind_.largest(count());
     if (k == 1) {
-      if (!known) find_peaks();
-      for (Index c = 0; known && c < cells_; ++c) threshold_[c] = largest(c);
+      if (!spread) find_peaks();
+      for (Index c = 0; spread && c < cells_; ++c) threshold_[c] = C(spread[c] * double(unit_[c]));
       return;
     }
     Bracket<C>* brackets = scope_.template take<Bracket<C>>(cells_);
