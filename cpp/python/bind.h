@@ -14,6 +14,7 @@ namespace normcore::python {
 
 void register_functions(py::module_& m);
 void register_adaptive_functions(py::module_& m);
+void register_context(py::module_& m);
 void register_system(py::module_& m);
 
 // An argument of a call beside x.
@@ -21,7 +22,8 @@ struct Named {
   const char* name;
   const Array& array;
 };
-// Where a call on x runs: all arrays must lie there, and are ready on its stream.
+// Where a call on x runs: all arrays must lie there, and are ready on its stream; with the exchange
+// that the thread has entered.
 Context call_context(const Array& x, std::initializer_list<Named> others);
 
 // Kernels run without the interpreter lock where they take longer than letting go of it.

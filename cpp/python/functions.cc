@@ -111,24 +111,27 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
 
 py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::handle running_mean,
                        py::handle running_var, py::handle training_, py::handle momentum,
-                       py::handle eps, py::handle unbiased, py::handle channel_axis, py::handle out,
-                       bool return_stats) {
+                       py::handle eps, py::handle unbiased, py::handle channel_axis,
+                       py::handle mask_, py::handle out, bool return_stats) {
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, training);
+  const Array mask = Array::optional(mask_, "mask");
   const BatchNormOptions options{buffers.mean.tensor(),
                                  buffers.var.tensor(),
                                  training,
                                  as_double(momentum, "momentum"),
                                  as_double(eps, "eps"),
                                  as_bool(unbiased, "unbiased_running_var"),
-                                 as_axis(channel_axis, "channel_axis")};
+                                 as_axis(channel_axis, "channel_axis"),
+                                 mask.tensor()};
   Output y(out, a.x);
   Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, false, 0));
   const Context context = call_context(a.x, {{"weight", a.weight},
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
+                                             {"mask", mask},
                                              {"out", y.array()}});
   {
     const ReleaseGil release(a.x.tensor().size());
@@ -141,19 +144,22 @@ py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
 py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_, py::handle bias_,
                                 py::handle running_mean, py::handle running_var,
                                 py::handle training, py::handle eps, py::handle channel_axis,
-                                py::handle pooled, py::handle out) {
+                                py::handle mask_, py::handle pooled, py::handle out) {
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, false);
+  const Array mask = Array::optional(mask_, "mask");
   BatchNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
                            as_bool(training, "training")};
   options.eps = as_double(eps, "eps");
   options.channel_axis = as_axis(channel_axis, "channel_axis");
+  options.mask = mask.tensor();
   ChannelGradient g(dy_, a, pooled, py::none(), out);
   const Context context = call_context(a.x, {{"dy", g.dy},
                                              {"weight", a.weight},
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
+                                             {"mask", mask},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
   {

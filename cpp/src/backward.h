@@ -36,6 +36,8 @@ struct BackwardArgs {
   // Of the method's own parameters, by channel: [kParameterCount, cells]; null likewise.
   double* dparams = nullptr;
 
+  Reach reach{};
+
   const double* saved_mean() const { return forward_mean; }
   const double* saved_var() const { return forward_var; }
 };
@@ -224,6 +226,11 @@ class Backward {
                dy_u + at, dy_1 + at);
     };
     auto grad_range = [&](const Range& range) {
+      if (args_.reach.mask) {
+        be_.grad_masked(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, args_.reach.mask,
+                        args_.dy, args_.x, args_.dx);
+        return;
+      }
       be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, {t.a_c, t.center, t.b_c},
                args_.element_weight, dw, db, args_.dy, args_.x, args_.dh, args_.dx);
     };
@@ -369,6 +376,14 @@ class Backward {
       if (pool.rows * pool.cols == cells) continue;
       share_by_pool(pool, s.rows, scope, d.mean[i]);
       share_by_pool(pool, s.rows, scope, d.var[i]);
+    }
+    for (int i = computed(); args_.reach.exchange && i < P; ++i) {
+      if (Method::pools[i] != Pool::batch) continue;
+      // Every row of the table has the same.
+      for (double* values : {d.mean[i], d.var[i]}) {
+        args_.reach.exchange->sum(values, b.kn);
+        for (Index c = b.kn; c < cells; ++c) values[c] = values[c - b.kn];
+      }
     }
     return d;
   }

@@ -56,6 +56,8 @@ struct ChannelCall {
   // Statistics of the first pool that are none of x's; with given_std the second is a deviation.
   ConstTensor given_mean{}, given_var{};
   bool given_std = false;
+  ConstTensor mask{};     // as x, with stride 0 along the channels
+  bool training = false;  // one value per channel is too few
   ExpectedShape channel_shape{};
   ArgumentNames names{};
 
@@ -108,6 +110,76 @@ struct ChannelCall {
     }
   }
 
+  // What each position counts in statistics of x.
+  void count_by(const ConstTensor& given) {
+    ExpectedShape shape;
+    for (int a = 0; a < x.ndim(); ++a) {
+      if (a != channel_axis) shape.append(x.shape(a));
+    }
+    shape.rule = "x.shape without the channel axis";
+    check_shape("mask", given, shape);
+    const DType wanted = statistics_dtype(x.dtype());
+    if (given.dtype() != wanted) {
+      throw type_error(std::string("mask has dtype ") + name_of(given.dtype()) + ", expected " +
+                       name_of(wanted) + ", that of statistics");
+    }
+    mask = ConstTensor(given.data(), given.dtype(), x.ndim());
+    for (int a = 0, from = 0; a < x.ndim(); ++a) {
+      const bool repeated = a == channel_axis;
+      mask.set_dim(a, x.shape(a), repeated ? 0 : given.stride(from));
+      from += !repeated;
+    }
+  }
+  // Where statistics of x are those of other processes too.
+  Exchange* exchange(const Context& context) const {
+    for (int i = given() ? 1 : 0; i < pool_count; ++i) {
+      if (pools[i] == Pool::batch) return context.exchange;
+    }
+    return nullptr;
+  }
+  // Mask and exchange where statistics are taken from x, and how much a batch pool counts.
+  Reach reach(const Context& context, double* count) const {
+    Reach r{};
+    *count = double(space()) * double(samples());
+    r.exchange = exchange(context);
+    r.count = count;
+    r.least_count = training && !mask ? 2 : 0;
+    if (mask && !nothing_computed()) {
+      r.mask = mask.data();
+      *count = r.mask_sum = sum_of_mask();
+    }
+    return r;
+  }
+  double sum_of_mask() const {
+    Walk w;
+    for (int a = 0; a < x.ndim(); ++a) {
+      if (a != channel_axis) w.append(mask.shape(a), mask.stride(a));
+    }
+    double sum = 0;
+    auto add = [&](double v) {
+      if (!(v >= 0) || std::isinf(v)) {
+        throw value_error("mask holds " + std::to_string(v) + ", expected finite numbers >= 0");
+      }
+      sum += v;
+    };
+    if (mask.dtype() == DType::kFloat64) {
+      w.each([&](Index at) { add(static_cast<const double*>(mask.data())[at]); });
+    } else {
+      w.each([&](Index at) { add(static_cast<const float*>(mask.data())[at]); });
+    }
+    return sum;
+  }
+
+  void check_reach(const Context& context) const {
+    if (context.device == Device::kCuda && (mask || exchange(context))) {
+      throw value_error(std::string(mask ? "mask" : "context.exchange") +
+                        " is given, expected none for arrays on a CUDA device");
+    }
+    if (training && !context.exchange && x.size() > 0 && samples() * space() == 1) {
+      throw value_error("Expected more than 1 value per channel when training" + input_size(x));
+    }
+  }
+
   // The pool whose statistics are reported to a reader: see ForwardArgs.
   Pool reported() const { return pools[given() && pool_count > 1 ? 1 : 0]; }
   Extent reported_extent() const {
@@ -130,7 +202,8 @@ struct ChannelCall {
     return s;
   }
 
-  void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
+  void plan(std::initializer_list<const ConstTensor*> operands, const Context& context,
+            Plan* out) const {
     Role roles[kMaxDims];
     for (int a = 0; a < x.ndim(); ++a) {
       roles[a] = a == channel_axis       ? Role::channel
@@ -145,7 +218,8 @@ struct ChannelCall {
                         pool_count - first,
                         !nothing_computed(),
                         {},
-                        0};
+                        0,
+                        /*one_block=*/exchange(context) != nullptr};
     for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
     make_plan(request, out);
   }
@@ -191,6 +265,45 @@ inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Ind
   memory.store(moved, buffer, vector_walk(buffer));
 }
 
+inline void merge_empty(const Reach& reach, bool known, Index channels, StatsTable& table,
+                        Memory& memory) {
+  *reach.count = 0;
+  for (double* values : {table.mean, table.var}) std::fill_n(values, channels, 0.0);
+  merge_processes(reach, known, channels, *reach.count, table.mean, table.var, memory);
+}
+
+// A call on nothing: of many processes it takes part in the statistics of the others.
+template <class Method, class MakeParams>
+void join_empty(const ChannelCall& call, const MakeParams& make_params,
+                std::span<const BufferUpdate> updates, const StatsOut& stats,
+                const Context& context) {
+  finish_empty(stats, context);
+  double count = 0;
+  const Reach reach = call.reach(context, &count);
+  if (!reach.exchange) return;
+  CallMemory call_memory(context);
+  Memory& memory = call_memory.get();
+  const Index channels = call.channels();
+  StatsTable table(channels, memory);
+  merge_empty(reach, /*known=*/false, channels, table, memory);
+  if (count == 0) return;
+  const typename Method::Params params = make_params(memory);
+  for (Index k = 0; k < channels; ++k) {
+    table.rstd[k] = Method::rstd({0, table.var[k], count}, params);
+  }
+  Plan plan{};
+  plan.affinity = Affinity::channel;
+  StatsOut of_table = stats;
+  // Statistics per sample are of none.
+  if (call.stats_shape().ndim > 1) of_table.pooled = {};
+  write_stats(plan, table, of_table, memory);
+  if (stats.given && call.given()) {
+    write_pairs(plan, call.load_channels(call.given_mean, memory), call.load_given_var(memory),
+                stats.given, memory);
+  }
+  for (const BufferUpdate& u : updates) move_buffer(u, table, 1, count, memory);
+}
+
 // `make_params`(memory) gives the method's Params, with arrays in the memory of the call.
 template <class Method, class MakeParams>
 void channel_forward(const ChannelCall& call, const MakeParams& make_params, const Tensor& y,
@@ -212,11 +325,14 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     ExpectedShape pairs = call.channel_shape;
     check_pooled(stats.given, pairs, "stats.given");
   }
-  if (call.x.size() == 0) return finish_empty(stats, context);
+  call.check_reach(context);
+  if (call.x.size() == 0) {
+    return join_empty<Method>(call, make_params, updates, stats, context);
+  }
 
   Plan plan;
   const ConstTensor y_view = y;
-  call.plan({&call.x, &y_view}, &plan);
+  call.plan({&call.x, &y_view, nullptr, call.mask ? &call.mask : nullptr}, context, &plan);
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
@@ -233,6 +349,8 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     }
     const double* given_mean = call.load_channels(call.given_mean, memory);
     const double* given_var = call.load_given_var(memory);
+    double count;
+    const Reach reach = call.reach(context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       ForwardArgs<C> args{};
       args.x = call.x.data();
@@ -246,6 +364,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
       args.rstd = table.rstd;
       args.last_mean = last.mean;
       args.last_var = last.var;
+      args.reach = reach;
       run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     });
     if (stats.given && given_mean) {
@@ -260,9 +379,26 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     if (!one_pool) of_table.pooled = {};
     write_stats(plan, table, of_table, memory);
     const Index rows = plan.pool_rows(call.reported_extent());
-    const double n = double(call.space()) * double(rows == 1 ? call.samples() : 1);
-    for (const BufferUpdate& u : updates) move_buffer(u, table, rows, n, memory);
+    if (rows > 1) count /= double(call.samples());
+    if (count == 0) return;
+    for (const BufferUpdate& u : updates) move_buffer(u, table, rows, count, memory);
   });
+}
+
+// As join_empty: what block_statistics and pull_back sum, over no elements.
+template <class Method>
+void join_empty_backward(const ChannelCall& call, const SavedStats& stats, const Context& context,
+                         Memory& memory) {
+  double count = 0;
+  const Reach reach = call.reach(context, &count);
+  if (!reach.exchange) return;
+  StatsTable table(call.channels(), memory);
+  const bool last = Method::pools[kPoolCount<Method> - 1] == Pool::batch;
+  merge_empty(reach, last && stats.pooled, call.channels(), table, memory);
+  for (double* values : {table.mean, table.var}) {
+    std::fill_n(values, call.channels(), 0.0);
+    reach.exchange->sum(values, call.channels());
+  }
 }
 
 // `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
@@ -282,10 +418,12 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
   check_pooled(stats.pooled, call.stats_shape());
   check_pooled(stats.given, call.channel_shape, "stats.given");
+  call.check_reach(context);
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
     if (call.x.size() == 0) {
+      join_empty_backward<Method>(call, stats, context, memory);
       finish_empty(g, context);
       if (own.wanted) {
         const Index n = kParameterCount<Method> * call.channels();
@@ -296,7 +434,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
 
     Plan plan;
     const ConstTensor dx_view = g.dx;
-    call.plan({&call.x, &dy, &dx_view}, &plan);
+    call.plan({&call.x, &dy, &dx_view, call.mask ? &call.mask : nullptr}, context, &plan);
     const typename Method::Params params = make_params(memory);
     const Index channels = call.channels();
     double* dweight = nullptr;
@@ -307,6 +445,8 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       dbias = memory.take<double>(channels);
     }
     if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
+    double count;
+    const Reach reach = call.reach(context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       BackwardArgs<C> args{};
       args.x = call.x.data();
@@ -326,6 +466,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       args.dweight = dweight;
       args.dbias = dbias;
       args.dparams = dparams;
+      args.reach = reach;
       run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     });
     if (g.dweight) {

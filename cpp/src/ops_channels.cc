@@ -16,11 +16,9 @@ auto constant(const Params& params) {
   return [params](Memory&) { return params; };
 }
 
-void check_training(const ChannelCall& call, double momentum, bool training) {
+void check_training(ChannelCall& call, double momentum, bool training) {
   check_finite("momentum", momentum);
-  if (training && call.x.size() > 0 && call.samples() * call.space() == 1) {
-    throw value_error("Expected more than 1 value per channel when training" + input_size(call.x));
-  }
+  call.training = training;
 }
 
 // ---- batch norm
@@ -31,6 +29,7 @@ ChannelCall batch_norm_call(const ConstTensor& x, const ConstTensor& weight,
   call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
   check_eps(o.eps, /*positive=*/o.training);
   check_training(call, o.momentum, o.training);
+  if (o.mask) call.count_by(o.mask);
   return call;
 }
 
@@ -166,6 +165,10 @@ ChannelCall scaled_call(const ConstTensor& x, const ConstTensor& weight, const C
   check_training(call, o.momentum, o.training);
   return call;
 }
+void check_one_process(const Context& context) {
+  if (!context.exchange) return;
+  throw value_error("context.exchange is given, expected none: spreads are not merged");
+}
 LpBatchNorm::Params params_of(const LpBatchNormOptions& o) {
   if (!(o.p >= 1)) {
     throw value_error("p is " + std::to_string(o.p) + ", expected a number >= 1 or infinity");
@@ -187,6 +190,7 @@ void scaled_forward(const ConstTensor& x, const ConstTensor& weight, const Const
                                constant(BatchNorm::Params{0}), y, {}, stats, context);
     return;
   }
+  check_one_process(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
       {"running_scale", o.running_scale, BufferUpdate::kStandardDeviation, o.momentum}};
@@ -204,6 +208,7 @@ void scaled_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTen
                                 constant(BatchNorm::Params{0}), dy, gradients, stats, context);
     return;
   }
+  check_one_process(context);
   channel_backward<Method>(scaled_call<Method>(x, weight, kAbsent, o), constant(params), dy,
                            gradients, stats, context);
 }

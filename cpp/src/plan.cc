@@ -132,6 +132,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
     p->block_outer =
         std::min(p->block_outer, std::max<Index>(1, tuning::kParameterFlushCells / p->block_cells));
   }
+  p->fused = p->fused && !r.one_block;
   if (!p->fused) {
     if (r.computed) p->reason = "closed blocks exceed the cache: two sweeps";
     p->block_outer = p->outer;

@@ -50,6 +50,7 @@ struct PlanRequest {
   bool computed;  // statistics come from x (else they are given, per channel)
   const ConstTensor* operands[kMaxOperands];  // x first; absent ones null
   int operand_count;
+  bool one_block = false;  // pools reach beyond the table: nothing is closed but the whole
 };
 
 struct Plan {

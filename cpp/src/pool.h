@@ -50,6 +50,19 @@ inline PoolTable pool_shape(Extent extent, const Plan& plan, Index on, Index kn)
   return t;
 }
 
+// Chan's merge of n pairs of moments whose counts differ: a <- a + b.
+inline void merge_weighted(Index n, double* count_a, double* mean_a, double* m2_a,
+                           const double* count_b, const double* mean_b, const double* m2_b) {
+  for (Index k = 0; k < n; ++k) {
+    const double total = count_a[k] + count_b[k];
+    if (count_b[k] == 0) continue;
+    const double delta = mean_b[k] - mean_a[k], share = count_b[k] / total;
+    mean_a[k] += delta * share;
+    m2_a[k] += m2_b[k] + delta * delta * (count_a[k] * share);
+    count_a[k] = total;
+  }
+}
+
 // Fills t from cell moments [rows, kn], each over `cell_count` elements.
 template <class Backend>
 void pool_moments(const Backend& be, const double* mean, const double* m2, Index rows, Index kn,

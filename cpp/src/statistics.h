@@ -4,9 +4,21 @@
 
 #include <algorithm>
 
+#include "normcore/context.h"
+#include "normcore/errors.h"
 #include "pool.h"
 
 namespace normcore {
+
+// Beyond x: which elements count, and the samples of other processes. Host only.
+struct Reach {
+  const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMaskOperand
+  double mask_sum = 0;         // over a pool
+  Exchange* exchange = nullptr;
+  double* count = nullptr;  // out, with an exchange: the elements of a pool in all processes
+  double least_count = 0;   // of those
+};
+inline constexpr int kMaskOperand = 3;
 
 // Everything but geometry. Arrays are in the order of the plan's tables; absent ones are null.
 template <class C>
@@ -32,6 +44,8 @@ struct ForwardArgs {
   // and of the last pool of a method of several, for the backward call.
   double* last_mean = nullptr;
   double* last_var = nullptr;
+
+  Reach reach{};
 
   const double* saved_mean() const { return nullptr; }
   const double* saved_var() const { return nullptr; }
@@ -116,6 +130,40 @@ struct Solved {
   CellStats<Method> cells;
 };
 
+// The moments [n] of a pool over `count` elements, from those of this process to those of all; with
+// `known` the moments are those already, and only the count is not.
+template <class Scope>
+void merge_processes(const Reach& reach, bool known, Index n, double& count, double* mean,
+                     double* var, Scope& scope) {
+  Exchange& exchange = *reach.exchange;
+  const double own = count;
+  exchange.sum(&count, 1);
+  if (count > 0 && count < reach.least_count) {
+    throw value_error(
+        "Expected more than 1 value per channel when training, got one in all processes");
+  }
+  if (known || count == 0) return;
+  double* sum = scope.template take<double>(n);
+  for (Index k = 0; k < n; ++k) sum[k] = own * mean[k];
+  exchange.sum(sum, n);
+  for (Index k = 0; k < n; ++k) {
+    const double merged = sum[k] / count, delta = mean[k] - merged;
+    mean[k] = merged;
+    sum[k] = own == 0 ? 0 : own * (var[k] + delta * delta);
+  }
+  exchange.sum(sum, n);
+  for (Index k = 0; k < n; ++k) var[k] = sum[k] / count;
+}
+
+// A pool of nothing: everything is normalized to 0, and no gradient comes back.
+inline void forget(PoolTable& t) {
+  t.count = 1;
+  for (Index e = 0; e < t.rows * t.cols; ++e) {
+    t.mean[e] = 0;
+    t.var[e] = std::numeric_limits<double>::infinity();
+  }
+}
+
 // Statistics of the pools of a block: reduce and pool, or take what is given.
 template <class Method, class Backend, class Args>
 void block_statistics(const Backend& be, const Args& args, const Block& b,
@@ -136,6 +184,7 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     t = pool_shape(extent, plan, b.on, b.kn);
     t.mean = scope.template take<double>(t.rows * t.cols);
     t.var = scope.template take<double>(t.rows * t.cols);
+    if (args.reach.mask && i >= computed) t.count = args.reach.mask_sum;
   }
   out.center = scope.template take<C>(rows * b.kn);
 
@@ -163,14 +212,24 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     const Index pieces = units.pieces();
     double* mean = scope.template take<double>(pieces * b.kn);
     double* m2 = scope.template take<double>(pieces * b.kn);
+    double* weight = args.reach.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
     for_units(be, units.count(), [&](Index i) {
       const Range range = units.range(i);
       const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
-      be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
+      if (weight) {
+        be.reduce_masked(range, args.reach.mask, args.x, weight + at, mean + at, m2 + at);
+      } else {
+        be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
+      }
     });
     // Pieces of one row of the table follow each other: merge them into its first.
     const Index per_row = pieces / rows;
-    if (per_row > 1) {
+    if (weight) {
+      // All pools of a mask are columns: there is one row.
+      for (Index j = 1; j < pieces; ++j) {
+        merge_weighted(b.kn, weight, mean, m2, weight + j * b.kn, mean + j * b.kn, m2 + j * b.kn);
+      }
+    } else if (per_row > 1) {
       for (Index o = 0; o < rows; ++o) {
         const Index first = o * per_row;
         double before = 0;
@@ -201,6 +260,16 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     for (int i = computed; i < P - 1; ++i) {
       pool_moments(be, t.mean, m2, rows, b.kn, cell_count, out.pools[i]);
     }
+  }
+  for (int i = computed; i < P; ++i) {
+    if (Method::pools[i] != Pool::batch) continue;
+    PoolTable& t = out.pools[i];
+    if (args.reach.exchange) {
+      const bool known = i == P - 1 && args.saved_mean();
+      merge_processes(args.reach, known, t.cols, t.count, t.mean, t.var, scope);
+      if (args.reach.count) *args.reach.count = t.count;
+    }
+    if (t.count == 0) forget(t);
   }
 
   // From the last pool, whose means are the centres, to the first.

@@ -12,6 +12,15 @@ namespace normcore {
 
 enum class Device { kCpu, kCuda };
 
+// Sums over all processes that call an operation together, by MPI or anything else.
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+  // Replaces every value by its sum over the processes. All of them call it equally often with
+  // equally many values, and get the same.
+  virtual void sum(double* values, std::ptrdiff_t n) = 0;
+};
+
 struct Context {
   Device device = Device::kCpu;
   int device_index = 0;    // of the CUDA device
@@ -21,6 +30,9 @@ struct Context {
   // lacks comes from a stream-ordered pool.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
+  // Batch statistics are those of all processes' samples, however many each has, also none. CPU
+  // only; not for Lp and top-k batch norm.
+  Exchange* exchange = nullptr;
 };
 
 // Threads of calls that do not say: what was set here, else what OpenMP offers.

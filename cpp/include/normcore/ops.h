@@ -68,6 +68,9 @@ struct BatchNormOptions {
   double eps = 1e-5;
   bool unbiased_running_var = true;
   int channel_axis = 1;
+  // What each position counts in the statistics: numbers >= 0, float32 (float64 for float64 x), of
+  // x's shape without the channel axis; zero strides repeat. CPU only.
+  ConstTensor mask{};
 };
 struct InstanceNormOptions {
   Tensor running_mean{}, running_var{};

@@ -5,6 +5,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
+#include "statistics.h"
 #include "tuning.h"
 
 namespace normcore::cpu {
@@ -25,6 +26,7 @@ class Backend {
         table_(kernels()),
         set_(kernel_set<C>(table_, dtype)),
         tiles_(plan, dtype),
+        mask_tiles_(plan, DTypeOf<C>::value),
         layout_(static_cast<int>(plan.layout)),
         threads_(threads_for(plan.bytes, threads)) {}
 
@@ -60,6 +62,25 @@ class Backend {
         kernel(xt, height(t), width(t), tile_mean, tile_m2);
         merge(t.kn, double(before), to_mean, to_m2, double(t.sn), tile_mean, tile_m2);
       }
+    });
+  }
+
+  // The same of the elements that a mask lets count, and the sum of its weights: weight[kn].
+  void reduce_masked(const Range& range, const void* mask, const void* x, double* weight,
+                     double* mean, double* m2) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMaskOperand));
+    double* tile_weight = scope.take<double>(plan_.tile_cells);
+    double* tile_mean = scope.take<double>(plan_.tile_cells);
+    double* tile_m2 = scope.take<double>(plan_.tile_cells);
+    for (Index k = 0; k < range.kn; ++k) weight[k] = mean[k] = m2[k] = 0;
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch_x);
+      const In mt = mask_tiles_.in(kMaskOperand, mask, t, scratch_mask);
+      set_.masked_moments[layout_](xt, mt, height(t), width(t), tile_weight, tile_mean, tile_m2);
+      const Index k = t.k0 - range.k0;
+      merge_weighted(t.kn, weight + k, mean + k, m2 + k, tile_weight, tile_mean, tile_m2);
     });
   }
 
@@ -206,6 +227,26 @@ class Backend {
     });
   }
 
+  // dx of a range where statistics come from what a mask lets count.
+  void grad_masked(const Range& range, const Table& table, const Gradient<C>& f, const void* mask,
+                   const void* dy, const void* x, void* dx) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
+    void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMaskOperand));
+    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch_x);
+      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const In mt = mask_tiles_.in(kMaskOperand, mask, t, scratch_mask);
+      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const Index i = table.at(t);
+      set_.masked_grad[layout_](dyt, xt, mt, dxt, height(t), width(t),
+                                {f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}});
+      tiles_.commit(2, dx, t, dxt);
+    });
+  }
+
   // dx of a range. With elementwise parameters their gradients are added to dweight and dbias.
   void grad(const Range& range, const Table& table, const Gradient<C>& f, Affine<C> xhat,
             const C* weight, C* dweight, C* dbias, const void* dy, const void* x, const void* dh,
@@ -289,7 +330,7 @@ class Backend {
   const Plan& plan_;
   const KernelTable& table_;
   const KernelSet<C>& set_;
-  TileAccess tiles_;
+  TileAccess tiles_, mask_tiles_;
   int layout_;
   int threads_;
 };

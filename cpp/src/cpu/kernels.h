@@ -71,6 +71,10 @@ struct KernelSet {
   // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
   void (*moments[2])(In x, Index rows, Index cols, double* mean, double* m2);
   void (*squares[2])(In x, Index rows, Index cols, double* mean, double* m2);
+  // Of the elements that count, by weights >= 0 in the compute type: sum of weights, mean and sum
+  // of squared deviations per cell. What has no weight is not read.
+  void (*masked_moments[2])(In x, In mask, Index rows, Index cols, double* weight, double* mean,
+                            double* m2);
   void (*affine[2])(In x, Out y, Index rows, Index cols, Affine<C> f);
   // y = weight * (a * (x - center) + b) + bias; weight and bias run across the cell.
   void (*scale[2])(In x, Out y, Index rows, Index cols, Affine<C> f, const C* weight,
@@ -80,6 +84,8 @@ struct KernelSet {
   void (*weighted_sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, const C* weight,
                            double* dy_u, double* dy_1);
   void (*grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f);
+  // dx = p * dy + mask * (q * u + r)
+  void (*masked_grad[2])(In dy, In x, In mask, Out dx, Index rows, Index cols, Gradient<C> f);
   // As grad with weight * dy, and + dh unless its data is null.
   void (*weighted_grad[2])(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C> f,
                            const C* weight);
