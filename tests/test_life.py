@@ -135,6 +135,34 @@ def test_folding_into_a_convolution(rng, name, groups, transposed):
     np.testing.assert_allclose(conv(x, w, b, groups=groups), want, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_folding_is_exact_and_leaves_the_layer_alone(rng, name, mean):
+    # Buffers in float32, a layer in training, between forward and backward.
+    layer, other = (make(rng, name, channel_axis=-1) for _ in range(2))
+    layer.buffers["running_mean"] += np.float32(mean)
+    other.load_state_dict(layer.state_dict())
+    x, dy = rng.normal(mean, 2, (2, 5, 3, 6)).astype(np.float32)
+    layer(x), other(x)
+    scale, shift = layer.fold_into(np.eye(6))
+    assert layer.training and layer.channel_axis == -1
+    assert bits(layer.backward(dy)) == bits(other.backward(dy))
+    for ours, theirs in [(layer.grads, other.grads), (layer.buffers, other.buffers)]:
+        assert {k: bits(v) for k, v in ours.items()} == {k: bits(v) for k, v in theirs.items()}
+
+    wide = {k: v.astype(np.longdouble) for k, v in layer.state_dict().items()}
+    spread = wide.get("running_std", wide.get("running_scale", 1))
+    if "running_var" in wide:
+        spread = np.sqrt(wide["running_var"] + layer.eps)
+    want = wide.get("weight", np.ones(6)) / spread
+    terms = np.stack([wide["bias"], -wide["running_mean"] * want])
+    # Float64 rounds the sum, the root, its inverse and the product; the product with the mean and
+    # the sum; and as often again where longdouble is float64.
+    ulp = np.finfo(np.float64).eps / 2
+    np.testing.assert_allclose(np.diag(scale), want, rtol=8 * ulp)
+    assert np.all(np.abs(shift - terms.sum(0)) <= 12 * ulp * np.abs(terms).sum(0))
+
+
 def test_errors_of_folding(rng):
     layer = make(rng, "batch")
     for arguments, says in [

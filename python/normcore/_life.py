@@ -6,13 +6,14 @@ before.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from ._layer import Array, as_numpy
+from ._layer import Array, _Layer, as_numpy
 
 
 def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
@@ -70,28 +71,24 @@ class MergedMoments:
         return result
 
 
-class Foldable:
+class Foldable(_Layer):
     """For layers that in evaluation are one scale and one shift a channel."""
 
     num_features: int
-    eps: float
-    parameters: dict[str, Array]
-    buffers: dict[str, Array]
-    _running: ClassVar[tuple[str, ...]]
+    channel_axis: int
 
     def _scale_and_shift(self) -> tuple[Array, Array]:
         if "running_mean" not in self.buffers:
             raise ValueError("fold_into needs running statistics: track_running_stats is False")
         if self.buffers["running_mean"].ndim > 1:
             raise ValueError("fold_into needs one row of statistics: the layer has time_steps")
-        wide = {
-            k: as_numpy(v).astype(np.float64)
-            for k, v in {**self.parameters, **self.buffers}.items()
-        }
-        scale = np.array(wide.get("weight", np.ones(self.num_features)))
-        for name in self._running[1:]:
-            scale /= np.sqrt(wide[name] + self.eps) if name == "running_var" else wide[name]
-        return scale, wide.get("bias", 0.0) - wide["running_mean"] * scale
+        # In evaluation y = scale * x + shift: the shift is y at x = 0, the scale is dx for dy = 1.
+        probe = copy.copy(self).eval()  # takes the calls, so that this layer keeps its last one
+        probe.channel_axis = 1
+        shift = probe._run(np.zeros((1, self.num_features)))
+        assert probe._gradient is not None
+        scale = probe._gradient(np.ones((1, self.num_features))).dx
+        return scale[0], shift[0]
 
     def fold_into(
         self, conv_weight: Any, conv_bias: Any = None, transposed: bool = False, groups: int = 1
