@@ -4,6 +4,8 @@ Hunts for buffers that move when they are frozen, for a mean of batch means wher
 for a transposed convolution folded along the wrong axis.
 """
 
+import re
+
 import numpy as np
 import pytest
 from support import bits
@@ -219,6 +221,17 @@ def test_a_lone_last_sample_joins_the_chunk_before(rng):
     assert layer.buffers["num_batches_tracked"] == 2
     with pytest.raises(ValueError, match="more than 1 value"):
         nc.BatchNorm(6, ghost_batch_size=1)(x)
+
+
+def test_a_failed_call_with_ghost_batches_leaves_no_gradient(rng):
+    layer = nc.BatchNorm(6, ghost_batch_size=4)
+    x = rng.normal(size=(9, 6, 2)).astype(np.float32)
+    for wrong in (np.ones((9, 5, 2)), np.float32(1)):
+        layer(x)
+        with pytest.raises(ValueError, match=rf"x has shape {re.escape(str(np.shape(wrong)))}"):
+            layer(wrong)
+        with pytest.raises(RuntimeError, match="before a forward call"):
+            layer.backward(x)
 
 
 @each_layer

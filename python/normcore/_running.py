@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from typing import Any, ClassVar, SupportsIndex, TypeVar
+from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,13 @@ class _ChannelLayer(_Layer):
 
     def _options(self) -> dict[str, Any]:
         return {"eps": self.eps, "channel_axis": self.channel_axis}
+
+
+class _Call(NamedTuple):
+    """What a forward call leaves for backward: a gradient function for each chunk of samples."""
+
+    chunks: list[slice]
+    gradients: list[Any]
 
 
 class _RunningNorm(_ChannelLayer):
@@ -86,7 +93,8 @@ class _RunningNorm(_ChannelLayer):
                     "time_steps needs running statistics: track_running_stats is False"
                 )
         self._row = 0  # of the buffers of time steps
-        self._by_step: dict[int, list[Any]] = {}
+        self._last: _Call | None = None
+        self._by_step: dict[int, _Call] = {}
         self.num_features = positive("num_features", num_features)
         self.eps = float(eps)
         self.momentum = None if momentum is None else float(momentum)
@@ -213,20 +221,25 @@ class _RunningNorm(_ChannelLayer):
         ``step`` is the time step of a layer with ``time_steps``.
         """
         self._set_step(step)
-        samples, size = (*np.shape(x), 0)[0], self.ghost_batch_size
-        self._gradients: list[tuple[slice, Any]] = []
-        chunks = [slice(None)]
-        if size is not None and self._learning and 0 not in np.shape(x):
-            chunks = ghost_chunks(
-                samples, size, math.prod(np.shape(x)) // (samples * self.num_features)
-            )
-        parts = Parts(x, chunks)
-        for chunk in chunks:
-            parts.add(self._run_chunk(x if len(chunks) == 1 else x[chunk], parts.out(chunk)))
-            self._gradients.append((chunk, self._gradient))
+        self._last = None  # so that no gradient of an earlier call outlives a failed one
+        call = _Call(self._chunks(np.shape(x)), [])
+        parts = Parts(x, call.chunks)
+        for chunk in call.chunks:
+            part = x if len(call.chunks) == 1 else x[chunk]
+            parts.add(self._run_chunk(part, parts.out(chunk)))
+            call.gradients.append(self._gradient)
+        self._last = call
         if step is not None:
-            self._by_step[operator.index(step)] = self._gradients
+            self._by_step[operator.index(step)] = call
         return parts.joined()
+
+    def _chunks(self, shape: tuple[int, ...]) -> list[slice]:
+        """The ghost batches of an x of this shape, or all of it as one."""
+        if self.ghost_batch_size is None or not self._learning or 0 in shape:
+            return [slice(None)]
+        self._check_shape(shape)
+        values_per_sample = math.prod(shape[1:]) // self.num_features
+        return ghost_chunks(shape[0], self.ghost_batch_size, values_per_sample)
 
     def _run_chunk(self, x: Any, out: Any) -> Any:
         extra = {} if out is None else {"out": out}
@@ -260,20 +273,18 @@ class _RunningNorm(_ChannelLayer):
         RuntimeError
             When no forward call has succeeded before, or none with this step.
         """
-        gradients = self._gradients if self._gradient is not None else []
-        if step is not None:
-            gradients = self._by_step.get(operator.index(step), [])
-        if not gradients:
+        call = self._last if step is None else self._by_step.get(operator.index(step))
+        if call is None:
             which = "" if step is None else f" with step={step}"
             raise RuntimeError(
                 f"{type(self).__name__}.backward called before a forward call{which}"
             )
-        parts = Parts(dy, [chunk for chunk, _ in gradients])
-        for chunk, gradient in gradients:
+        parts = Parts(dy, call.chunks)
+        for chunk, gradient in zip(call.chunks, call.gradients, strict=True):
             self._gradient, out = gradient, parts.out(chunk)
-            part = dy if len(gradients) == 1 else dy[chunk]
+            part = dy if len(call.chunks) == 1 else dy[chunk]
             parts.add(self._run_backward(part, **({} if out is None else {"out": out})))
         return parts.joined()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_gradients": [], "_by_step": {}}
+        return {**super().__getstate__(), "_last": None, "_by_step": {}}
