@@ -223,6 +223,15 @@ def test_a_lone_last_sample_joins_the_chunk_before(rng):
         nc.BatchNorm(6, ghost_batch_size=1)(x)
 
 
+def test_ghost_batches_check_the_shape_of_dy(rng):
+    layer = nc.BatchNorm(6, ghost_batch_size=4)
+    layer(rng.normal(size=(9, 6)))
+    for samples in (8, 12):  # all or some of their chunks have the shape of x's
+        with pytest.raises(ValueError, match=rf"dy has shape \({samples}, 6\), expected \(9, 6\)"):
+            layer.backward(np.ones((samples, 6)))
+    assert not any(value.any() for value in layer.grads.values())
+
+
 def test_a_failed_call_with_ghost_batches_leaves_no_gradient(rng):
     layer = nc.BatchNorm(6, ghost_batch_size=4)
     x = rng.normal(size=(9, 6, 2)).astype(np.float32)

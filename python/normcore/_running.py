@@ -44,8 +44,9 @@ class _ChannelLayer(_Layer):
 
 
 class _Call(NamedTuple):
-    """What a forward call leaves for backward: a gradient function for each chunk of samples."""
+    """What a forward call leaves for backward: a gradient function for each chunk of x."""
 
+    x: Any
     chunks: list[slice]
     gradients: list[Any]
 
@@ -222,7 +223,7 @@ class _RunningNorm(_ChannelLayer):
         """
         self._set_step(step)
         self._last = None  # so that no gradient of an earlier call outlives a failed one
-        call = _Call(self._chunks(np.shape(x)), [])
+        call = _Call(x, self._chunks(np.shape(x)), [])
         parts = Parts(x, call.chunks)
         for chunk in call.chunks:
             part = x if len(call.chunks) == 1 else x[chunk]
@@ -272,6 +273,8 @@ class _RunningNorm(_ChannelLayer):
         ------
         RuntimeError
             When no forward call has succeeded before, or none with this step.
+        ValueError
+            For a dy that does not have x's shape.
         """
         call = self._last if step is None else self._by_step.get(operator.index(step))
         if call is None:
@@ -279,7 +282,10 @@ class _RunningNorm(_ChannelLayer):
             raise RuntimeError(
                 f"{type(self).__name__}.backward called before a forward call{which}"
             )
-        parts = Parts(dy, call.chunks)
+        # The function checks dy, but a longer or shorter one can have chunks that fit.
+        if len(call.chunks) > 1 and np.shape(dy) != np.shape(call.x):
+            raise ValueError(f"dy has shape {np.shape(dy)}, expected {np.shape(call.x)}: x's")
+        parts = Parts(call.x, call.chunks)
         for chunk, gradient in zip(call.chunks, call.gradients, strict=True):
             self._gradient, out = gradient, parts.out(chunk)
             part = dy if len(call.chunks) == 1 else dy[chunk]
