@@ -184,25 +184,26 @@ def test_errors_of_folding(rng):
 
 @each_layer
 @pytest.mark.parametrize("samples", [4, 9, 12])
-@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
 def test_ghost_batches_are_batches_of_their_own(rng, name, samples, library):
     layer, plain = make(rng, name, ghost_batch_size=4), make(rng, name)
     plain.load_state_dict(layer.state_dict())
     x, dy = (np.moveaxis(a, -1, 1) for a in rng.normal(1, 2, (2, samples, 3, 6)).astype(np.float32))
+    if library == "jax":  # which makes its arrays contiguous
+        x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     chunks = [slice(0, 4), slice(4, 8), slice(8, samples)][: -(-samples // 4)]
     want_y, want_dx = [], []
     for chunk in chunks:
         want_y.append(plain(x[chunk]))
         want_dx.append(plain.backward(dy[chunk]))
     if library == "torch":
-        torch = pytest.importorskip("torch")
-        y = layer(torch.from_numpy(x))
-        dx = layer.backward(torch.from_numpy(dy))
-        assert isinstance(y, torch.Tensor) and isinstance(dx, torch.Tensor)
-        y, dx = y.numpy(), dx.numpy()
+        array = pytest.importorskip("torch").from_numpy
     else:
-        y, dx = layer(x), layer.backward(dy)
-        assert y.strides == x.strides and dx.strides == x.strides
+        array = np.asarray if library == "numpy" else pytest.importorskip("jax").numpy.asarray
+    y, dx = layer(array(x)), layer.backward(array(dy))
+    assert type(y) is type(dx) is type(array(x))
+    y, dx = np.asarray(y), np.asarray(dx)
+    assert y.strides == x.strides and dx.strides == x.strides
     assert bits(y) == bits(np.concatenate(want_y))
     assert bits(dx) == bits(np.concatenate(want_dx))
     for key, value in plain.buffers.items():
@@ -223,6 +224,21 @@ def test_a_lone_last_sample_joins_the_chunk_before(rng):
         nc.BatchNorm(6, ghost_batch_size=1)(x)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(9, 3, 6), (9, 4, 2, 6)])
+def test_ghost_batches_keep_the_memory_order_of_x(rng, library, shape):
+    x = np.moveaxis(rng.normal(size=shape).astype(np.float16), -1, 1)
+    dy = np.broadcast_to(x[:1], x.shape)  # has another one
+    layer = nc.BatchNorm(6, ghost_batch_size=4)
+    want = bits(layer(x)), bits(layer.backward(dy))
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        x, dy = torch.from_numpy(x), torch.from_numpy(x[:1].copy()).expand(x.shape)
+    y, dx = (np.asarray(a) for a in (layer(x), layer.backward(dy)))
+    assert (bits(y), bits(dx)) == want
+    assert y.strides == dx.strides == np.asarray(x).strides
+
+
 def test_ghost_batches_check_the_shape_of_dy(rng):
     layer = nc.BatchNorm(6, ghost_batch_size=4)
     layer(rng.normal(size=(9, 6)))
@@ -230,6 +246,13 @@ def test_ghost_batches_check_the_shape_of_dy(rng):
         with pytest.raises(ValueError, match=rf"dy has shape \({samples}, 6\), expected \(9, 6\)"):
             layer.backward(np.ones((samples, 6)))
     assert not any(value.any() for value in layer.grads.values())
+
+
+def test_ghost_batches_of_lists(rng):
+    layer, plain = (nc.BatchNorm(6, ghost_batch_size=4) for _ in range(2))
+    x = rng.normal(size=(9, 6))
+    assert bits(layer(x.tolist())) == bits(plain(x))
+    assert bits(layer.backward(x.tolist())) == bits(plain.backward(x))
 
 
 def test_a_failed_call_with_ghost_batches_leaves_no_gradient(rng):

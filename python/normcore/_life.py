@@ -24,15 +24,26 @@ def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)]
 
 
+def writable_like(x: Any) -> Any:
+    """Return a new array of x's library and memory order, None where it could not be written."""
+    if type(x).__module__.partition(".")[0] == "torch":
+        return sys.modules["torch"].empty_like(x)
+    if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):  # JAX
+        return None
+    return np.empty_like(x, subok=False)
+
+
 class Parts:
-    """The results of chunks of ``like``, as one array of its library and memory order."""
+    """The results of chunks of ``like``, as one array of its library.
+
+    They are written where they belong in it, or joined at the end where that cannot be.
+    """
 
     def __init__(self, like: Any, chunks: Sequence[slice]) -> None:
         self._like, self._parts = like, list[Any]()
-        whole = len(chunks) == 1 or not isinstance(like, np.ndarray)
-        self._out = None if whole else np.empty_like(like, subok=False)
+        self._out = None if len(chunks) == 1 else writable_like(like)
 
-    def out(self, chunk: slice) -> Array | None:
+    def out(self, chunk: slice) -> Any:
         """Where the result of a chunk is to be written, if that is known beforehand."""
         return None if self._out is None else self._out[chunk]
 
@@ -40,11 +51,10 @@ class Parts:
         self._parts.append(part)
 
     def joined(self) -> Any:
-        if self._out is not None or len(self._parts) == 1:
-            return self._parts[0] if self._out is None else self._out
-        library = sys.modules[type(self._like).__module__.partition(".")[0]]
-        if hasattr(library, "cat"):  # torch
-            return library.cat(self._parts)
+        if self._out is not None:
+            return self._out
+        if len(self._parts) == 1:
+            return self._parts[0]
         return self._like.__array_namespace__().concat(self._parts)
 
 
