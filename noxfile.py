@@ -59,6 +59,14 @@ def cmake(session: nox.Session, source: str, build: str, *options: str) -> None:
     session.run("cmake", "--build", build)
 
 
+def binding_options(session: nox.Session) -> list[str]:
+    """Install pybind11; return the CMake options that find it and the session's Python."""
+    session.install("pybind11>=3")
+    python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True))
+    folder = str(session.run("python", "-m", "pybind11", "--cmakedir", silent=True))
+    return [f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={python.strip()}"]
+
+
 def build_tests(session: nox.Session, build: str, *options: str) -> None:
     """Build the C++ library with its tests. CI does not go on without GoogleTest."""
     switches = {"TESTS": True, "BENCHMARKS": False, "PYTHON": False}
@@ -93,10 +101,7 @@ def smoke(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests: pytest (arguments go to it), then the C++ tests."""
     install(session, "test", *TEST_PACKAGES)
-    session.install("pybind11>=3")  # for the CUDA kernels that pytest runs on the host
-    python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True))
-    folder = str(session.run("python", "-m", "pybind11", "--cmakedir", silent=True))
-    options = (f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={python.strip()}")
+    options = binding_options(session)  # for the CUDA kernels that pytest runs on the host
     build_tests(session, "build/cpp", *options)
     emulated = {"NORMCORE_EMULATED_CUDA": str(ROOT / "build/cpp/tests/cuda")}
     session.run("python", "-m", "pytest", *session.posargs, env=emulated)
@@ -149,11 +154,8 @@ def cuda(session: nox.Session) -> None:
     compiler = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if compiler is None:
         session.skip("no nvcc on PATH or in /usr/local/cuda/bin")
-    session.install("pybind11>=3")
-    python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True))
-    folder = str(session.run("python", "-m", "pybind11", "--cmakedir", silent=True))
     options = [f"-DCMAKE_CUDA_COMPILER={compiler}", "-DCMAKE_CUDA_ARCHITECTURES=90-real"]
-    options += [f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={python.strip()}"]
+    options += binding_options(session)
     switches = ["-DNORMCORE_CUDA=ON", "-DNORMCORE_BUILD_PYTHON=ON", "-DNORMCORE_BUILD_TESTS=OFF"]
     cmake(session, ".", "build/cuda", *switches, *options)
     # The module must load, and say so, where there is no driver.

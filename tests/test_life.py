@@ -4,6 +4,8 @@ Hunts for buffers that move when they are frozen, for a mean of batch means wher
 for a transposed convolution folded along the wrong axis.
 """
 
+import re
+
 import numpy as np
 import pytest
 from support import bits
@@ -135,6 +137,34 @@ def test_folding_into_a_convolution(rng, name, groups, transposed):
     np.testing.assert_allclose(conv(x, w, b, groups=groups), want, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_folding_is_exact_and_leaves_the_layer_alone(rng, name, mean):
+    # Buffers in float32, a layer in training, between forward and backward.
+    layer, other = (make(rng, name, channel_axis=-1) for _ in range(2))
+    layer.buffers["running_mean"] += np.float32(mean)
+    other.load_state_dict(layer.state_dict())
+    x, dy = rng.normal(mean, 2, (2, 5, 3, 6)).astype(np.float32)
+    layer(x), other(x)
+    scale, shift = layer.fold_into(np.eye(6))
+    assert layer.training and layer.channel_axis == -1
+    assert bits(layer.backward(dy)) == bits(other.backward(dy))
+    for ours, theirs in [(layer.grads, other.grads), (layer.buffers, other.buffers)]:
+        assert {k: bits(v) for k, v in ours.items()} == {k: bits(v) for k, v in theirs.items()}
+
+    wide = {k: v.astype(np.longdouble) for k, v in layer.state_dict().items()}
+    spread = wide.get("running_std", wide.get("running_scale", 1))
+    if "running_var" in wide:
+        spread = np.sqrt(wide["running_var"] + layer.eps)
+    want = wide.get("weight", np.ones(6)) / spread
+    terms = np.stack([wide["bias"], -wide["running_mean"] * want])
+    # Float64 rounds the sum, the root, its inverse and the product; the product with the mean and
+    # the sum; and as often again where longdouble is float64.
+    ulp = np.finfo(np.float64).eps / 2
+    np.testing.assert_allclose(np.diag(scale), want, rtol=8 * ulp)
+    assert np.all(np.abs(shift - terms.sum(0)) <= 12 * ulp * np.abs(terms).sum(0))
+
+
 def test_errors_of_folding(rng):
     layer = make(rng, "batch")
     for arguments, says in [
@@ -154,25 +184,26 @@ def test_errors_of_folding(rng):
 
 @each_layer
 @pytest.mark.parametrize("samples", [4, 9, 12])
-@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
 def test_ghost_batches_are_batches_of_their_own(rng, name, samples, library):
     layer, plain = make(rng, name, ghost_batch_size=4), make(rng, name)
     plain.load_state_dict(layer.state_dict())
     x, dy = (np.moveaxis(a, -1, 1) for a in rng.normal(1, 2, (2, samples, 3, 6)).astype(np.float32))
+    if library == "jax":  # which makes its arrays contiguous
+        x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     chunks = [slice(0, 4), slice(4, 8), slice(8, samples)][: -(-samples // 4)]
     want_y, want_dx = [], []
     for chunk in chunks:
         want_y.append(plain(x[chunk]))
         want_dx.append(plain.backward(dy[chunk]))
     if library == "torch":
-        torch = pytest.importorskip("torch")
-        y = layer(torch.from_numpy(x))
-        dx = layer.backward(torch.from_numpy(dy))
-        assert isinstance(y, torch.Tensor) and isinstance(dx, torch.Tensor)
-        y, dx = y.numpy(), dx.numpy()
+        array = pytest.importorskip("torch").from_numpy
     else:
-        y, dx = layer(x), layer.backward(dy)
-        assert y.strides == x.strides and dx.strides == x.strides
+        array = np.asarray if library == "numpy" else pytest.importorskip("jax").numpy.asarray
+    y, dx = layer(array(x)), layer.backward(array(dy))
+    assert type(y) is type(dx) is type(array(x))
+    y, dx = np.asarray(y), np.asarray(dx)
+    assert y.strides == x.strides and dx.strides == x.strides
     assert bits(y) == bits(np.concatenate(want_y))
     assert bits(dx) == bits(np.concatenate(want_dx))
     for key, value in plain.buffers.items():
@@ -191,6 +222,48 @@ def test_a_lone_last_sample_joins_the_chunk_before(rng):
     assert layer.buffers["num_batches_tracked"] == 2
     with pytest.raises(ValueError, match="more than 1 value"):
         nc.BatchNorm(6, ghost_batch_size=1)(x)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(9, 3, 6), (9, 4, 2, 6)])
+def test_ghost_batches_keep_the_memory_order_of_x(rng, library, shape):
+    x = np.moveaxis(rng.normal(size=shape).astype(np.float16), -1, 1)
+    dy = np.broadcast_to(x[:1], x.shape)  # has another one
+    layer = nc.BatchNorm(6, ghost_batch_size=4)
+    want = bits(layer(x)), bits(layer.backward(dy))
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        x, dy = torch.from_numpy(x), torch.from_numpy(x[:1].copy()).expand(x.shape)
+    y, dx = (np.asarray(a) for a in (layer(x), layer.backward(dy)))
+    assert (bits(y), bits(dx)) == want
+    assert y.strides == dx.strides == np.asarray(x).strides
+
+
+def test_ghost_batches_check_the_shape_of_dy(rng):
+    layer = nc.BatchNorm(6, ghost_batch_size=4)
+    layer(rng.normal(size=(9, 6)))
+    for samples in (8, 12):  # all or some of their chunks have the shape of x's
+        with pytest.raises(ValueError, match=rf"dy has shape \({samples}, 6\), expected \(9, 6\)"):
+            layer.backward(np.ones((samples, 6)))
+    assert not any(value.any() for value in layer.grads.values())
+
+
+def test_ghost_batches_of_lists(rng):
+    layer, plain = (nc.BatchNorm(6, ghost_batch_size=4) for _ in range(2))
+    x = rng.normal(size=(9, 6))
+    assert bits(layer(x.tolist())) == bits(plain(x))
+    assert bits(layer.backward(x.tolist())) == bits(plain.backward(x))
+
+
+def test_a_failed_call_with_ghost_batches_leaves_no_gradient(rng):
+    layer = nc.BatchNorm(6, ghost_batch_size=4)
+    x = rng.normal(size=(9, 6, 2)).astype(np.float32)
+    for wrong in (np.ones((9, 5, 2)), np.float32(1)):
+        layer(x)
+        with pytest.raises(ValueError, match=rf"x has shape {re.escape(str(np.shape(wrong)))}"):
+            layer(wrong)
+        with pytest.raises(RuntimeError, match="before a forward call"):
+            layer.backward(x)
 
 
 @each_layer

@@ -19,7 +19,6 @@ from .adaptive_layers import (
     MeanOnlyBatchNorm,
     SwitchableNorm,
     TopKBatchNorm,
-    WeightNorm,
 )
 from .config import (
     available_isas,
@@ -48,6 +47,7 @@ from .scaled import (
     topk_batch_norm,
     topk_batch_norm_backward,
 )
+from .weight_layers import WeightNorm
 from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
 
 __all__ = [

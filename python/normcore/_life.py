@@ -6,13 +6,14 @@ before.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from ._layer import Array, as_numpy
+from ._layer import Array, _Layer, as_numpy
 
 
 def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
@@ -23,15 +24,26 @@ def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)]
 
 
+def writable_like(x: Any) -> Any:
+    """Return a new array of x's library and memory order, None where it could not be written."""
+    if type(x).__module__.partition(".")[0] == "torch":
+        return sys.modules["torch"].empty_like(x)
+    if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):  # JAX
+        return None
+    return np.empty_like(x, subok=False)
+
+
 class Parts:
-    """The results of chunks of ``like``, as one array of its library and memory order."""
+    """The results of chunks of ``like``, as one array of its library.
+
+    They are written where they belong in it, or joined at the end where that cannot be.
+    """
 
     def __init__(self, like: Any, chunks: Sequence[slice]) -> None:
         self._like, self._parts = like, list[Any]()
-        whole = len(chunks) == 1 or not isinstance(like, np.ndarray)
-        self._out = None if whole else np.empty_like(like, subok=False)
+        self._out = None if len(chunks) == 1 else writable_like(like)
 
-    def out(self, chunk: slice) -> Array | None:
+    def out(self, chunk: slice) -> Any:
         """Where the result of a chunk is to be written, if that is known beforehand."""
         return None if self._out is None else self._out[chunk]
 
@@ -39,11 +51,10 @@ class Parts:
         self._parts.append(part)
 
     def joined(self) -> Any:
-        if self._out is not None or len(self._parts) == 1:
-            return self._parts[0] if self._out is None else self._out
-        library = sys.modules[type(self._like).__module__.partition(".")[0]]
-        if hasattr(library, "cat"):  # torch
-            return library.cat(self._parts)
+        if self._out is not None:
+            return self._out
+        if len(self._parts) == 1:
+            return self._parts[0]
         return self._like.__array_namespace__().concat(self._parts)
 
 
@@ -70,28 +81,24 @@ class MergedMoments:
         return result
 
 
-class Foldable:
+class Foldable(_Layer):
     """For layers that in evaluation are one scale and one shift a channel."""
 
     num_features: int
-    eps: float
-    parameters: dict[str, Array]
-    buffers: dict[str, Array]
-    _running: ClassVar[tuple[str, ...]]
+    channel_axis: int
 
     def _scale_and_shift(self) -> tuple[Array, Array]:
         if "running_mean" not in self.buffers:
             raise ValueError("fold_into needs running statistics: track_running_stats is False")
         if self.buffers["running_mean"].ndim > 1:
             raise ValueError("fold_into needs one row of statistics: the layer has time_steps")
-        wide = {
-            k: as_numpy(v).astype(np.float64)
-            for k, v in {**self.parameters, **self.buffers}.items()
-        }
-        scale = np.array(wide.get("weight", np.ones(self.num_features)))
-        for name in self._running[1:]:
-            scale /= np.sqrt(wide[name] + self.eps) if name == "running_var" else wide[name]
-        return scale, wide.get("bias", 0.0) - wide["running_mean"] * scale
+        # In evaluation y = scale * x + shift: the shift is y at x = 0, the scale is dx for dy = 1.
+        probe = copy.copy(self).eval()  # takes the calls, so that this layer keeps its last one
+        probe.channel_axis = 1
+        shift = probe._run(np.zeros((1, self.num_features)))
+        assert probe._gradient is not None
+        scale = probe._gradient(np.ones((1, self.num_features))).dx
+        return scale[0], shift[0]
 
     def fold_into(
         self, conv_weight: Any, conv_bias: Any = None, transposed: bool = False, groups: int = 1

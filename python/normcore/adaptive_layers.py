@@ -1,4 +1,4 @@
-"""Layers of the adaptive methods and of weight normalization.
+"""Layers of the adaptive methods.
 
 What all layers share is in `normcore._layer`; running statistics live as in `BatchNorm`.
 """
@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from . import adaptive, scaled, weights
-from ._layer import Array, _Layer, affine_parameters, as_numpy, float_dtype, positive
+from . import adaptive, scaled
+from ._layer import Array, affine_parameters, as_numpy, float_dtype, positive
 from ._life import Foldable, MergedMoments
-from .layers import _RunningNorm
+from ._running import _RunningNorm
 
 __all__ = [
     "BatchInstanceNorm",
@@ -25,7 +24,6 @@ __all__ = [
     "MeanOnlyBatchNorm",
     "SwitchableNorm",
     "TopKBatchNorm",
-    "WeightNorm",
 ]
 
 
@@ -612,146 +610,3 @@ class TopKBatchNorm(_ScaledNorm):
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "k": self.k}
-
-
-class WeightNorm(_Layer):
-    r"""Weight normalization: a weight as a direction ``v`` and a length ``g``.
-
-    .. math:: w = g \frac{v}{\|v\|}
-
-    Called without an input, it returns the weight; ``backward(dw)`` adds to ``grads``.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Of the weight.
-    axis : int or None, default 0
-        The axis that is kept: one length for each of its positions. None: one for all.
-    eps : float, default 0
-        Added to the sum of squares under the root.
-    dtype : dtype, default numpy.float32
-        Of the parameters: float16, bfloat16, float32 or float64.
-    rng : numpy.random.Generator or int, optional
-        Where the start of ``v`` comes from, normal with standard deviation 0.05.
-
-    Attributes
-    ----------
-    parameters : dict
-        ``v``, of `shape`, and ``g`` (starts at 1), of shape (shape[axis],) or ().
-
-    Raises
-    ------
-    ValueError
-        For sizes below 1 or an axis out of range.
-    TypeError
-        For a dtype that is not one of the four.
-
-    References
-    ----------
-    Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
-    of Deep Neural Networks", 2016, arXiv:1602.07868.
-
-    Examples
-    --------
-    A dense layer, started on a batch so that its outputs have mean 0 and variance 1:
-
-    >>> import numpy as np
-    >>> import normcore as nc
-    >>> x = np.random.default_rng(0).normal(3, 2, (256, 20))
-    >>> layer = nc.WeightNorm((5, 20), rng=1)
-    >>> bias = layer.initialize(x @ layer().T)
-    >>> y = x @ layer().T + bias
-    >>> bool(abs(y.mean(0)).max() < 1e-5), bool(abs(y.std(0) - 1).max() < 1e-5)
-    (True, True)
-    """
-
-    _leading = ("shape",)
-    _named = ("axis",)
-    _unusual: ClassVar[dict[str, object]] = {"eps": 0.0}
-
-    def __init__(
-        self,
-        shape: Iterable[SupportsIndex],
-        axis: SupportsIndex | None = 0,
-        eps: float = 0.0,
-        dtype: npt.DTypeLike = np.float32,
-        rng: Any = None,
-    ) -> None:
-        self.shape = tuple(positive("shape", n) for n in shape)
-        self.axis = None if axis is None else operator.index(axis)
-        if self.axis is not None and not -len(self.shape) <= self.axis < len(self.shape):
-            raise ValueError(f"axis is {axis}, expected an axis of shape {self.shape}")
-        self.eps = float(eps)
-        kind = float_dtype(dtype)
-        start = np.random.default_rng(rng).normal(0, 0.05, self.shape)
-        lengths = () if self.axis is None else (self.shape[self.axis],)
-        super().__init__({"v": start.astype(kind), "g": np.ones(lengths, kind)})
-
-    def __call__(self) -> Array:  # type: ignore[override]
-        """Return the weight."""
-        v, g = self.parameters["v"], self.parameters["g"]
-        w: Array = weights.weight_norm(v, g, axis=self.axis, eps=self.eps)
-        return w
-
-    def backward(self, dw: Any) -> None:
-        """Add the gradients of ``v`` and ``g`` to `grads`.
-
-        Parameters
-        ----------
-        dw : array
-            Gradient of the loss with respect to the weight; of `shape` and the layer's dtype.
-        """
-        v, g = self.parameters["v"], self.parameters["g"]
-        dv, dg = weights.weight_norm_backward(dw, v, g, axis=self.axis, eps=self.eps)
-        self.grads["v"] += dv
-        self.grads["g"] += dg
-
-    def initialize(
-        self,
-        x_preactivation: Any,
-        *,
-        channel_axis: SupportsIndex = 1,
-        init_scale: float = 1.0,
-        eps: float = 1e-10,
-    ) -> Array:
-        """Scale ``g`` so that a batch of outputs gets unit variance; return the bias for mean 0.
-
-        The data-dependent start of the paper: ``g`` is multiplied by
-        ``init_scale / sqrt(var + eps)``, and the bias is ``-mean`` times that. A single length
-        takes the mean variance of the channels.
-
-        Parameters
-        ----------
-        x_preactivation : array
-            What the layer around this weight gives for one batch, without a bias.
-        channel_axis : int, default 1
-            Its axis of output channels, which ``g`` runs along.
-        init_scale : float, default 1
-            The standard deviation wanted.
-        eps : float, default 1e-10
-            Added to the (biased) variance.
-
-        Returns
-        -------
-        array of shape (channels,)
-
-        Raises
-        ------
-        ValueError
-            Where the channels are not those of ``g``.
-        """
-        t = np.asarray(x_preactivation)
-        axis = operator.index(channel_axis)
-        g = self.parameters["g"]
-        if not -t.ndim <= axis < t.ndim or (g.ndim and t.shape[axis] != g.size):
-            raise ValueError(
-                f"x_preactivation has shape {t.shape}, expected {g.size} at channel_axis={axis}: "
-                "the channels of g"
-            )
-        over = tuple(i for i in range(t.ndim) if i != axis % t.ndim)
-        mean = t.mean(axis=over, dtype=np.float64)
-        var = t.var(axis=over, dtype=np.float64)
-        scale = init_scale / np.sqrt((var if g.ndim else var.mean()) + eps)
-        g[...] = (g.astype(np.float64) * scale).astype(g.dtype)
-        bias: Array = (-mean * scale).astype(g.dtype)
-        return bias
