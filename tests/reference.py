@@ -282,6 +282,38 @@ def _channel_backward(dy, x, mean, var, eps, weight, bias, pool, channel, given)
     return Grads(dx, sum_like(dy * xhat, weight, channel), sum_like(dy, bias, channel))
 
 
+# Masked batch norm, straight from the formula, x being (N, C, ...) and mask without C.
+
+
+def masked_batch_norm(x, weight, bias, mask, *, eps=1e-5):
+    """y, mean, biased variance and the sum of the mask."""
+    x, m, pool = _masked(x, mask)
+    count = m.sum(pool, keepdims=True)
+    # What does not count may hold anything.
+    seen = np.where(m > 0, x, 0)
+    mean = (m * seen).sum(pool, keepdims=True) / count
+    var = (m * (seen - mean) ** 2 * (m > 0)).sum(pool, keepdims=True) / count
+    y = affine((x - mean) / np.sqrt(var + eps), weight, bias, (1,))
+    return y, mean.ravel(), var.ravel(), count.ravel()[0]
+
+
+def masked_batch_norm_backward(dy, x, weight, bias, mask, *, eps=1e-5):
+    _, mean, var, count = masked_batch_norm(x, weight, bias, mask, eps=eps)
+    x, m, pool = _masked(x, mask)
+    mean, rstd = (expand(v, (1,), x.shape) for v in (mean, 1 / np.sqrt(var + eps)))
+    dy, xhat = wide(dy), (x - mean) * rstd
+    gh = scaled(dy, weight, (1,))
+    through = gh.sum(pool, keepdims=True) + xhat * (gh * xhat).sum(pool, keepdims=True)
+    dx = rstd * (gh - m * through / count)
+    return Grads(dx, sum_like(dy * xhat, weight, (1,)), sum_like(dy, bias, (1,)))
+
+
+def _masked(x, mask):
+    x = wide(x)
+    m = np.broadcast_to(np.asarray(mask, Real), x.shape[:1] + x.shape[2:])
+    return x, np.broadcast_to(m[:, None], x.shape), (0, *range(2, x.ndim))
+
+
 # The adaptive methods: other coefficients, or several pools at once.
 
 

@@ -6,6 +6,9 @@ import sys
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
 
 
 def current_stream(array: Any) -> int:
@@ -36,3 +39,35 @@ def adopt(like: Any, buffer: Any) -> Any:
         return np.from_dlpack(buffer)
     except (BufferError, RuntimeError):
         return buffer
+
+
+def as_numpy(value: Any) -> Array:
+    """Return an array or tensor of any library, also a torch parameter, as a NumPy array."""
+    if hasattr(value, "detach"):  # torch: off the tape and the device; NumPy lacks its bfloat16
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+    elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        return np.from_dlpack(value)
+    return np.asarray(value)
+
+
+def position_weights(mask: Any, x: Any, channel_axis: int) -> Array:
+    """Return ``mask`` as the core takes it: x's shape without the channels, in its statistics'
+    dtype."""
+    weights = as_numpy(mask)
+    if weights.dtype.kind not in "buif" and weights.dtype.name != "bfloat16":
+        raise TypeError(f"mask has dtype {weights.dtype}, expected bools or real numbers")
+    wide = str(getattr(x, "dtype", "float64")).rpartition(".")[2] == "float64"
+    weights = weights.astype(np.float64 if wide else np.float32)
+    shape = list(np.shape(x))
+    if not -len(shape) <= channel_axis < len(shape):
+        return weights  # the core refuses the axis
+    del shape[channel_axis]
+    try:
+        return np.broadcast_to(weights, shape)
+    except ValueError:
+        raise ValueError(
+            f"mask has shape {weights.shape}, expected {tuple(shape)}, "
+            "x.shape without the channel axis, or what broadcasts to it"
+        ) from None

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ._interop import Array, as_numpy
+
 Layer = TypeVar("Layer", bound="_Layer")
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -51,17 +52,6 @@ def affine_parameters(
     return {name: np.full(shape, value, kind) for name, (want, value) in wanted.items() if want}
 
 
-def as_numpy(value: Any) -> Array:
-    """Return an array or tensor of any library, also a torch parameter, as a NumPy array."""
-    if hasattr(value, "detach"):  # torch: off the tape and the device; NumPy lacks its bfloat16
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-    elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return np.from_dlpack(value)
-    return np.asarray(value)
-
-
 class _Layer:
     """State and protocol that all layers share.
 
@@ -88,7 +78,8 @@ class _Layer:
         self.parameters = parameters
         self.buffers: dict[str, Array] = buffers or {}
         self.grads: dict[str, Array] = {}
-        self._gradient: partial[Any] | None = None  # the backward function, all but dy bound
+        # The backward function, all but dy bound.
+        self._gradient: Callable[..., Any] | None = None
         self.zero_grad()
 
     def _options(self) -> dict[str, Any]:
@@ -102,10 +93,11 @@ class _Layer:
         """Normalize x and remember what `backward` needs (x itself, not a copy)."""
         return self._run(x)
 
-    def _run(self, x: Any, **forward_only: Any) -> Any:
+    def _run(self, x: Any, per_call: Mapping[str, Any] | None = None, **forward_only: Any) -> Any:
+        """Run forward; ``per_call`` are options of this call, also of its gradient."""
         self._gradient = None  # so that no gradient of an earlier call outlives a failed one
         self._check_shape(np.shape(x))
-        common = {**self.parameters, **self._options()}
+        common = {**self.parameters, **self._options(), **(per_call or {})}
         *outputs, stats = self._function(x, **common, **forward_only, return_stats=True)
         # With a residual the outputs are (y, h), and h is what was normalized.
         normalized = outputs[1] if len(outputs) == 2 else x

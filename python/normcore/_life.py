@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ._layer import Array, _Layer, as_numpy
+from ._interop import Array, as_numpy
+from ._layer import _Layer
+from ._processes import Processes
 
 
 def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
@@ -75,6 +77,14 @@ class MergedMoments:
         self.m2 = self.m2 + var * count + delta**2 * (self.count * count / total)
         self.var_within = self.var_within + var * count
         self.count = total
+
+    def merge_processes(self, processes: Processes, number: float) -> float:
+        """Take in the moments of all processes; return the sum of their numbers of batches."""
+        with_number = np.concatenate([[number], self.var_within])
+        self.count, self.mean, self.m2 = processes.merged(self.count, self.mean, self.m2)
+        with_number = processes.sum(with_number)
+        self.var_within = with_number[1:]
+        return float(with_number[0])
 
     def var(self, *, unbiased: bool) -> Array:
         result: Array = self.m2 / max(1.0, self.count - 1 if unbiased else self.count)

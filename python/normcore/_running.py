@@ -1,8 +1,8 @@
 """Layers with parameters per channel, and those of them that keep running statistics.
 
 The base classes of `normcore.layers` and `normcore.adaptive_layers`. Freezing, recomputing, ghost
-batches and time steps are here; a subclass of `_RunningNorm` names its buffers (`_running`) and may
-say how they follow from the moments of many batches (`_store`).
+batches, time steps and statistics over processes are here; a subclass of `_RunningNorm` names its
+buffers (`_running`) and may say how they follow from the moments of many batches (`_store`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import functional
-from ._layer import Array, _Layer, affine_parameters, positive
+from ._interop import Array
+from ._layer import _Layer, affine_parameters, positive
 from ._life import MergedMoments, Parts, ghost_chunks
+from ._processes import Processes
 
 Running = TypeVar("Running", bound="_RunningNorm")
 
@@ -56,6 +58,7 @@ class _RunningNorm(_ChannelLayer):
 
     _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
     _unbiased: ClassVar[bool] = True  # the running variance
+    _over_processes: ClassVar[bool] = False  # whether batch statistics can be
     _unusual: ClassVar[dict[str, object]] = {
         "channel_axis": 1,
         "ghost_batch_size": None,
@@ -83,7 +86,16 @@ class _RunningNorm(_ChannelLayer):
         own: dict[str, Array] | None = None,
         ghost_batch_size: SupportsIndex | None = None,
         time_steps: SupportsIndex | None = None,
+        comm: Any = None,
+        comm_timeout: float = 600.0,
     ) -> None:
+        self._processes: Processes | None = None
+        if comm is not None:
+            if not self._over_processes:
+                raise ValueError(f"comm is {comm!r}, expected None for {type(self).__name__}")
+            if ghost_batch_size is not None:
+                raise ValueError("ghost_batch_size and comm are given, expected one of them")
+            self._processes = Processes(comm, comm_timeout)
         self.ghost_batch_size = self.time_steps = None
         if ghost_batch_size is not None:
             self.ghost_batch_size = positive("ghost_batch_size", ghost_batch_size)
@@ -166,7 +178,7 @@ class _RunningNorm(_ChannelLayer):
         """Set the buffers to the statistics of all batches together, which may differ in size.
 
         What was stored before does not matter. The moments are merged in float64: the result is
-        that of one call on the joined batches.
+        that of one call on the joined batches. With ``comm``, on those of all processes.
 
         Parameters
         ----------
@@ -184,7 +196,7 @@ class _RunningNorm(_ChannelLayer):
         if not self.track_running_stats:
             raise ValueError("recompute_statistics needs buffers: track_running_stats is False")
         self._set_step(step)
-        moments, number = MergedMoments(self.num_features), 0
+        moments, number = MergedMoments(self.num_features), 0.0
         for x in batches:
             self._check_shape(np.shape(x))
             if 0 in np.shape(x):
@@ -192,6 +204,8 @@ class _RunningNorm(_ChannelLayer):
             count, pooled = self._moments_of(x)
             moments.add(count, pooled[..., 0], pooled[..., 1])
             number += 1
+        if self._processes is not None:
+            number = moments.merge_processes(self._processes, number)
         if number == 0:
             raise ValueError("batches has nothing to take statistics from")
         self._store(moments)
@@ -221,13 +235,17 @@ class _RunningNorm(_ChannelLayer):
 
         ``step`` is the time step of a layer with ``time_steps``.
         """
+        return self._call(x, step, None)
+
+    def _call(self, x: Any, step: SupportsIndex | None, mask: Array | None) -> Any:
         self._set_step(step)
         self._last = None  # so that no gradient of an earlier call outlives a failed one
         call = _Call(x, self._chunks(np.shape(x)), [])
         parts = Parts(x, call.chunks)
         for chunk in call.chunks:
             part = x if len(call.chunks) == 1 else x[chunk]
-            parts.add(self._run_chunk(part, parts.out(chunk)))
+            part_of_mask = {} if mask is None else {"mask": mask[chunk]}
+            parts.add(self._run_chunk(part, parts.out(chunk), part_of_mask))
             call.gradients.append(self._gradient)
         self._last = call
         if step is not None:
@@ -242,16 +260,38 @@ class _RunningNorm(_ChannelLayer):
         values_per_sample = math.prod(shape[1:]) // self.num_features
         return ghost_chunks(shape[0], self.ghost_batch_size, values_per_sample)
 
-    def _run_chunk(self, x: Any, out: Any) -> Any:
-        extra = {} if out is None else {"out": out}
+    def _run_chunk(self, x: Any, out: Any, mask: dict[str, Array]) -> Any:
+        forward_only = {} if out is None else {"out": out}
         batches = self._buffer("num_batches_tracked")
         if batches is None:
-            return self._run(x, **extra)
+            return self._run_together(x, mask, forward_only)
         momentum = 1.0 / (int(batches) + 1) if self.momentum is None else self.momentum
-        y = self._run(x, momentum=momentum, **extra)
-        # Empty batches leave the statistics alone, so they must not weigh in their average.
-        if self._learning and 0 not in np.shape(x):
+        y = self._run_together(x, mask, {**forward_only, "momentum": momentum})
+        # Batches of nothing leave the statistics alone, so they must not weigh in their average.
+        nothing = 0 in np.shape(x) or (mask and not mask["mask"].any())
+        if self._processes is not None:
+            nothing = self._processes.count == 0
+        if self._learning and not nothing:
             batches[...] += 1
+        return y
+
+    def _run_together(self, x: Any, mask: dict[str, Array], forward_only: dict[str, Any]) -> Any:
+        """Run forward, together with the other processes where statistics come from x."""
+        processes = self._processes
+        if processes is None or not (self._learning or not self.track_running_stats):
+            return self._run(x, mask, **forward_only)
+        name = f"{type(self).__name__}({self.num_features})"
+        self._check_shape(np.shape(x))  # before anybody waits
+        with processes.together(f"{name} forward"):
+            y = self._run(x, mask, **forward_only)
+        gradient = self._gradient
+        assert gradient is not None
+
+        def together(dy: Any, **options: Any) -> Any:
+            with processes.together(f"{name} backward"):
+                return gradient(dy, **options)
+
+        self._gradient = together
         return y
 
     def backward(self, dy: Any, step: SupportsIndex | None = None) -> Any:

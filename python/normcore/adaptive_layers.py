@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import adaptive, scaled
-from ._layer import Array, affine_parameters, as_numpy, float_dtype, positive
+from ._interop import Array, as_numpy
+from ._layer import affine_parameters, float_dtype, positive
 from ._life import Foldable, MergedMoments
 from ._running import _RunningNorm
 
@@ -62,7 +63,7 @@ class BatchRenorm(Foldable, _TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
-    ghost_batch_size, time_steps : int, optional
+    ghost_batch_size, time_steps, comm, comm_timeout : optional
         As in `BatchNorm`.
 
     Attributes
@@ -94,6 +95,7 @@ class BatchRenorm(Foldable, _TrainingNorm):
     ((1.0, 0.0), (2.0, 4.375), (3.0, 5.0))
     """
 
+    _over_processes = True
     _function = staticmethod(adaptive.batch_renorm)
     _function_backward = staticmethod(adaptive.batch_renorm_backward)
     _running = ("running_mean", "running_std")
@@ -163,7 +165,7 @@ class BatchInstanceNorm(_TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
-    ghost_batch_size, time_steps : int, optional
+    ghost_batch_size, time_steps, comm, comm_timeout : optional
         As in `BatchNorm`.
 
     Attributes
@@ -198,6 +200,7 @@ class BatchInstanceNorm(_TrainingNorm):
     array([1. , 0.5], dtype=float32)
     """
 
+    _over_processes = True
     _function = staticmethod(adaptive.batch_instance_norm)
     _function_backward = staticmethod(adaptive.batch_instance_norm_backward)
 
@@ -259,7 +262,7 @@ class SwitchableNorm(_TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
-    ghost_batch_size, time_steps : int, optional
+    ghost_batch_size, time_steps, comm, comm_timeout : optional
         As in `BatchNorm`.
 
     Attributes
@@ -294,6 +297,7 @@ class SwitchableNorm(_TrainingNorm):
     (3,)
     """
 
+    _over_processes = True
     _function = staticmethod(adaptive.switchable_norm)
     _function_backward = staticmethod(adaptive.switchable_norm_backward)
     _unbiased = False
@@ -343,7 +347,7 @@ class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
         Of the bias: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether there is a ``bias``.
-    ghost_batch_size, time_steps : int, optional
+    ghost_batch_size, time_steps, comm, comm_timeout : optional
         As in `BatchNorm`.
 
     Attributes
@@ -376,6 +380,7 @@ class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
     array([0.2], dtype=float32)
     """
 
+    _over_processes = True
     _function = staticmethod(adaptive.mean_only_batch_norm)
     _function_backward = staticmethod(adaptive.mean_only_batch_norm_backward)
     _running = ("running_mean",)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ._layer import Array, as_numpy
+from ._interop import Array, as_numpy
 
 __all__ = [
     "from_batch_instance_norm",

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import _core
+from ._interop import position_weights
 
 __all__ = [
     "BatchNormGradients",
@@ -403,6 +404,7 @@ def batch_norm(
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
+    mask: Any = None,
     out: Any = None,
     return_stats: bool = False,
 ) -> Any:
@@ -429,6 +431,10 @@ def batch_norm(
         Whether ``running_var`` takes in the variance with divisor n - 1, as PyTorch does, or n.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
+    mask : array, optional
+        How much each position counts in the statistics of ``x``, bools or weights >= 0: of ``x``'s
+        shape without the channel axis, or broadcastable to it. Masked positions (0) are normalized
+        like the others. Where nothing counts, ``y = bias`` and the buffers stay. CPU only.
     out : array like x, optional
         Where ``y`` is written.
     return_stats : bool
@@ -444,8 +450,8 @@ def batch_norm(
         For a dtype that is no float.
     ValueError
         For one value per channel when training, shapes that do not fit, one buffer without the
-        other, a read-only buffer when training, an eps out of range, or an ``out`` that does not
-        fit.
+        other, a read-only buffer when training, an eps out of range, a mask with negative or
+        infinite weights, or an ``out`` that does not fit.
 
     References
     ----------
@@ -464,6 +470,8 @@ def batch_norm(
     >>> mean, var
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
+    if mask is not None:
+        mask = position_weights(mask, x, channel_axis)
     result = _batch_norm(
         x,
         weight,
@@ -475,6 +483,7 @@ def batch_norm(
         eps,
         unbiased_running_var,
         channel_axis,
+        mask,
         out,
         return_stats,
     )
@@ -496,6 +505,7 @@ def batch_norm_backward(
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
+    mask: Any = None,
     stats: BatchNormStats | None = None,
     out: Any = None,
 ) -> BatchNormGradients:
@@ -503,13 +513,15 @@ def batch_norm_backward(
 
     With the statistics of ``x``: ``dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))``;
     with running statistics: ``dx = weight * rstd * dy``. ``dweight = sum(dy * xhat)`` and
-    ``dbias = sum(dy)`` over all axes but the channels'.
+    ``dbias = sum(dy)`` over all axes but the channels'. With a mask only the positions that count
+    get a gradient through the statistics, in proportion to their weights: ``dx = weight * rstd *
+    (dy - mask * (sum(dy) + xhat * sum(dy * xhat)) / sum(mask))``.
 
     Parameters
     ----------
     dy : array of x's shape and dtype
         Gradient of y; any strides, also broadcast ones.
-    x, weight, bias, running_mean, running_var, training, eps, channel_axis
+    x, weight, bias, running_mean, running_var, training, eps, channel_axis, mask
         As in the forward call. Buffers are read where they were used, and never written.
     momentum, unbiased_running_var
         Taken so that the options of both calls can be one dict; no gradient depends on them.
@@ -536,6 +548,8 @@ def batch_norm_backward(
     >>> nc.batch_norm_backward(np.array([[1.0, 2.0], [3.0, 5.0]]), x, bias=np.zeros(2)).dbias
     array([4., 7.])
     """
+    if mask is not None:
+        mask = position_weights(mask, x, channel_axis)
     return BatchNormGradients(
         *_core.batch_norm_backward(
             dy,
@@ -547,6 +561,7 @@ def batch_norm_backward(
             training,
             eps,
             channel_axis,
+            mask,
             saved(stats, BatchNormStats)[0],
             out,
         )

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import functional
-from ._layer import Array, StateDictError, _Layer, affine_parameters, positive
+from ._interop import Array, position_weights
+from ._layer import StateDictError, _Layer, affine_parameters, positive
 from ._life import Foldable, MergedMoments
 from ._running import _ChannelLayer, _RunningNorm
 
@@ -364,6 +365,12 @@ class BatchNorm(Foldable, _RunningNorm):
     time_steps : int, optional
         The buffers have a row for each of so many steps, and calls a ``step``:
         ``layer(x, step=t)``, ``layer.backward(dy, step=t)``. Later steps use the last row.
+    comm : mpi4py communicator or object with ``allreduce(array)``, optional
+        Batch statistics are those of all processes' samples, weighed by their counts, forward and
+        backward; each process may have any number of samples, also none, and all must call the
+        layer equally often. Parameters' gradients are those of the own samples.
+    comm_timeout : float, default 600
+        Seconds to wait for the others before TimeoutError; for mpi4py.
 
     Attributes
     ----------
@@ -400,6 +407,7 @@ class BatchNorm(Foldable, _RunningNorm):
     array([[0., 0.]])
     """
 
+    _over_processes = True
     _function = staticmethod(functional.batch_norm)
     _function_backward = staticmethod(functional.batch_norm_backward)
 
@@ -427,6 +435,16 @@ class BatchNorm(Foldable, _RunningNorm):
             bias,
             **life,
         )
+
+    def __call__(self, x: Any, step: SupportsIndex | None = None, mask: Any = None) -> Any:
+        """Normalize x, remember what `backward` needs and, in training, update the buffers.
+
+        ``step`` is the time step of a layer with ``time_steps``; ``mask`` says how much each
+        position counts in the statistics, as in `batch_norm`.
+        """
+        if mask is not None:
+            mask = position_weights(mask, x, self.channel_axis)
+        return self._call(x, step, mask)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "training": self._learning}

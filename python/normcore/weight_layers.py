@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import weights
-from ._layer import Array, _Layer, float_dtype, positive
+from ._interop import Array
+from ._layer import _Layer, float_dtype, positive
 
 __all__ = ["WeightNorm"]
 
