@@ -14,7 +14,7 @@ namespace normcore::python {
 
 void register_functions(py::module_& m);
 void register_adaptive_functions(py::module_& m);
-void register_context(py::module_& m);
+void register_exchange(py::module_& m);
 void register_system(py::module_& m);
 
 // An argument of a call beside x.
@@ -25,6 +25,9 @@ struct Named {
 // Where a call on x runs: all arrays must lie there, and are ready on its stream; with the exchange
 // that the thread has entered.
 Context call_context(const Array& x, std::initializer_list<Named> others);
+
+// What the thread has entered, or null.
+Exchange* current_exchange();
 
 // Kernels run without the interpreter lock where they take longer than letting go of it.
 class ReleaseGil {
