@@ -47,29 +47,6 @@ class Parts:
         return self._like.__array_namespace__().concat(self._parts)
 
 
-class MergedMoments:
-    """Count, means and sums of squared deviations per channel, merged in float64 (Chan)."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0.0
-        self.mean = np.zeros(channels)
-        self.m2 = np.zeros(channels)
-        self.var_within = np.zeros(channels)  # sum of the variances, weighed by their counts
-
-    def add(self, count: float, mean: Array, var: Array) -> None:
-        """Take in ``count`` values a channel of the given mean and biased variance."""
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.m2 = self.m2 + var * count + delta**2 * (self.count * count / total)
-        self.var_within = self.var_within + var * count
-        self.count = total
-
-    def var(self, *, unbiased: bool) -> Array:
-        result: Array = self.m2 / max(1.0, self.count - 1 if unbiased else self.count)
-        return result
-
-
 class Foldable:
     """For layers that in evaluation are one scale and one shift a channel."""
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from . import functional
 from ._layer import Array, StateDictError, _Layer, affine_parameters, positive
-from ._life import Foldable, MergedMoments, Parts, ghost_chunks
+from ._life import Foldable, Parts, ghost_chunks
+from .reductions import Moments, moments
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
 
@@ -442,18 +443,20 @@ class _RunningNorm(_ChannelLayer):
         self.frozen = False
         return self
 
-    def _moments_of(self, x: Any) -> tuple[float, Array]:
-        """Values a channel of a batch, and their means and biased variances: (C, 2)."""
-        _, stats = functional.batch_norm(x, channel_axis=self.channel_axis, return_stats=True)
-        return math.prod(np.shape(x)) / self.num_features, np.asarray(stats.pooled)
+    def _moments_of(self, x: Any) -> Moments:
+        """Moments of the channels of a batch, or a mean and a spread that are averaged as these."""
+        ndim = np.ndim(x)
+        return moments(x, axis=[a for a in range(ndim) if a != self.channel_axis % ndim])
 
-    def _store(self, moments: MergedMoments) -> None:
-        self._put("running_mean", moments.mean)
+    def _store(self, parts: list[Moments]) -> None:
+        """Set the buffers from the batches' moments."""
+        total = Moments.merge(parts)
+        self._put("running_mean", total.mean)
         for name in self._running[1:]:
             if name == "running_std":
-                self._put(name, np.sqrt(moments.var(unbiased=False) + self.eps))
+                self._put(name, np.sqrt(total.var() + self.eps))
             else:
-                self._put(name, moments.var(unbiased=self._unbiased))
+                self._put(name, total.var(int(self._unbiased and total.count.max() > 1)))
 
     def _put(self, name: str, value: Any) -> None:
         buffer = self._buffer(name)
@@ -484,18 +487,16 @@ class _RunningNorm(_ChannelLayer):
         if not self.track_running_stats:
             raise ValueError("recompute_statistics needs buffers: track_running_stats is False")
         self._set_step(step)
-        moments, number = MergedMoments(self.num_features), 0
+        parts = list[Moments]()
         for x in batches:
             self._check_shape(np.shape(x))
             if 0 in np.shape(x):
                 continue
-            count, pooled = self._moments_of(x)
-            moments.add(count, pooled[..., 0], pooled[..., 1])
-            number += 1
-        if number == 0:
+            parts.append(self._moments_of(x))
+        if not parts:
             raise ValueError("batches has nothing to take statistics from")
-        self._store(moments)
-        self._put("num_batches_tracked", number)
+        self._store(parts)
+        self._put("num_batches_tracked", len(parts))
 
     def _options(self) -> dict[str, Any]:
         running = {name: self._buffer(name) for name in self._running}
@@ -781,15 +782,16 @@ class InstanceNorm(Foldable, _RunningNorm):
         use_input_stats = self._learning or not self.track_running_stats
         return {**super()._options(), "use_input_stats": use_input_stats}
 
-    def _moments_of(self, x: Any) -> tuple[float, Array]:
+    def _moments_of(self, x: Any) -> Moments:
         # The buffers are averages over the samples: of means, and of unbiased variances.
         _, stats = functional.instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
         samples = np.shape(x)[0]
         space = math.prod(np.shape(x)) / (samples * self.num_features)
         pooled = np.asarray(stats.pooled)
-        pairs = np.stack([pooled[..., 0], pooled[..., 1] * space / (space - 1)], axis=-1)
-        return samples, pairs.mean(axis=0)
+        var = pooled[..., 1] * space / (space - 1)
+        return Moments(float(samples), pooled[..., 0].mean(axis=0), var.sum(axis=0))
 
-    def _store(self, moments: MergedMoments) -> None:
-        self._put("running_mean", moments.mean)
-        self._put("running_var", moments.var_within / moments.count)
+    def _store(self, parts: list[Moments]) -> None:
+        total = Moments.merge(parts)
+        self._put("running_mean", total.mean)
+        self._put("running_var", sum(part.m2 for part in parts) / total.count)
