@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import normcore as nc
-from normcore import adaptive, functional, scaled, weights
+from normcore import adaptive, functional, reductions, scaled, weights
 
 FUNCTIONS = ["layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm"]
 
@@ -88,7 +88,7 @@ class TorchCore:
 @contextmanager
 def running_on(core):
     """Within it, the functions of normcore call ``core`` in place of normcore._core."""
-    modules = functional, adaptive, scaled, weights
+    modules = functional, adaptive, reductions, scaled, weights
     try:
         for module in modules:
             module._core = core

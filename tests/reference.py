@@ -23,6 +23,8 @@ RhoGrads = namedtuple("RhoGrads", "dx drho dweight dbias")
 LogitGrads = namedtuple("LogitGrads", "dx dmean_logits dvar_logits dweight dbias")
 BiasGrads = namedtuple("BiasGrads", "dx dbias")
 WeightNormGrads = namedtuple("WeightNormGrads", "dv dg")
+# With the largest deviation, for bounds on errors.
+Moments = namedtuple("Moments", "count mean m2 peak")
 
 
 def wide(a):
@@ -747,6 +749,27 @@ def normalize_backward(dy, x, *, ord=2, axis=-1, eps=1e-12):
         largest = np.abs(x) == size
         slope = np.sign(x) * largest / largest.sum(axis=axes, keepdims=True)
     return (dy - np.where(size < eps, 0, slope * inner)) / divisor * (size + eps > 0)
+
+
+def norm(x, *, ord=2, axis=None, keepdims=False):
+    x = wide(x)
+    size = _norm(x, ord, _reduced(x, axis))
+    return size if keepdims else size.reshape(np.sum(x, axis=axis).shape)
+
+
+def moments_over(x, *, axis=None, keepdims=False):
+    x = wide(x)
+    axes = _reduced(x, axis)
+    count = np.ones_like(x).sum(axis=axes, keepdims=True)
+    mean = x.sum(axis=axes, keepdims=True) / np.maximum(count, 1)
+    m2 = np.square(x - mean).sum(axis=axes, keepdims=True)
+    peak = np.abs(x - mean).max(axis=axes, keepdims=True, initial=0)
+    shape = np.sum(x, axis=axis, keepdims=keepdims).shape
+    return Moments(*(field.reshape(shape) for field in (count, mean, m2, peak)))
+
+
+def _reduced(x, axis):
+    return tuple(range(x.ndim)) if axis is None else sorted_axes(x.ndim, axis)
 
 
 def _norm(x, ord, axes):

@@ -23,6 +23,7 @@ from support import (
     make_problem,
     without_eps,
 )
+from test_reductions import check_moments, check_norm, make
 from test_weights import check_normalize, check_weight_norm, make_weight
 
 import normcore as nc
@@ -250,6 +251,25 @@ def test_normalize(rng, dtype):
         x, dy, _ = make_weight(rng, dtype, shape)
         for order in (2, 1, np.inf):
             check_normalize(x, dy, axis=axis, ord=order)
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_norm_and_moments(rng, dtype, layout):
+    for shape, axis in [
+        ((3, 20, 7), -1),
+        ((40, 3, 2), 0),
+        ((2, 3, 5000), (0, 2)),
+        ((2, 6, 9), None),
+    ]:
+        x = make(rng, dtype, shape, layout)
+        check_moments(x, axis=axis)
+        for order in (2, 1, np.inf):
+            check_norm(x, axis=axis, ord=order)
+    for scale in (1e-300, 1e300):
+        for order in (2, 1):
+            check_norm(make(rng, np.float64, (3, 200)) * scale, axis=1, ord=order)
+    assert np.isnan(nc.norm(np.array([1.0, np.nan], np.float32)))
 
 
 def test_running_statistics_move_as_on_the_cpu(rng):

@@ -240,6 +240,18 @@ def test_below_eps_it_is_a_division(rng, ord):
     assert not nc.normalize_backward(dy, x, eps=0.0, ord=ord)[2].any()
 
 
+@pytest.mark.parametrize("exponent", [-1000, -600, 600, 1000])
+@each_order
+def test_normalize_magnitudes_of_float64(rng, exponent, ord):
+    # Powers of two change no rounding, and squares leave the range of float64 at 2**512.
+    x, dy, _ = make_weight(rng, np.float64, shape=(6, 35))
+    want, want_dx = nc.normalize(x, ord=ord), nc.normalize_backward(dy, x, ord=ord)
+    x = x * 2.0**exponent
+    np.testing.assert_allclose(nc.normalize(x, eps=0.0, ord=ord), want, rtol=1e-15)
+    dx = nc.normalize_backward(dy, x, eps=0.0, ord=ord) * 2.0**exponent
+    np.testing.assert_allclose(dx, want_dx, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
 @each_order
 def test_normalize_magnitudes(rng, exponent, ord):

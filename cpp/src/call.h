@@ -14,16 +14,34 @@
 namespace normcore {
 
 // Runs f; an error of the device says what was asked for.
-template <class Method, class F>
-void on_device_of(const Context& context, const ConstTensor& x, F&& f) {
+template <class F>
+void on_device_of(const char* op, const Context& context, const ConstTensor& x, F&& f) {
   if (context.device == Device::kCpu) return f();
   try {
     f();
   } catch (const device_error& e) {
-    throw device_error(std::string(kMethodName<Method>) + " on " + name_of(x.dtype()) + " " +
-                       shape_text(x) + ", CUDA device " + std::to_string(context.device_index) +
-                       ": " + e.what());
+    throw device_error(std::string(op) + " on " + name_of(x.dtype()) + " " + shape_text(x) +
+                       ", CUDA device " + std::to_string(context.device_index) + ": " + e.what());
   }
+}
+template <class Method, class F>
+void on_device_of(const Context& context, const ConstTensor& x, F&& f) {
+  on_device_of(kMethodName<Method>, context, x, f);
+}
+
+// The plan of a call whose cells are the kept positions of x; operands that are absent are null or
+// empty.
+inline void plan_of_cells(const ConstTensor& x, const bool (&reduced)[kMaxDims],
+                          std::initializer_list<const ConstTensor*> operands, Plan* out) {
+  Role roles[kMaxDims];
+  for (int a = 0; a < x.ndim(); ++a) roles[a] = reduced[a] ? Role::space : Role::outer;
+  // Whatever the method, its pool is a cell.
+  static constexpr Pool kPool[] = {Pool::sample};
+  PlanRequest request{roles, Affinity::element, 1, kPool, 1, true, {}, 0};
+  for (const ConstTensor* t : operands) {
+    request.operands[request.operand_count++] = t && *t ? t : nullptr;
+  }
+  make_plan(request, out);
 }
 
 // f(std::type_identity<C>) for the compute type of an element type.
@@ -34,6 +52,13 @@ void with_compute(DType dtype, F&& f) {
   } else {
     f(std::type_identity<float>{});
   }
+}
+
+// The norm of an order as a spread around zero.
+inline SpreadKind spread_of_norm(double ord) {
+  if (ord == 1 || ord == 2) return {ord, 0, true};
+  if (std::isinf(ord) && ord > 0) return {0, 1};
+  throw value_error("ord is " + std::to_string(ord) + ", expected 1, 2 or infinity");
 }
 
 // ---- statistics between the plan's tables and the caller's arrays

@@ -27,6 +27,7 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
     block_statistics<Method>(be, args, b, scope, s);
     measure_spread<Method>(be, args, params, b, scope, s);
     export_statistics<Method>(be, args, params, b, s);
+    if (!args.y) return;
 
     C* a = scope.template take<C>(s.rows * b.kn);
     C* shift = scope.template take<C>(s.rows * b.kn);

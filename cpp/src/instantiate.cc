@@ -19,7 +19,7 @@ void run_forward(const Plan& plan, DType dtype, const ForwardArgs<C>& args,
     return cuda::run_forward<Method, C>(plan, dtype, args, params, context, memory);
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
-  explain(kMethodName<Method>, plan, backend.threads());
+  explain(args.op ? args.op : kMethodName<Method>, plan, backend.threads());
   forward<Method>(backend, args, params);
 }
 

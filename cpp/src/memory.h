@@ -45,6 +45,7 @@ class Memory {
   virtual void store(const double* values, const Tensor& t, const Walk& w) = 0;
   // Repeats the first n of `total` values.
   virtual void repeat(double* values, Index n, Index total) = 0;
+  virtual void scale(double* values, Index n, double factor) = 0;
   enum Transform { kSquare, kReciprocal };
   virtual void transform(Transform t, const double* values, Index n, double* out) = 0;
   // The weights of switchable normalization from its logits, three each.
@@ -74,6 +75,9 @@ class HostMemory final : public Memory {
   }
   void repeat(double* values, Index n, Index total) override {
     for (Index i = n; i < total; ++i) values[i] = values[i - n];
+  }
+  void scale(double* values, Index n, double factor) override {
+    for (Index i = 0; i < n; ++i) values[i] *= factor;
   }
   void transform(Transform t, const double* values, Index n, double* out) override {
     for (Index i = 0; i < n; ++i) out[i] = t == kSquare ? values[i] * values[i] : 1 / values[i];

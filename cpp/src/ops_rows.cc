@@ -36,15 +36,7 @@ struct ElementCall {
   }
 
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
-    Role roles[kMaxDims];
-    for (int a = 0; a < x.ndim(); ++a) roles[a] = normalized[a] ? Role::space : Role::outer;
-    // Whatever the method, its pool is a cell.
-    static constexpr Pool kPool[] = {Pool::sample};
-    PlanRequest request{roles, Affinity::element, 1, kPool, 1, true, {}, 0};
-    for (const ConstTensor* t : operands) {
-      request.operands[request.operand_count++] = t && *t ? t : nullptr;
-    }
-    make_plan(request, out);
+    plan_of_cells(x, normalized, operands, out);
   }
 
   // The elements of a parameter in the plan's order.
@@ -193,33 +185,32 @@ void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstT
 }
 
 namespace {
-// f(method, params) for the order of the norm.
+// f(method, params) for the order of the norm. Squares of double may leave its own range:
+// LpNormalize minds them.
 template <class F>
-void with_norm(const NormalizeOptions& o, F&& f) {
-  if (o.ord == 2) return f(std::type_identity<Normalize>{}, Normalize::Params{o.eps});
-  const bool infinite = std::isinf(o.ord) && o.ord > 0;
-  if (o.ord != 1 && !infinite) {
-    throw value_error("ord is " + std::to_string(o.ord) + ", expected 1, 2 or infinity");
-  }
-  const SpreadKind spread = infinite ? SpreadKind{0, 1} : SpreadKind{1, 0};
-  f(std::type_identity<LpNormalize>{}, LpNormalize::Params{o.eps, spread});
+void with_norm(const NormalizeOptions& o, DType dtype, F&& f) {
+  if (o.ord == 2 && dtype != DType::kFloat64)
+    return f(std::type_identity<Normalize>{}, Normalize::Params{o.eps});
+  f(std::type_identity<LpNormalize>{}, LpNormalize::Params{o.eps, spread_of_norm(o.ord)});
 }
 }  // namespace
 
 void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
                const Context& context) {
   const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
-  with_norm(o, [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
-    element_forward<Method>(call, p, y, kAbsent, {}, {}, context);
-  });
+  with_norm(o, x.dtype(),
+            [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
+              element_forward<Method>(call, p, y, kAbsent, {}, {}, context);
+            });
 }
 
 void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
                         const NormalizeOptions& o, const Context& context) {
   const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
-  with_norm(o, [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
-    element_backward<Method>(call, p, dy, {dx, {}, {}}, kAbsent, kAbsent, context);
-  });
+  with_norm(o, x.dtype(),
+            [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
+              element_backward<Method>(call, p, dy, {dx, {}, {}}, kAbsent, kAbsent, context);
+            });
 }
 
 }  // namespace normcore

@@ -6,9 +6,11 @@
 // that powers neither overflow nor vanish.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "normcore/method.h"
@@ -20,11 +22,25 @@ namespace normcore {
 NORMCORE_HD inline double spread_of(const SpreadKind& kind, double n, const double* sums,
                                     double threshold) {
   if (kind.order > 0) {
-    const double mean = sums[0] / n;
-    return kind.order == 1 ? mean : std::pow(mean, 1 / kind.order);
+    const double powers = sums[0] / kind.divisor(n);
+    return kind.order == 1   ? powers
+           : kind.order == 2 ? std::sqrt(powers)
+                             : std::pow(powers, 1 / kind.order);
   }
   const double k = kind.largest(n);
   return (sums[1] + (k - sums[0]) * threshold) / k;
+}
+
+// Whether the variance says what the spread is: order 2, and no square left the range of double.
+NORMCORE_HD inline bool told_by_variance(const SpreadKind& kind, double var) {
+  return kind.order == 2 && var > 1e-250 && var < 1e300;
+}
+NORMCORE_HD inline double spread_of_variance(const SpreadKind& kind, double n, double var) {
+  return std::sqrt(var * (n / kind.divisor(n)));
+}
+// Where squares vanish, deviations may not have: the least that counts as their size.
+NORMCORE_HD inline double least_deviation(const SpreadKind& kind) {
+  return kind.order > 1 ? std::numeric_limits<double>::min() : 0;
 }
 
 struct Slopes {
@@ -35,8 +51,9 @@ struct Slopes {
 NORMCORE_HD inline Slopes slopes_of(const SpreadKind& kind, double n, const double* sums,
                                     double spread) {
   if (kind.order > 0) {
-    const double weight = spread > 0 ? std::pow(spread, 1 - kind.order) / n : spread;
-    return {kind.order == 1 ? 1 / n : weight, 0, sums[1]};
+    const double share = 1 / kind.divisor(n);
+    const double weight = spread > 0 ? std::pow(spread, 1 - kind.order) * share : spread;
+    return {kind.order == 1 ? share : weight, 0, sums[1]};
   }
   // Elements that equal the threshold share what is left of the k largest.
   const double k = kind.largest(n), tie = sums[3] > 0 ? (k - sums[0]) / sums[3] : 0;
@@ -89,13 +106,29 @@ class BlockSpread {
   // Puts the spread where the variance was.
   void measure() {
     double* var = s_.pools[0].var;
-    set_unit([&](Index c) { return std::sqrt(var[c]); });
-    find_threshold(nullptr);
-    const double* sums = tally();
+    auto all = [&](auto f) { return std::all_of(var, var + cells_, f); };
+    auto told = [&](double v) { return told_by_variance(kind_, v); };
+    auto finite = [](double v) { return v - v == 0; };
+    const bool one_largest = kind_.order == 0 && kind_.largest(count()) == 1;
+    const double* sums = nullptr;
+    const double* sizes = nullptr;
+    if (!all(told)) {
+      const double least = least_deviation(kind_);
+      set_unit([&](Index c) { return std::max(std::sqrt(var[c]), least); });
+      find_threshold(nullptr);
+      if (!one_largest) sums = tally(kind_.order);
+      // Comparisons pass a NaN over, a sum does not. Where there is one the variance is not finite.
+      if (kind_.order == 0 && !all(finite)) sizes = tally(1);
+    }
     for (Index c = 0; c < cells_; ++c) {
-      const double spread = spread_of(kind_, count(), sums + c * kMostSums, double(threshold_[c]));
-      // A pool that is spoilt has no finite variance.
-      var[c] = var[c] - var[c] == 0 ? spread / double(unit_[c]) : std::nan("");
+      if (told(var[c])) {
+        var[c] = spread_of_variance(kind_, count(), var[c]);
+        continue;
+      }
+      double spread = double(threshold_[c]);
+      if (sums) spread = spread_of(kind_, count(), sums + c * kMostSums, spread);
+      const bool spoilt = sizes && !finite(var[c]) && !(one_largest && sizes[c * kMostSums] >= 0);
+      var[c] = spoilt ? std::nan("") : spread / double(unit_[c]);
     }
   }
 
@@ -103,7 +136,7 @@ class BlockSpread {
     const double* spread = s_.pools[0].var;
     set_unit([&](Index c) { return spread[c]; });
     find_threshold(spread);
-    const double* sums = tally();
+    const double* sums = tally(kind_.order);
     for (Index c = 0; c < cells_; ++c) {
       const double of_u = spread[c] * double(unit_[c]);
       slopes_[c] = slopes_of(kind_, count(), sums + c * kMostSums, of_u);
@@ -112,13 +145,14 @@ class BlockSpread {
   }
   const Slopes& slopes(Index cell) const { return slopes_[cell]; }
 
-  auto kernel_arguments() const {
-    return be_.spread(s_.center, low_, unit_, threshold_, tie_, kind_.order);
-  }
+  auto kernel_arguments() const { return kernel_arguments(kind_.order); }
 
  private:
   double count() const { return s_.pools[0].count; }
   typename Backend::Table table() const { return {b_.o0, b_.k0, s_.row_step}; }
+  auto kernel_arguments(double order) const {
+    return be_.spread(s_.center, low_, unit_, threshold_, tie_, order);
+  }
 
   template <class F>
   void set_unit(F deviation) {
@@ -139,7 +173,7 @@ class BlockSpread {
     for (int step = 0; step < Bracket<C>::kSteps; ++step) {
       for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
       Scope inner(be_.workspace());
-      const double* sums = tally(&inner);
+      const double* sums = tally(kind_.order, &inner);
       for (Index c = 0; c < cells_; ++c) brackets[c].narrow(sums[c * kMostSums], k);
     }
     for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
@@ -173,16 +207,16 @@ class BlockSpread {
     }
   }
 
-  // [cells, kMostSums]
-  const double* tally(Scope* within = nullptr) {
+  // [cells, kMostSums]: what `tally` sums for an order.
+  const double* tally(double order, Scope* within = nullptr) {
     Scope& scope = within ? *within : scope_;
     double* out = scope.template take<double>(cells_ * kMostSums);
     auto add = [](double a, double b) { return a + b; };
-    const auto f = kernel_arguments();
+    const auto f = kernel_arguments(order);
     over_pieces<kMostSums>(
         scope,
         [&](const Range& range, double* const* to) {
-          if (kind_.order > 0) {
+          if (order > 0) {
             // The last three are not used.
             for (int k = 2; k < kMostSums; ++k) std::fill_n(to[k], range.kn, 0.0);
           }

@@ -23,8 +23,9 @@ inline constexpr int kMaskOperand = 3;
 // Everything but geometry. Arrays are in the order of the plan's tables; absent ones are null.
 template <class C>
 struct ForwardArgs {
-  const void* x;  // what is normalized: h where there is a residual
-  void* y;
+  const char* op = nullptr;    // the name of the call, where it is not that of the method
+  const void* x;               // what is normalized: h where there is a residual
+  void* y;                     // null where only the statistics are wanted
   const void* x_in = nullptr;  // with a residual: its two terms, and x is written first
   const void* residual = nullptr;
 

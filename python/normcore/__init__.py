@@ -41,6 +41,7 @@ from .functional import (
     rms_norm_backward,
 )
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from .reductions import Moments, moments, norm
 from .scaled import (
     lp_batch_norm,
     lp_batch_norm_backward,
@@ -59,6 +60,7 @@ __all__ = [
     "LayerNorm",
     "LpBatchNorm",
     "MeanOnlyBatchNorm",
+    "Moments",
     "RMSNorm",
     "SwitchableNorm",
     "TopKBatchNorm",
@@ -85,6 +87,8 @@ __all__ = [
     "lp_batch_norm_backward",
     "mean_only_batch_norm",
     "mean_only_batch_norm_backward",
+    "moments",
+    "norm",
     "normalize",
     "normalize_backward",
     "rms_norm",

@@ -15,7 +15,6 @@ import numpy as np
 
 from ._interop import Array, as_numpy
 from ._layer import _Layer
-from ._processes import Processes
 
 
 def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
@@ -58,37 +57,6 @@ class Parts:
         if len(self._parts) == 1:
             return self._parts[0]
         return self._like.__array_namespace__().concat(self._parts)
-
-
-class MergedMoments:
-    """Count, means and sums of squared deviations per channel, merged in float64 (Chan)."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0.0
-        self.mean = np.zeros(channels)
-        self.m2 = np.zeros(channels)
-        self.var_within = np.zeros(channels)  # sum of the variances, weighed by their counts
-
-    def add(self, count: float, mean: Array, var: Array) -> None:
-        """Take in ``count`` values a channel of the given mean and biased variance."""
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.m2 = self.m2 + var * count + delta**2 * (self.count * count / total)
-        self.var_within = self.var_within + var * count
-        self.count = total
-
-    def merge_processes(self, processes: Processes, number: float) -> float:
-        """Take in the moments of all processes; return the sum of their numbers of batches."""
-        with_number = np.concatenate([[number], self.var_within])
-        self.count, self.mean, self.m2 = processes.merged(self.count, self.mean, self.m2)
-        with_number = processes.sum(with_number)
-        self.var_within = with_number[1:]
-        return float(with_number[0])
-
-    def var(self, *, unbiased: bool) -> Array:
-        result: Array = self.m2 / max(1.0, self.count - 1 if unbiased else self.count)
-        return result
 
 
 class Foldable(_Layer):

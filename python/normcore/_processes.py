@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _core
 from ._interop import Array
+from .reductions import Moments
 
 
 class Processes:
@@ -40,13 +41,17 @@ class Processes:
         with _core.Exchange(self._sum_in_place):
             yield
 
-    def merged(self, count: float, mean: Array, m2: Array) -> tuple[float, Array, Array]:
-        """Moments of all processes' values from those of each (Chan et al.); any may have none."""
-        total = float(self.sum(np.array([count]))[0])
-        if total == 0:
-            return count, mean, m2
-        merged = self.sum(count * mean) / total
-        return total, merged, self.sum(m2 + count * (mean - merged) ** 2)
+    def merge_batches(self, parts: list[Moments], channels: int) -> tuple[list[Moments], int]:
+        """Moments of the batches of all processes as one, and their number; any may have none."""
+        nothing = Moments(np.zeros(channels), np.zeros(channels), np.zeros(channels))
+        own = Moments.merge([nothing, *parts])
+        self._meet("recompute_statistics")
+        count, weighted, number = self.sum(
+            np.stack([own.count, own.count * own.mean, np.full(channels, float(len(parts)))])
+        )
+        mean = weighted / np.maximum(count, 1)
+        m2 = self.sum(own.m2 + own.count * (mean - own.mean) ** 2)
+        return [Moments(count, mean, m2)], int(number[0])
 
     def _meet(self, what: str) -> None:
         """Make sure that all processes make the same call: fewer sums would be taken for others."""

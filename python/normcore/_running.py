@@ -15,11 +15,11 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import functional
 from ._interop import Array
 from ._layer import _Layer, affine_parameters, positive
-from ._life import MergedMoments, Parts, ghost_chunks
+from ._life import Parts, ghost_chunks
 from ._processes import Processes
+from .reductions import Moments, moments
 
 Running = TypeVar("Running", bound="_RunningNorm")
 
@@ -154,18 +154,20 @@ class _RunningNorm(_ChannelLayer):
         self.frozen = False
         return self
 
-    def _moments_of(self, x: Any) -> tuple[float, Array]:
-        """Values a channel of a batch, and their means and biased variances: (C, 2)."""
-        _, stats = functional.batch_norm(x, channel_axis=self.channel_axis, return_stats=True)
-        return math.prod(np.shape(x)) / self.num_features, np.asarray(stats.pooled)
+    def _moments_of(self, x: Any) -> Moments:
+        """Moments of the channels of a batch, or a mean and a spread that are averaged as these."""
+        ndim = np.ndim(x)
+        return moments(x, axis=[a for a in range(ndim) if a != self.channel_axis % ndim])
 
-    def _store(self, moments: MergedMoments) -> None:
-        self._put("running_mean", moments.mean)
+    def _store(self, parts: list[Moments]) -> None:
+        """Set the buffers from the batches' moments."""
+        total = Moments.merge(parts)
+        self._put("running_mean", total.mean)
         for name in self._running[1:]:
             if name == "running_std":
-                self._put(name, np.sqrt(moments.var(unbiased=False) + self.eps))
+                self._put(name, np.sqrt(total.var() + self.eps))
             else:
-                self._put(name, moments.var(unbiased=self._unbiased))
+                self._put(name, total.var(int(self._unbiased and total.count.max() > 1)))
 
     def _put(self, name: str, value: Any) -> None:
         buffer = self._buffer(name)
@@ -196,19 +198,17 @@ class _RunningNorm(_ChannelLayer):
         if not self.track_running_stats:
             raise ValueError("recompute_statistics needs buffers: track_running_stats is False")
         self._set_step(step)
-        moments, number = MergedMoments(self.num_features), 0.0
+        parts = list[Moments]()
         for x in batches:
             self._check_shape(np.shape(x))
-            if 0 in np.shape(x):
-                continue
-            count, pooled = self._moments_of(x)
-            moments.add(count, pooled[..., 0], pooled[..., 1])
-            number += 1
+            if 0 not in np.shape(x):
+                parts.append(self._moments_of(x))
+        number = len(parts)
         if self._processes is not None:
-            number = moments.merge_processes(self._processes, number)
+            parts, number = self._processes.merge_batches(parts, self.num_features)
         if number == 0:
             raise ValueError("batches has nothing to take statistics from")
-        self._store(moments)
+        self._store(parts)
         self._put("num_batches_tracked", number)
 
     def _options(self) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import adaptive, scaled
-from ._interop import Array, as_numpy
+from ._interop import as_numpy
 from ._layer import affine_parameters, float_dtype, positive
-from ._life import Foldable, MergedMoments
+from ._life import Foldable
 from ._running import _RunningNorm
+from .reductions import Moments
 
 __all__ = [
     "BatchInstanceNorm",
@@ -422,17 +423,18 @@ class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
 class _ScaledNorm(Foldable, _TrainingNorm):
     _running = ("running_mean", "running_scale")
 
-    def _moments_of(self, x: Any) -> tuple[float, Array]:
+    def _moments_of(self, x: Any) -> Moments:
         # Scales of this kind do not merge: their average, weighed by the counts, has to do.
         own = {k: v for k, v in self._options().items() if k not in (*self._running, "training")}
         _, stats = self._function(x, **own, return_stats=True)
-        mean = np.asarray(stats.pooled)[..., 0]
-        pairs = np.stack([mean, 1 / as_numpy(stats.rstd).astype(np.float64)], axis=-1)
-        return math.prod(np.shape(x)) / self.num_features, pairs
+        count = math.prod(np.shape(x)) / self.num_features
+        scale = 1 / as_numpy(stats.rstd).astype(np.float64)
+        return Moments(count, np.asarray(stats.pooled)[..., 0], scale * count)
 
-    def _store(self, moments: MergedMoments) -> None:
-        self._put("running_mean", moments.mean)
-        self._put("running_scale", moments.var_within / moments.count)
+    def _store(self, parts: list[Moments]) -> None:
+        total = Moments.merge(parts)
+        self._put("running_mean", total.mean)
+        self._put("running_scale", sum(part.m2 for part in parts) / total.count)
 
 
 class LpBatchNorm(_ScaledNorm):

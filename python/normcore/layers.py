@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import functional
-from ._interop import Array, position_weights
+from ._interop import position_weights
 from ._layer import StateDictError, _Layer, affine_parameters, positive
-from ._life import Foldable, MergedMoments
+from ._life import Foldable
 from ._running import _ChannelLayer, _RunningNorm
+from .reductions import Moments
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
 
@@ -541,15 +542,16 @@ class InstanceNorm(Foldable, _RunningNorm):
         use_input_stats = self._learning or not self.track_running_stats
         return {**super()._options(), "use_input_stats": use_input_stats}
 
-    def _moments_of(self, x: Any) -> tuple[float, Array]:
+    def _moments_of(self, x: Any) -> Moments:
         # The buffers are averages over the samples: of means, and of unbiased variances.
         _, stats = functional.instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
         samples = np.shape(x)[0]
         space = math.prod(np.shape(x)) / (samples * self.num_features)
         pooled = np.asarray(stats.pooled)
-        pairs = np.stack([pooled[..., 0], pooled[..., 1] * space / (space - 1)], axis=-1)
-        return samples, pairs.mean(axis=0)
+        var = pooled[..., 1] * space / (space - 1)
+        return Moments(float(samples), pooled[..., 0].mean(axis=0), var.sum(axis=0))
 
-    def _store(self, moments: MergedMoments) -> None:
-        self._put("running_mean", moments.mean)
-        self._put("running_var", moments.var_within / moments.count)
+    def _store(self, parts: list[Moments]) -> None:
+        total = Moments.merge(parts)
+        self._put("running_mean", total.mean)
+        self._put("running_var", sum(part.m2 for part in parts) / total.count)

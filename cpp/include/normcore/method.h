@@ -65,10 +65,15 @@ inline constexpr int kPoolCount = static_cast<int>(sizeof(M::pools) / sizeof(Poo
 
 // A method that measures spread otherwise has a SpreadKind `spread` in its Params, and finds in
 // Stats::var the spread itself: (mean |x - mean|^order)^(1/order), or with order 0 the mean of the
-// `count` largest |x - mean|. It reads one pool.
+// `count` largest |x - mean|. With `sum` it is the sum of the powers, not their mean. It reads one
+// pool.
 struct SpreadKind {
   double order;
   Index count;
+  bool sum = false;
+
+  // What the sum of powers over n elements is divided by.
+  NORMCORE_HD double divisor(double n) const { return sum ? 1 : n; }
 
   // Of n elements.
   NORMCORE_HD double largest(double n) const { return double(count) < n ? double(count) : n; }

@@ -128,6 +128,18 @@ struct NormalizeOptions {
   Axes axes{-1};
   double eps = 1e-12;
 };
+// Over no axes named: over all of them.
+struct NormOptions {
+  double ord = 2;  // 1, 2 or infinite
+  std::optional<Axes> axes{};
+};
+struct MomentsOptions {
+  std::optional<Axes> axes{};
+};
+// Each of x's shape with 1 along the axes and of any dtype, float64 to merge them, or absent.
+struct MomentsOut {
+  Tensor count{}, mean{}, m2{};
+};
 struct WeightNormOptions {
   std::optional<int> axis = 0;  // kept; none: one norm of everything
   double eps = 0;
@@ -187,6 +199,13 @@ NORMCORE_API void normalize(const ConstTensor& x, const Tensor& y,
 // the kept axis, with or without axes of 1 beside it, or a single one.
 NORMCORE_API void weight_norm(const ConstTensor& v, const ConstTensor& g, const Tensor& w,
                               const WeightNormOptions& options = {}, const Context& context = {});
+
+// The norm over the axes; y: x's shape with 1 along them, of any dtype. No square overflows.
+NORMCORE_API void norm(const ConstTensor& x, const Tensor& y, const NormOptions& options = {},
+                       const Context& context = {});
+// Number, mean, and sum of squared deviations from the mean over the axes; of nothing zeros.
+NORMCORE_API void moments(const ConstTensor& x, const MomentsOut& out,
+                          const MomentsOptions& options = {}, const Context& context = {});
 
 // Backward: x is what was normalized (h where there was a residual), `stats` what the forward call
 // wrote, or absent, which computes it again. `dh` is the gradient of h from elsewhere, added to dx.

@@ -255,8 +255,8 @@ template <class T>
     return plain * C(0);
   }
   double sum = 0;
-  const double unit = 1.0 / double(largest);
   if (stride == 1 && largest > C(0x1p-120) && largest < C(0x1p120)) {
+    const double unit = 1.0 / double(largest);
     Vec<C> acc[4] = {};
     const Vec<C> scale = splat(C(unit)), center = splat(mean);
     fold<C>(n, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
@@ -267,7 +267,7 @@ template <class T>
     return sum / double(C(unit)) / double(C(unit));
   }
   for (Index i = 0; i < n; ++i) {
-    double d = double(at(i)) * unit;
+    double d = double(at(i)) / double(largest);  // whose inverse may be infinite
     sum += d * d;
   }
   return sum * double(largest) * double(largest);

@@ -86,6 +86,7 @@ class DeviceMemory final : public Memory {
 
   void store(const double* values, const Tensor& t, const Walk& w) override;
   void repeat(double* values, Index n, Index total) override;
+  void scale(double* values, Index n, double factor) override;
   void transform(Transform t, const double* values, Index n, double* out) override;
   void mixture_weights(const double* logits, double* weights) override;
   void sum_each(const double* values, Index rows, Index n, double* out) override;

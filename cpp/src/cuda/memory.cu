@@ -72,6 +72,10 @@ __global__ void repeat_kernel(double* values, Index n, Index total) {
   const Index i = n + my_index();
   if (i < total) values[i] = values[i % n];
 }
+__global__ void scale_kernel(double* values, Index n, double factor) {
+  const Index i = my_index();
+  if (i < n) values[i] *= factor;
+}
 __global__ void transform_kernel(Memory::Transform t, const double* values, Index n, double* out) {
   const Index i = my_index();
   if (i < n) out[i] = t == Memory::kSquare ? values[i] * values[i] : 1 / values[i];
@@ -174,6 +178,13 @@ void order_streams(const Context& first, const Context& then) {
   check(waits, "cudaStreamWaitEvent");
 }
 
+void copy_to_host(void* to, const void* from, std::size_t bytes, const Context& where) {
+  const DeviceGuard guard(where.device_index);
+  const auto stream = static_cast<cudaStream_t>(where.stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+}
+
 int device_of(const void* address) {
   cudaPointerAttributes attributes{};
   check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
@@ -230,6 +241,9 @@ void DeviceMemory::store(const double* values, const Tensor& t, const Walk& w) {
 }
 void DeviceMemory::repeat(double* values, Index n, Index total) {
   launch(one_each(total - n), stream_, repeat_kernel, values, n, total);
+}
+void DeviceMemory::scale(double* values, Index n, double factor) {
+  launch(one_each(n), stream_, scale_kernel, values, n, factor);
 }
 void DeviceMemory::transform(Transform t, const double* values, Index n, double* out) {
   launch(one_each(n), stream_, transform_kernel, t, values, n, out);

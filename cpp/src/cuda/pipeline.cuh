@@ -136,10 +136,11 @@ class Pipeline {
       if (forward_rows(args)) return;
     }
     if constexpr (kHeld && !kRowFamily) {
-      if (forward_pools(args)) return;
+      if (args.y && forward_pools(args)) return;
     }
     settle_pieces(args.residual ? std::initializer_list<int>{0, 1, 2, 3}
-                                : std::initializer_list<int>{0, 1});
+                  : args.y      ? std::initializer_list<int>{0, 1}
+                                : std::initializer_list<int>{0});
     if (args.residual) {
       on_pieces([&](auto p, auto packed) {
         launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, view(3, args.x_in),
@@ -154,6 +155,7 @@ class Pipeline {
     };
     show(args.given_mean && P > 1 ? 1 : 0, {args.mean, args.var, args.rstd});
     show(P - 1, {args.last_mean, args.last_var, nullptr});
+    if (!args.y) return;
     const Index cells = g_.coefficient_cells();
     C* a = memory_.take<C>(cells);
     C* center = memory_.take<C>(cells);
@@ -518,7 +520,7 @@ class Pipeline {
     const SpreadTable<C> t = new_spread_table();
     const double n = pools.shape[0].count;
     launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
-           pools.var[0], true, t);
+           pools.var[0], true, least_deviation(params_.spread), t);
     double* spread = memory_.take<double>(cells);
     const double* tallies = tally_spread(t, x, n, nullptr);
     launch(each(cells), stream(), finish_spread<C>, cells, params_.spread, n, tallies, pools.var[0],
@@ -537,7 +539,7 @@ class Pipeline {
     const SpreadTable<C> spread = new_spread_table();
     const double n = pools.shape[0].count;
     launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
-           pools.var[0], false, spread);
+           pools.var[0], false, 0, spread);
     const double* tallies = tally_spread(spread, args.x, n, pools.var[0]);
     launch(each(cells), stream(), finish_slopes<Method::raw, C>, cells, params_.spread, n, tallies,
            pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);

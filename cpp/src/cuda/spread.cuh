@@ -131,13 +131,15 @@ __global__ void __launch_bounds__(512)
 
 // ---- between the sweeps, per coefficient cell, which is an entry of the pool
 
-// Centre and unit of u; `deviation` is a variance, or the spread itself.
+// Centre and unit of u; `deviation` is a variance, whose root counts as `least` at least, or the
+// spread itself.
 template <bool kRaw, class C>
 __global__ void prepare_spread(Index cells, const double* mean, const double* deviation,
-                               bool is_variance, SpreadTable<C> t) {
+                               bool is_variance, double least, SpreadTable<C> t) {
   const Index cell = my_cell();
   if (cell >= cells) return;
-  const double size = is_variance ? std::sqrt(deviation[cell]) : deviation[cell];
+  double size = is_variance ? std::sqrt(deviation[cell]) : deviation[cell];
+  if (is_variance && size < least) size = least;
   t.center[cell] = kRaw ? C(0) : C(mean[cell]);
   t.low[cell] = kRaw ? C(0) : C(mean[cell] - double(t.center[cell]));
   t.unit[cell] = C(unit_of<C>(1 / size));
@@ -195,10 +197,13 @@ __global__ void finish_spread(Index cells, SpreadKind kind, double n, const doub
                               const double* var, SpreadTable<C> t, double* spread) {
   const Index cell = my_cell();
   if (cell >= cells) return;
+  const double v = var[cell];
   const double of_u = spread_of(kind, n, tallies + cell * kMostTallies, double(t.threshold[cell]));
-  // A pool that is spoilt has no finite variance.
-  const double nothing = var[cell] - var[cell];
-  spread[cell] = nothing == 0 ? of_u / double(t.unit[cell]) : nothing / nothing;
+  // Comparisons pass a NaN over, a sum does not. Where there is one the variance is not finite.
+  const double nothing = kind.order == 0 ? v - v : 0;
+  spread[cell] = told_by_variance(kind, v) ? spread_of_variance(kind, n, v)
+                 : nothing == 0            ? of_u / double(t.unit[cell])
+                                           : nothing / nothing;
 }
 
 // q and r of dx = p * dy + q * h + r, and the share of ties.

@@ -1,4 +1,5 @@
-// Division by the 1-norm or the largest: y = x / max(norm, eps). With eps = 0 zeros give zeros.
+// Division by the 1-norm, the 2-norm or the largest: y = x / max(norm, eps). With eps = 0 zeros
+// give zeros. The norm is what `norm` returns; normalize.h divides by the 2-norm with less work.
 #pragma once
 
 #include "normcore/method.h"
@@ -10,17 +11,12 @@ struct LpNormalize {
   static constexpr bool raw = true;
   struct Params {
     double eps;
-    SpreadKind spread;  // of order 1, or the one largest
+    SpreadKind spread;  // the sum of order 1 or 2, or the one largest: the norm itself
   };
   using ParamsGrad = NoGradients;
 
-  // The sum is the mean times the number.
-  NORMCORE_HD static double factor(const Stats& s, const Params& p) {
-    return p.spread.order == 1 ? s.count : 1;
-  }
   NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
-    const double norm = factor(s, p) * s.var;
-    const double divisor = norm < p.eps ? p.eps : norm;
+    const double divisor = s.var < p.eps ? p.eps : s.var;
     return divisor == 0 ? 0 : 1 / divisor;
   }
 
@@ -31,8 +27,7 @@ struct LpNormalize {
   NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index, CoefGrad g,
                                    StatsGrad (&ds)[1], ParamsGrad&) {
     const double r = rstd(s[0], p);
-    const bool clamped = factor(s[0], p) * s[0].var < p.eps;  // divided by a constant
-    ds[0] = {0, clamped ? 0 : -r * (r * g.a) * factor(s[0], p)};
+    ds[0] = {0, s[0].var < p.eps ? 0 : -r * (r * g.a)};  // clamped: divided by a constant
   }
 };
 

@@ -1,0 +1,100 @@
+// Norms and moments over any axes: the statistics of the row family alone, with nothing to apply
+// them to. Every kept position of x is a cell.
+#include <algorithm>
+#include <optional>
+
+#include "call.h"
+#include "normcore/ops.h"
+
+namespace normcore {
+namespace {
+
+struct Reduction {
+  const char* op;
+  const ConstTensor& x;
+  bool reduced[kMaxDims];
+  Index count = 1;  // of a cell
+  ExpectedShape shape;
+
+  Reduction(const char* name, const ConstTensor& x_in, const std::optional<Axes>& axes)
+      : op(name), x(x_in) {
+    if (axes) {
+      check_axes(*axes, x.ndim(), reduced);
+    } else {
+      std::fill_n(reduced, x.ndim(), true);
+    }
+    for (int a = 0; a < x.ndim(); ++a) {
+      if (reduced[a]) count *= x.shape(a);
+      shape.append(reduced[a] ? 1 : x.shape(a));
+    }
+    shape.rule = "x's shape with 1 along axis";
+  }
+
+  void check_result(const char* name, const Tensor& t) const {
+    check_shape(name, t, shape);
+    check_disjoint(name, t, "x", x);
+  }
+
+  // write(plan, statistics by cell, memory), unless there is nothing to reduce.
+  template <class Method, class Write>
+  void run(const typename Method::Params& params, const Context& context, Write&& write) const {
+    Plan plan;
+    plan_of_cells(x, reduced, {&x}, &plan);
+    on_device_of(op, context, x, [&] {
+      CallMemory call_memory(context);
+      Memory& memory = call_memory.get();
+      const StatsTable table(plan.outer * plan.cells, memory);
+      with_compute(x.dtype(), [&]<class C>(std::type_identity<C>) {
+        ForwardArgs<C> args{};
+        args.op = op;
+        args.x = x.data();
+        args.mean = table.mean;
+        args.var = table.var;
+        args.rstd = table.rstd;
+        run_forward<Method, C>(plan, x.dtype(), args, params, context, memory);
+      });
+      write(plan, table, memory);
+    });
+  }
+};
+
+}  // namespace
+
+void norm(const ConstTensor& x, const Tensor& y, const NormOptions& o, const Context& context) {
+  check_device(context);
+  const Reduction call("norm", x, o.axes);
+  const LpNormalize::Params params{0, spread_of_norm(o.ord)};
+  call.check_result("out", y);
+  if (x.size() == 0) {
+    CallMemory memory(context);
+    return fill(y, 0, memory.get());
+  }
+  call.run<LpNormalize>(params, context, [&](const Plan& plan, const StatsTable& t, Memory& m) {
+    m.store(t.var, y, statistics_walk(plan, y));
+  });
+}
+
+void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& o,
+             const Context& context) {
+  check_device(context);
+  const Reduction call("moments", x, o.axes);
+  if (out.count) call.check_result("count", out.count);
+  if (out.mean) call.check_result("mean", out.mean);
+  if (out.m2) call.check_result("m2", out.m2);
+  {
+    CallMemory memory(context);
+    fill(out.count, double(call.count), memory.get());
+    if (x.size() == 0) {
+      fill(out.mean, 0, memory.get());
+      fill(out.m2, 0, memory.get());
+      return;
+    }
+  }
+  call.run<LayerNorm>({0}, context, [&](const Plan& plan, const StatsTable& t, Memory& m) {
+    m.scale(t.var, plan.outer * plan.cells, double(call.count));
+    if (out.mean) m.store(t.mean, out.mean, statistics_walk(plan, out.mean));
+    if (out.m2) m.store(t.var, out.m2, statistics_walk(plan, out.m2));
+  });
+}
+
+}  // namespace normcore

@@ -1,0 +1,196 @@
+"""Reductions over any axes: norms, and moments that can be merged.
+
+The rules of :mod:`normcore.functional` hold here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core
+
+__all__ = ["Moments", "moments", "norm"]
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of disjoint parts of some data.
+
+    ``a + b`` and :meth:`merge` give the moments of the parts together::
+
+        n = n_a + n_b,  d = mean_b - mean_a
+        mean = mean_a + d * n_b / n,  m2 = m2_a + m2_b + d**2 * n_a * n_b / n
+
+    Nothing cancels, so that large means cost no digits. Counts may differ from part to part and
+    from entry to entry; where a count is 0 the other part is returned to the last bit. The order of
+    merging changes no more than the last digits, and a fixed order always gives the same bits.
+
+    The fields are float64 and of NumPy (arrays, or scalars where all axes were reduced), whatever
+    the dtype and the library of the data, since narrower ones would not merge exactly. Instances
+    can be pickled and sent to other processes.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979; "Algorithms for computing the sample variance: analysis and recommendations",
+    1983.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> x = np.array([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]])
+    >>> both = nc.moments(x[:2], axis=0) + nc.moments(x[2:], axis=0)
+    >>> both.mean, both.var(correction=1)
+    (array([4., 2.]), array([13.,  4.]))
+    """
+
+    #: Number of elements that each mean is of.
+    count: Any  # the method of tuples is not missed
+    mean: Any
+    #: Sum of the squared deviations from the mean.
+    m2: Any
+
+    def var(self, correction: float = 0) -> Any:
+        """Return ``m2 / (count - correction)``; NaN where the count is not above ``correction``.
+
+        ``correction=1`` gives the unbiased variance.
+        """
+        left = np.asarray(self.count, np.float64) - correction
+        return self.m2 / np.where(left > 0, left, np.nan)
+
+    def std(self, correction: float = 0) -> Any:
+        """Return the square root of :meth:`var`."""
+        return np.sqrt(self.var(correction))
+
+    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
+        if not isinstance(other, Moments):
+            return NotImplemented
+        if np.shape(self.mean) != np.shape(other.mean):
+            raise ValueError(
+                f"moments have means of shape {np.shape(self.mean)} and {np.shape(other.mean)}, "
+                "expected the same shape"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are the data's own
+            count = np.asarray(self.count) + other.count
+            both = (np.asarray(self.count) > 0) & (np.asarray(other.count) > 0)
+            share = other.count / np.where(count > 0, count, 1.0)
+            delta = np.where(both, other.mean - self.mean, 0.0)
+            m2 = self.m2 + other.m2 + delta * (delta * share) * self.count
+            mean = np.where(self.count > 0, self.mean + delta * share, other.mean)
+        return Moments(count[()], mean[()], m2[()])
+
+    @classmethod
+    def merge(cls, parts: Iterable[Moments]) -> Moments:
+        """Return the moments of all parts together, merged from the first to the last.
+
+        Raises
+        ------
+        ValueError
+            For no parts at all, or means of different shapes.
+        TypeError
+            For anything but :class:`Moments`.
+        """
+        result = None
+        for part in parts:
+            if not isinstance(part, Moments):
+                raise TypeError(f"parts has a {type(part).__name__}, expected Moments")
+            result = part if result is None else result + part
+        if result is None:
+            raise ValueError("parts is empty, expected at least one Moments")
+        return result
+
+
+def moments(x: Any, *, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Moments:
+    """Count, mean and sum of squared deviations over the given axes.
+
+    ``mean = sum(x) / count`` and ``m2 = sum((x - mean)**2)``, computed as the statistics of
+    :func:`layer_norm` are: around a mean of the data, in float32 or better by short runs, which are
+    merged in float64. A large mean costs no digits but those that ``x`` itself lost.
+
+    Parameters
+    ----------
+    x : array of any shape
+    axis : int or sequence of int, optional
+        Axes that are reduced, in any order; all of them when omitted.
+    keepdims : bool
+        Whether reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Moments
+        ``count``, ``mean`` and ``m2``, each of the reduced shape, float64 and of NumPy for every
+        ``x``, to be merged with the moments of other data. Of no elements all three are 0.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is no float.
+    ValueError
+        For axes out of range or named twice.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
+    recommendations", 1983.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.moments(np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]), axis=1)
+    Moments(count=array([3., 3.]), mean=array([2., 4.]), m2=array([2., 0.]))
+    """
+    return Moments(*(plain(field) for field in _core.moments(x, axis, keepdims)))
+
+
+def norm(
+    x: Any,
+    *,
+    ord: float = 2,
+    axis: int | Sequence[int] | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """Return the norm over the given axes: the length of x as a vector.
+
+    ``sqrt(sum(x**2))``, ``sum(abs(x))`` or ``max(abs(x))``; no square overflows or underflows. It
+    is the norm that :func:`normalize` divides by.
+
+    Parameters
+    ----------
+    x : array of any shape
+    ord : {2, 1, inf}
+        The order of the norm.
+    axis : int or sequence of int, optional
+        Axes over which the norm is taken, in any order; all of them when omitted.
+    keepdims : bool
+        Whether reduced axes stay, with size 1.
+
+    Returns
+    -------
+    array or scalar
+        Of the reduced shape; float32, float64 for float64 ``x``, since sums soon leave the range of
+        float16. Of no elements it is 0. NaN where ``x`` has a NaN, else infinite where ``x`` is.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is no float.
+    ValueError
+        For another order, or axes out of range or named twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.norm(np.array([[3.0, 4.0], [5.0, 12.0]]), axis=1)
+    array([ 5., 13.])
+    """
+    return plain(_core.norm(x, ord, axis, keepdims))
+
+
+def plain(result: Any) -> Any:
+    """Return a NumPy array without axes as a scalar, as NumPy's reductions do."""
+    return result[()] if isinstance(result, np.ndarray) and result.ndim == 0 else result
