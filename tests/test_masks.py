@@ -177,6 +177,51 @@ def test_running_statistics_know_no_mask(rng):
     assert bits(dx) == bits(nc.batch_norm_backward(dy, x, w, b, **given).dx)
 
 
+@pytest.mark.parametrize("kind", ["bools", "weights", "sparse"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 2), (1, 3)], ids=str)
+def test_moments(rng, dtype, layout, axis, kind):
+    x = arrange(rng.normal(3, 2, (4, 3, 5, 6)).astype(dtype), layout)
+    shape = [(4, 3, 5, 6), (3, 1, 6), (5, 1)][rng.integers(3)]
+    mask = rng.random(shape) < (0.1 if kind == "sparse" else 0.6)  # sparse: some count nothing
+    if kind == "weights":
+        mask = mask * rng.uniform(0, 3, shape).astype(np.float32)
+    x[np.broadcast_to(mask == 0, x.shape)] = np.nan
+    got = nc.moments(x, axis=axis, mask=mask)
+    axes = tuple(range(4)) if axis is None else axis
+    m = np.broadcast_to(mask, x.shape).astype(np.longdouble)
+    seen = np.where(m > 0, reference.wide(x), 0)
+    count = m.sum(axes, keepdims=True)
+    mean = (m * seen).sum(axes, keepdims=True) / np.where(count > 0, count, 1)
+    m2 = (m * (seen - mean) ** 2).sum(axes)
+    # A few roundings of the compute type on values of up to 12, and of their squares.
+    eps = float(np.finfo(stat_dtype(x.dtype)).eps)
+    np.testing.assert_allclose(got.count, count.reshape(m2.shape), rtol=8 * eps)
+    np.testing.assert_allclose(got.mean, mean.reshape(m2.shape), atol=50 * eps)
+    np.testing.assert_allclose(got.m2, m2, rtol=50 * eps, atol=50 * eps)
+    kept = nc.moments(x, axis=axis, mask=mask, keepdims=True)
+    assert kept.mean.shape == mean.shape and bits(kept.m2) == bits(got.m2)
+
+
+def test_moments_of_masked_parts_merge(rng):
+    x, mask = rng.normal(1e6, 1, (30, 4)), rng.random((30, 4)) < 0.3
+    mask[20:, 2] = False
+    parts = [nc.moments(x[p], axis=0, mask=mask[p]) for p in (slice(20), slice(20, 30))]
+    whole = nc.moments(x, axis=0, mask=mask)
+    merged = nc.Moments.merge(parts)
+    np.testing.assert_array_equal(merged.count, mask.sum(0))
+    # The means are float64 near 1e6, off by 1e-10.
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-15)
+    np.testing.assert_allclose(merged.m2, whole.m2, rtol=1e-8)
+    with pytest.raises(
+        ValueError, match=r"mask has shape \(3, 4\), expected \(30, 4\), x.shape, or"
+    ):
+        nc.moments(x, mask=mask[:3])
+    with pytest.raises(ValueError, match="mask holds -2"):
+        nc.moments(x, axis=1, mask=-2.0)
+
+
 def test_in_place_and_other_libraries(rng):
     x, _, w, b, mask = make(rng, (5, 6, 7))
     want = nc.batch_norm(x, w, b, mask=mask)

@@ -85,14 +85,16 @@ py::object norm_(py::handle x_, py::handle ord, py::handle axis, py::handle keep
   return result.take();
 }
 
-py::object moments_(py::handle x_, py::handle axis, py::handle keepdims) {
+py::object moments_(py::handle x_, py::handle axis, py::handle mask_, py::handle keepdims) {
   const Array x(x_, "x");
+  const Array mask = Array::optional(mask_, "mask");
   const ReducedAxes reduced(x, axis, as_bool(keepdims, "keepdims"));
   HostDoubles count(x, reduced), mean(x, reduced), m2(x, reduced);
-  const Context context = call_context(x, {});
+  const Context context = call_context(x, {{"mask", mask}});
   {
     const ReleaseGil release(x.tensor().size());
-    moments(x.tensor(), {count.tensor, mean.tensor, m2.tensor}, {reduced.axes}, context);
+    moments(x.tensor(), {count.tensor, mean.tensor, m2.tensor}, {reduced.axes, mask.tensor()},
+            context);
   }
   return py::make_tuple(count.take(), mean.take(), m2.take());
 }

@@ -44,6 +44,39 @@ inline void plan_of_cells(const ConstTensor& x, const bool (&reduced)[kMaxDims],
   make_plan(request, out);
 }
 
+// Weights are what the kernels reduce with: in the dtype of statistics.
+inline void check_mask_dtype(const ConstTensor& mask, const ConstTensor& x) {
+  const DType wanted = statistics_dtype(x.dtype());
+  if (mask.dtype() == wanted) return;
+  throw type_error(std::string("mask has dtype ") + name_of(mask.dtype()) + ", expected " +
+                   name_of(wanted) + ", that of statistics");
+}
+
+// The sum of the weights, each of which must be finite and not negative.
+inline double sum_of_mask(const ConstTensor& mask) {
+  Walk w;
+  double repeats = 1, sum = 0;
+  for (int a = 0; a < mask.ndim(); ++a) {
+    if (mask.stride(a) == 0) {
+      repeats *= double(mask.shape(a));
+    } else {
+      w.append(mask.shape(a), mask.stride(a));
+    }
+  }
+  auto add = [&](double v) {
+    if (!(v >= 0) || std::isinf(v)) {
+      throw value_error("mask holds " + std::to_string(v) + ", expected finite numbers >= 0");
+    }
+    sum += v;
+  };
+  if (mask.dtype() == DType::kFloat64) {
+    w.each([&](Index at) { add(static_cast<const double*>(mask.data())[at]); });
+  } else {
+    w.each([&](Index at) { add(static_cast<const float*>(mask.data())[at]); });
+  }
+  return sum * repeats;
+}
+
 // f(std::type_identity<C>) for the compute type of an element type.
 template <class F>
 void with_compute(DType dtype, F&& f) {

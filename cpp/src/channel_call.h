@@ -118,11 +118,7 @@ struct ChannelCall {
     }
     shape.rule = "x.shape without the channel axis";
     check_shape("mask", given, shape);
-    const DType wanted = statistics_dtype(x.dtype());
-    if (given.dtype() != wanted) {
-      throw type_error(std::string("mask has dtype ") + name_of(given.dtype()) + ", expected " +
-                       name_of(wanted) + ", that of statistics");
-    }
+    check_mask_dtype(given, x);
     mask = ConstTensor(given.data(), given.dtype(), x.ndim());
     for (int a = 0, from = 0; a < x.ndim(); ++a) {
       const bool repeated = a == channel_axis;
@@ -146,30 +142,11 @@ struct ChannelCall {
     r.least_count = training && !mask ? 2 : 0;
     if (mask && !nothing_computed()) {
       r.mask = mask.data();
-      *count = r.mask_sum = sum_of_mask();
+      // Repeated along the channels.
+      *count = r.mask_sum = sum_of_mask(mask) / double(channels());
     }
     return r;
   }
-  double sum_of_mask() const {
-    Walk w;
-    for (int a = 0; a < x.ndim(); ++a) {
-      if (a != channel_axis) w.append(mask.shape(a), mask.stride(a));
-    }
-    double sum = 0;
-    auto add = [&](double v) {
-      if (!(v >= 0) || std::isinf(v)) {
-        throw value_error("mask holds " + std::to_string(v) + ", expected finite numbers >= 0");
-      }
-      sum += v;
-    };
-    if (mask.dtype() == DType::kFloat64) {
-      w.each([&](Index at) { add(static_cast<const double*>(mask.data())[at]); });
-    } else {
-      w.each([&](Index at) { add(static_cast<const float*>(mask.data())[at]); });
-    }
-    return sum;
-  }
-
   void check_reach(const Context& context) const {
     if (context.device == Device::kCuda && (mask || exchange(context))) {
       throw value_error(std::string(mask ? "mask" : "context.exchange") +

@@ -36,14 +36,17 @@ struct Reduction {
   }
 
   // write(plan, statistics by cell, memory), unless there is nothing to reduce.
+  // With a mask the statistics have sums in place of variances, and sums of weights for rstd.
   template <class Method, class Write>
-  void run(const typename Method::Params& params, const Context& context, Write&& write) const {
+  void run(const typename Method::Params& params, const Context& context, const ConstTensor& mask,
+           Write&& write) const {
     Plan plan;
-    plan_of_cells(x, reduced, {&x}, &plan);
+    plan_of_cells(x, reduced, {&x, nullptr, nullptr, &mask}, &plan);
     on_device_of(op, context, x, [&] {
       CallMemory call_memory(context);
       Memory& memory = call_memory.get();
-      const StatsTable table(plan.outer * plan.cells, memory);
+      StatsTable table(plan.outer * plan.cells, memory);
+      double* weights = mask ? memory.take<double>(plan.outer * plan.cells) : nullptr;
       with_compute(x.dtype(), [&]<class C>(std::type_identity<C>) {
         ForwardArgs<C> args{};
         args.op = op;
@@ -51,8 +54,10 @@ struct Reduction {
         args.mean = table.mean;
         args.var = table.var;
         args.rstd = table.rstd;
+        if (mask) args.reach = {mask.data(), /*mask_sum=*/1, weights};
         run_forward<Method, C>(plan, x.dtype(), args, params, context, memory);
       });
+      if (mask) table.rstd = weights;
       write(plan, table, memory);
     });
   }
@@ -69,7 +74,7 @@ void norm(const ConstTensor& x, const Tensor& y, const NormOptions& o, const Con
     CallMemory memory(context);
     return fill(y, 0, memory.get());
   }
-  call.run<LpNormalize>(params, context, [&](const Plan& plan, const StatsTable& t, Memory& m) {
+  call.run<LpNormalize>(params, context, {}, [&](const Plan& plan, const StatsTable& t, Memory& m) {
     m.store(t.var, y, statistics_walk(plan, y));
   });
 }
@@ -81,6 +86,17 @@ void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& 
   if (out.count) call.check_result("count", out.count);
   if (out.mean) call.check_result("mean", out.mean);
   if (out.m2) call.check_result("m2", out.m2);
+  if (o.mask) {
+    ExpectedShape shape;
+    for (int a = 0; a < x.ndim(); ++a) shape.append(x.shape(a));
+    shape.rule = "that of x";
+    check_shape("mask", o.mask, shape);
+    check_mask_dtype(o.mask, x);
+    if (context.device == Device::kCuda) {
+      throw value_error("mask is given, expected none for arrays on a CUDA device");
+    }
+    sum_of_mask(o.mask);  // for its check
+  }
   {
     CallMemory memory(context);
     fill(out.count, double(call.count), memory.get());
@@ -90,8 +106,12 @@ void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& 
       return;
     }
   }
-  call.run<LayerNorm>({0}, context, [&](const Plan& plan, const StatsTable& t, Memory& m) {
-    m.scale(t.var, plan.outer * plan.cells, double(call.count));
+  call.run<LayerNorm>({0}, context, o.mask, [&](const Plan& plan, const StatsTable& t, Memory& m) {
+    if (!o.mask) {
+      m.scale(t.var, plan.outer * plan.cells, double(call.count));
+    } else if (out.count) {
+      m.store(t.rstd, out.count, statistics_walk(plan, out.count));
+    }
     if (out.mean) m.store(t.mean, out.mean, statistics_walk(plan, out.mean));
     if (out.m2) m.store(t.var, out.m2, statistics_walk(plan, out.m2));
   });

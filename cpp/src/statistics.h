@@ -13,7 +13,8 @@ namespace normcore {
 // Beyond x: which elements count, and the samples of other processes. Host only.
 struct Reach {
   const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMaskOperand
-  double mask_sum = 0;         // over a pool
+  double mask_sum = 0;         // over a pool, to divide by
+  double* weights = nullptr;   // out, with a mask: its sums by cell
   Exchange* exchange = nullptr;
   double* count = nullptr;  // out, with an exchange: the elements of a pool in all processes
   double least_count = 0;   // of those
@@ -225,12 +226,27 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     });
     // Pieces of one row of the table follow each other: merge them into its first.
     const Index per_row = pieces / rows;
-    if (weight) {
-      // All pools of a mask are columns: there is one row.
-      for (Index j = 1; j < pieces; ++j) {
-        merge_weighted(b.kn, weight, mean, m2, weight + j * b.kn, mean + j * b.kn, m2 + j * b.kn);
+    for (Index o = 0; weight && o < rows; ++o) {
+      const Index to = o * b.kn;
+      for (Index j = o * per_row; j < (o + 1) * per_row; ++j) {
+        const Index from = j * b.kn;
+        if (j == o * per_row) {
+          for (Index k = 0; k < b.kn; ++k) {
+            weight[to + k] = weight[from + k];
+            mean[to + k] = mean[from + k];
+            m2[to + k] = m2[from + k];
+          }
+        } else {
+          merge_weighted(b.kn, weight + to, mean + to, m2 + to, weight + from, mean + from,
+                         m2 + from);
+        }
       }
-    } else if (per_row > 1) {
+      double* sums = args.reach.weights;
+      for (Index k = 0; sums && k < b.kn; ++k) {
+        sums[(b.o0 + o) * plan.cells + b.k0 + k] = weight[to + k];
+      }
+    }
+    if (!weight && per_row > 1) {
       for (Index o = 0; o < rows; ++o) {
         const Index first = o * per_row;
         double before = 0;

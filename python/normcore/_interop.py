@@ -52,22 +52,24 @@ def as_numpy(value: Any) -> Array:
     return np.asarray(value)
 
 
-def position_weights(mask: Any, x: Any, channel_axis: int) -> Array:
-    """Return ``mask`` as the core takes it: x's shape without the channels, in its statistics'
-    dtype."""
+def position_weights(mask: Any, x: Any, channel_axis: int | None = None) -> Array:
+    """Return ``mask`` as the core takes it: of x's shape, or of that without the channel axis, in
+    the dtype of x's statistics."""
     weights = as_numpy(mask)
     if weights.dtype.kind not in "buif" and weights.dtype.name != "bfloat16":
         raise TypeError(f"mask has dtype {weights.dtype}, expected bools or real numbers")
     wide = str(getattr(x, "dtype", "float64")).rpartition(".")[2] == "float64"
     weights = weights.astype(np.float64 if wide else np.float32)
-    shape = list(np.shape(x))
-    if not -len(shape) <= channel_axis < len(shape):
-        return weights  # the core refuses the axis
-    del shape[channel_axis]
+    shape, rule = list(np.shape(x)), "x.shape"
+    if channel_axis is not None:
+        if not -len(shape) <= channel_axis < len(shape):
+            return weights  # the core refuses the axis
+        del shape[channel_axis]
+        rule += " without the channel axis"
     try:
         return np.broadcast_to(weights, shape)
     except ValueError:
         raise ValueError(
-            f"mask has shape {weights.shape}, expected {tuple(shape)}, "
-            "x.shape without the channel axis, or what broadcasts to it"
+            f"mask has shape {weights.shape}, expected {tuple(shape)}, {rule}, "
+            "or what broadcasts to it"
         ) from None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
+from ._interop import position_weights
 
 __all__ = ["Moments", "moments", "norm"]
 
@@ -103,7 +104,13 @@ class Moments(NamedTuple):
         return result
 
 
-def moments(x: Any, *, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Moments:
+def moments(
+    x: Any,
+    *,
+    axis: int | Sequence[int] | None = None,
+    mask: Any = None,
+    keepdims: bool = False,
+) -> Moments:
     """Count, mean and sum of squared deviations over the given axes.
 
     ``mean = sum(x) / count`` and ``m2 = sum((x - mean)**2)``, computed as the statistics of
@@ -115,6 +122,10 @@ def moments(x: Any, *, axis: int | Sequence[int] | None = None, keepdims: bool =
     x : array of any shape
     axis : int or sequence of int, optional
         Axes that are reduced, in any order; all of them when omitted.
+    mask : array, optional
+        How much each element counts, bools or weights >= 0, broadcastable to ``x``: ``count =
+        sum(mask)``, ``mean = sum(mask * x) / count`` and ``m2 = sum(mask * (x - mean)**2)``. What
+        does not count may hold anything, also NaN. CPU only.
     keepdims : bool
         Whether reduced axes stay, with size 1.
 
@@ -122,14 +133,14 @@ def moments(x: Any, *, axis: int | Sequence[int] | None = None, keepdims: bool =
     -------
     Moments
         ``count``, ``mean`` and ``m2``, each of the reduced shape, float64 and of NumPy for every
-        ``x``, to be merged with the moments of other data. Of no elements all three are 0.
+        ``x``, to be merged with the moments of other data. Where nothing counts all three are 0.
 
     Raises
     ------
     TypeError
         For a dtype that is no float.
     ValueError
-        For axes out of range or named twice.
+        For axes out of range or named twice, or a mask with negative or infinite weights.
 
     References
     ----------
@@ -143,7 +154,9 @@ def moments(x: Any, *, axis: int | Sequence[int] | None = None, keepdims: bool =
     >>> nc.moments(np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]), axis=1)
     Moments(count=array([3., 3.]), mean=array([2., 4.]), m2=array([2., 0.]))
     """
-    return Moments(*(plain(field) for field in _core.moments(x, axis, keepdims)))
+    if mask is not None:
+        mask = position_weights(mask, x)
+    return Moments(*(plain(field) for field in _core.moments(x, axis, mask, keepdims)))
 
 
 def norm(

@@ -135,6 +135,8 @@ struct NormOptions {
 };
 struct MomentsOptions {
   std::optional<Axes> axes{};
+  // What each element counts, as in BatchNormOptions; of x's shape.
+  ConstTensor mask{};
 };
 // Each of x's shape with 1 along the axes and of any dtype, float64 to merge them, or absent.
 struct MomentsOut {
@@ -203,7 +205,8 @@ NORMCORE_API void weight_norm(const ConstTensor& v, const ConstTensor& g, const 
 // The norm over the axes; y: x's shape with 1 along them, of any dtype. No square overflows.
 NORMCORE_API void norm(const ConstTensor& x, const Tensor& y, const NormOptions& options = {},
                        const Context& context = {});
-// Number, mean, and sum of squared deviations from the mean over the axes; of nothing zeros.
+// Number (or sum of the mask), mean, and sum of squared deviations from the mean over the axes; of
+// nothing zeros.
 NORMCORE_API void moments(const ConstTensor& x, const MomentsOut& out,
                           const MomentsOptions& options = {}, const Context& context = {});
 
