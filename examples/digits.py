@@ -240,28 +240,33 @@ def accuracy(network, images, labels):
     return float(np.mean(network(images).argmax(axis=1) == labels))
 
 
+def fit(network, images, labels, batch_size, epochs, rng, learning_rate=LEARNING_RATE):
+    """Train, and yield the mean loss of each epoch: between two of them the caller can look in."""
+    optimizer = Momentum(network.trained)
+    peak = learning_rate * np.sqrt(batch_size / 64)
+    steps = len(images) // batch_size  # equal batches: each epoch leaves out other images
+    for epoch in range(epochs):
+        network.train(True)
+        order = rng.permutation(len(images))
+        losses = []
+        for step in range(steps):
+            batch = order[step * batch_size : (step + 1) * batch_size]
+            loss, dlogits = cross_entropy(network(images[batch]), labels[batch])
+            network.backward(dlogits)
+            progress = (epoch * steps + step) / (epochs * steps)
+            optimizer.step(np.float32(peak * (1 - progress)))
+            losses.append(loss)
+        yield np.mean(losses)
+
+
 def train(norm, batch_size, epochs, seed, data):
     """Return the mean training loss and the test accuracy after each epoch: (2, epochs)."""
     train_images, test_images, train_labels, test_labels = data
     rng = np.random.default_rng(seed)
     network = Network(norm, rng)
     network.initialize(train_images[:256])  # one large batch, whatever follows
-    optimizer = Momentum(network.trained)
-    peak = LEARNING_RATE * np.sqrt(batch_size / 64)
-    steps = len(train_images) // batch_size  # equal batches: each epoch leaves out other images
-    curves = []
-    for epoch in range(epochs):
-        network.train(True)
-        order = rng.permutation(len(train_images))
-        losses = []
-        for step in range(steps):
-            batch = order[step * batch_size : (step + 1) * batch_size]
-            loss, dlogits = cross_entropy(network(train_images[batch]), train_labels[batch])
-            network.backward(dlogits)
-            progress = (epoch * steps + step) / (epochs * steps)
-            optimizer.step(np.float32(peak * (1 - progress)))
-            losses.append(loss)
-        curves.append((np.mean(losses), accuracy(network, test_images, test_labels)))
+    epoch_losses = fit(network, train_images, train_labels, batch_size, epochs, rng)
+    curves = [(loss, accuracy(network, test_images, test_labels)) for loss in epoch_losses]
     return np.transpose(curves)
 
 
