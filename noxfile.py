@@ -110,9 +110,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def digits(session: nox.Session) -> None:
-    """The example: train on handwritten digits with several normalizations."""
+    """An example: train on handwritten digits with every normalization."""
     install(session, "examples")
     session.run("python", "examples/digits.py", *session.posargs)
+
+
+@nox.session
+def fine_tuning(session: nox.Session) -> None:
+    """An example: fine-tune batch norm on changed images, at several batch sizes."""
+    install(session, "examples")
+    session.run("python", "examples/fine_tuning.py", *session.posargs)
 
 
 @nox.session
