@@ -1,6 +1,7 @@
 """The examples run as a user would run them."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,20 @@ def test_digits_has_every_layer(load):
     assert len(exported) >= 12
     missing = {layer.__name__ for layer in exported - shown}
     assert not missing, f"examples/digits.py does not train {missing}"
+
+
+def test_out_of_core(tmp_path):
+    pytest.importorskip("dask.array")
+    code = """
+import numpy as np, out_of_core
+layer = out_of_core.main(["--mib=512", "--block=10007"])
+# The mean runs from 1000 to 1001 in 32 steps: a variance of 1/12 beside that of the noise.
+assert np.allclose(layer.buffers["running_mean"], 1000.5, rtol=0, atol=0.02)
+assert np.allclose(layer.buffers["running_var"], 1 + 1 / 12, rtol=0.01, atol=0)
+assert out_of_core.peak_mib() < 400  # of an array of 512 MiB
+"""
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, cwd=EXAMPLES, env={**os.environ, "TMPDIR": str(tmp_path)})
 
 
 def test_fine_tuning(load, tmp_path):

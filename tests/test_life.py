@@ -92,6 +92,16 @@ def test_recomputed_statistics_are_those_of_all_batches(rng, name, mean, channel
         np.testing.assert_allclose(y, (batches[3] - m) / np.sqrt(v + 1e-5) * w + b, atol=1e-9)
 
 
+def test_recomputing_leaves_the_schedule_of_renorm(rng):
+    layer = nc.BatchRenorm(6, schedule=(2, 8, 8))
+    batches = rng.normal(0, 1, (9, 4, 6)).astype(np.float32)
+    for x in batches:
+        layer(x)
+    layer.recompute_statistics(batches[:2])
+    assert layer.buffers["num_batches_tracked"] == 9
+    assert layer.bounds(int(layer.buffers["num_batches_tracked"])) == (3.0, 5.0)
+
+
 @each_layer
 def test_recomputing_from_nothing_changes_nothing(rng, name):
     layer = make(rng, name)

@@ -209,7 +209,11 @@ class _RunningNorm(_ChannelLayer):
         if number == 0:
             raise ValueError("batches has nothing to take statistics from")
         self._store(parts)
-        self._put("num_batches_tracked", number)
+        self._count(number)
+
+    def _count(self, batches: int) -> None:
+        """So many batches are in the buffers."""
+        self._put("num_batches_tracked", batches)
 
     def _options(self) -> dict[str, Any]:
         running = {name: self._buffer(name) for name in self._running}

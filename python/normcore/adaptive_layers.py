@@ -73,7 +73,8 @@ class BatchRenorm(Foldable, _TrainingNorm):
         ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
     buffers : dict
         ``running_mean`` (starts at 0) and ``running_std`` (starts at 1), of shape (num_features,),
-        and ``num_batches_tracked``, which is the step of the schedule.
+        and ``num_batches_tracked``, which is the step of the schedule; with one it is left by
+        `recompute_statistics`.
 
     Raises
     ------
@@ -129,6 +130,10 @@ class BatchRenorm(Foldable, _TrainingNorm):
         super().__init__(
             num_features, eps, momentum, affine, True, channel_axis, dtype, bias, **life
         )
+
+    def _count(self, batches: int) -> None:
+        if self.schedule is None:
+            super()._count(batches)
 
     def bounds(self, step: int) -> tuple[float, float]:
         """Return (r_max, d_max) of a training step."""
