@@ -39,9 +39,7 @@ def onnx_model(work: Workload) -> bytes:
     if case.option("axis", -1) != -1:
         raise Unsupported("trailing axes only")
 
-    constants = {"weight": work.weight}
-    if work.bias is not None:
-        constants["bias"] = work.bias
+    constants = dict(work.params)
     attributes: dict[str, Any] = {"epsilon": eps_of(case)}
     names = {
         "layer_norm": "LayerNormalization",
@@ -53,7 +51,7 @@ def onnx_model(work: Workload) -> bytes:
     if case.op not in names:
         raise Unsupported(f"no {case.op}")
     if case.op == "batch_norm":
-        constants |= {"mean": np.asarray(work.running_mean), "var": np.asarray(work.running_var)}
+        constants |= work.buffers
     if case.op == "group_norm":
         attributes["num_groups"] = case.option("num_groups")
     if case.op in ("instance_norm", "group_norm"):  # one type for x and the parameters
