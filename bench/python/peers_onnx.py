@@ -40,16 +40,19 @@ def onnx_model(work: Workload) -> bytes:
         raise Unsupported("trailing axes only")
 
     constants = dict(work.params)
-    attributes: dict[str, Any] = {"epsilon": eps_of(case)}
     names = {
         "layer_norm": "LayerNormalization",
         "rms_norm": "RMSNormalization",
         "batch_norm": "BatchNormalization",
         "instance_norm": "InstanceNormalization",
         "group_norm": "GroupNormalization",
+        "normalize": "LpNormalization",
     }
     if case.op not in names:
         raise Unsupported(f"no {case.op}")
+    attributes: dict[str, Any] = {"epsilon": eps_of(case)}
+    if case.op == "normalize":  # 2-norm of the last axis, without eps
+        attributes = {}
     if case.op == "batch_norm":
         constants |= work.buffers
     if case.op == "group_norm":
