@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -30,6 +31,8 @@ struct Cell {
   const char* layout;
   int axis;
   Index groups;
+  double p;
+  Index k;
   struct Traffic {
     double in_cache, beyond;
   } forward, backward;
@@ -95,61 +98,253 @@ double cache_bytes() {
   return size > 0 ? double(size) : double(Index(1) << 25);
 }
 
+// The arguments of a cell's call. Vectors are by channel, or over the normalized axis.
+struct Arguments {
+  const Cell& cell;
+  bool training;
+  int channel_axis;
+  Context context{};
+  Tensor x{}, dy{}, out{};
+  Tensor weight{}, bias{}, rho{}, mean_logits{}, var_logits{};
+  Tensor dweight{}, dbias{}, drho{}, dmean_logits{}, dvar_logits{};
+  Tensor running_mean{}, running_scale{};  // the latter a variance, a deviation or a scale
+  Tensor pooled{}, given{};                // statistics, from forward to backward
+
+  SavedStats saved() const { return {pooled, given}; }
+  Gradients gradients() const { return {out, dweight, dbias}; }
+};
+
+// What the pairs of a method's saved statistics stand for: nothing, a row, a channel, a channel or
+// group of a sample.
+enum class Saved { none, rows, channels, instances, groups };
+
+// A method's calls on the arguments; `stats` are those that forward is to write, or none.
+struct Method {
+  const char* name;
+  Saved saved;
+  void (*forward)(const Arguments&, const StatsOut& stats);
+  void (*backward)(const Arguments&);
+};
+
+BatchNormOptions batch_norm_options(const Arguments& a) {
+  BatchNormOptions o{a.running_mean, a.running_scale, a.training};
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+InstanceNormOptions instance_norm_options(const Arguments& a) {
+  InstanceNormOptions o;
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+GroupNormOptions group_norm_options(const Arguments& a) {
+  GroupNormOptions o;
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+BatchRenormOptions renorm_options(const Arguments& a) {
+  BatchRenormOptions o{a.running_mean, a.running_scale, a.training};
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+// Of batch-instance and of switchable norm.
+BatchInstanceNormOptions mixing_options(const Arguments& a) {
+  BatchInstanceNormOptions o{a.running_mean, a.running_scale, a.training};
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+MeanOnlyBatchNormOptions mean_only_options(const Arguments& a) {
+  MeanOnlyBatchNormOptions o{a.running_mean, a.training};
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+LpBatchNormOptions lp_options(const Arguments& a) {
+  LpBatchNormOptions o{a.cell.p, a.running_mean, a.running_scale, a.training};
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+TopKBatchNormOptions topk_options(const Arguments& a) {
+  TopKBatchNormOptions o{a.cell.k, a.running_mean, a.running_scale, a.training};
+  o.channel_axis = a.channel_axis;
+  return o;
+}
+
+const Method kMethods[] = {
+    {"layer_norm", Saved::rows,
+     [](const Arguments& a, const StatsOut& stats) {
+       layer_norm(a.x, a.weight, a.bias, a.out, {{a.cell.axis}}, stats, a.context);
+     },
+     [](const Arguments& a) {
+       layer_norm_backward(a.dy, a.x, a.weight, a.gradients(), {{a.cell.axis}}, {}, a.pooled,
+                           a.context);
+     }},
+    {"rms_norm", Saved::rows,
+     [](const Arguments& a, const StatsOut& stats) {
+       rms_norm(a.x, a.weight, a.out, {{a.cell.axis}}, stats, a.context);
+     },
+     [](const Arguments& a) {
+       rms_norm_backward(a.dy, a.x, a.weight, {a.out, a.dweight, {}}, {{a.cell.axis}}, {}, a.pooled,
+                         a.context);
+     }},
+    {"batch_norm", Saved::channels,
+     [](const Arguments& a, const StatsOut& stats) {
+       batch_norm(a.x, a.weight, a.bias, a.out, batch_norm_options(a), stats, a.context);
+     },
+     [](const Arguments& a) {
+       batch_norm_backward(a.dy, a.x, a.weight, a.gradients(), batch_norm_options(a), a.saved(),
+                           a.context);
+     }},
+    {"instance_norm", Saved::instances,
+     [](const Arguments& a, const StatsOut& stats) {
+       instance_norm(a.x, a.weight, a.bias, a.out, instance_norm_options(a), stats, a.context);
+     },
+     [](const Arguments& a) {
+       instance_norm_backward(a.dy, a.x, a.weight, a.gradients(), instance_norm_options(a),
+                              a.saved(), a.context);
+     }},
+    {"group_norm", Saved::groups,
+     [](const Arguments& a, const StatsOut& stats) {
+       group_norm(a.x, a.cell.groups, a.weight, a.bias, a.out, group_norm_options(a), stats,
+                  a.context);
+     },
+     [](const Arguments& a) {
+       group_norm_backward(a.dy, a.x, a.cell.groups, a.weight, a.gradients(), group_norm_options(a),
+                           a.saved(), a.context);
+     }},
+    {"batch_renorm", Saved::channels,
+     [](const Arguments& a, const StatsOut& stats) {
+       batch_renorm(a.x, a.weight, a.bias, a.out, renorm_options(a), stats, a.context);
+     },
+     [](const Arguments& a) {
+       batch_renorm_backward(a.dy, a.x, a.weight, a.gradients(), renorm_options(a), a.saved(),
+                             a.context);
+     }},
+    {"batch_instance_norm", Saved::instances,
+     [](const Arguments& a, const StatsOut& stats) {
+       batch_instance_norm(a.x, a.rho, a.weight, a.bias, a.out, mixing_options(a), stats,
+                           a.context);
+     },
+     [](const Arguments& a) {
+       batch_instance_norm_backward(a.dy, a.x, a.rho, a.weight, a.gradients(), a.drho,
+                                    mixing_options(a), a.saved(), a.context);
+     }},
+    {"switchable_norm", Saved::instances,
+     [](const Arguments& a, const StatsOut& stats) {
+       switchable_norm(a.x, a.mean_logits, a.var_logits, a.weight, a.bias, a.out, mixing_options(a),
+                       stats, a.context);
+     },
+     [](const Arguments& a) {
+       switchable_norm_backward(a.dy, a.x, a.mean_logits, a.var_logits, a.weight, a.gradients(),
+                                a.dmean_logits, a.dvar_logits, mixing_options(a), a.saved(),
+                                a.context);
+     }},
+    {"mean_only_batch_norm", Saved::channels,
+     [](const Arguments& a, const StatsOut& stats) {
+       mean_only_batch_norm(a.x, a.bias, a.out, mean_only_options(a), stats, a.context);
+     },
+     [](const Arguments& a) {
+       mean_only_batch_norm_backward(a.dy, a.x, {a.out, {}, a.dbias}, mean_only_options(a),
+                                     a.saved(), a.context);
+     }},
+    {"lp_batch_norm", Saved::channels,
+     [](const Arguments& a, const StatsOut& stats) {
+       lp_batch_norm(a.x, a.weight, a.bias, a.out, lp_options(a), stats, a.context);
+     },
+     [](const Arguments& a) {
+       lp_batch_norm_backward(a.dy, a.x, a.weight, a.gradients(), lp_options(a), a.saved(),
+                              a.context);
+     }},
+    {"topk_batch_norm", Saved::channels,
+     [](const Arguments& a, const StatsOut& stats) {
+       topk_batch_norm(a.x, a.weight, a.bias, a.out, topk_options(a), stats, a.context);
+     },
+     [](const Arguments& a) {
+       topk_batch_norm_backward(a.dy, a.x, a.weight, a.gradients(), topk_options(a), a.saved(),
+                                a.context);
+     }},
+    {"weight_norm", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       weight_norm(a.x, a.weight, a.out, {a.cell.axis}, a.context);
+     },
+     [](const Arguments& a) {
+       weight_norm_backward(a.dy, a.x, a.weight, a.out, a.dweight, {a.cell.axis}, a.context);
+     }},
+    {"normalize", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       normalize(a.x, a.out, {2, {a.cell.axis}}, a.context);
+     },
+     [](const Arguments& a) {
+       normalize_backward(a.dy, a.x, a.out, {2, {a.cell.axis}}, a.context);
+     }},
+};
+
+const Method& method_of(const Cell& cell) {
+  for (const Method& m : kMethods) {
+    if (!std::strcmp(m.name, cell.op)) return m;
+  }
+  std::fprintf(stderr, "bench/shapes.json: no method is called %s\n", cell.op);
+  std::exit(1);
+}
+
 // One call of a cell on memory of its own.
 class Call {
  public:
   Call(const Cell& cell, DType dtype, int threads)
-      : cell_(cell),
-        elements_(count(cell.shape)),
-        bytes_(elements_ * Index(size_of(dtype))),
-        x_memory_(elements_, dtype),
-        dy_memory_(elements_, dtype),
-        out_memory_(elements_, dtype),
-        row_(!std::strcmp(cell.op, "layer_norm") || !std::strcmp(cell.op, "rms_norm")),
-        last_(!std::strcmp(cell.layout, "NHWC")) {
-    context_.threads = threads;
-    const int ndim = int(cell.shape.size());
+      : method_(method_of(cell)),
+        a_{cell, !std::strcmp(cell.variant, "train"), std::strcmp(cell.layout, "NHWC") ? 1 : -1} {
+    const bool last = a_.channel_axis == -1;
+    a_.context.threads = threads;
     std::vector<Index> shape = cell.shape;
-    if (last_) std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
-    x_ = view(x_memory_, dtype, shape);
-    dy_ = view(dy_memory_, dtype, shape);
-    out_ = view(out_memory_, dtype, shape);
-    const int axis = row_ ? (cell.axis + ndim) % ndim : last_ ? ndim - 1 : 1;
-    const Index n = shape[std::size_t(axis)];
-    const DType parameter_dtype = row_ ? dtype : DType::kFloat32;
-    for (Memory*& m : parameters_) m = &owned_.emplace_back(n, parameter_dtype);
-    weight_ = view(*parameters_[0], parameter_dtype, {n});
-    bias_ = view(*parameters_[1], parameter_dtype, {n});
-    dweight_ = view(*parameters_[2], parameter_dtype, {n});
-    dbias_ = view(*parameters_[3], parameter_dtype, {n});
-    running_mean_.assign(std::size_t(n), 0);
-    running_var_.assign(std::size_t(n), 1);
-    std::vector<Index> stats;
-    if (row_) {
-      stats = shape;
-      stats[std::size_t(axis)] = 1;
-    } else if (!std::strcmp(cell.op, "batch_norm")) {
-      stats = {n};
-    } else {
-      stats = {shape[0], !std::strcmp(cell.op, "group_norm") ? cell.groups : n};
+    if (last) std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
+    for (Tensor* t : {&a_.x, &a_.dy, &a_.out}) *t = make(dtype, shape);
+
+    const int ndim = int(cell.shape.size());
+    const std::size_t axis = std::size_t((cell.axis + ndim) % ndim);
+    const Index n = cell.shape[axis];
+    const bool like_x = method_.saved == Saved::rows || method_.saved == Saved::none;
+    for (Tensor* t : {&a_.weight, &a_.bias, &a_.rho, &a_.dweight, &a_.dbias, &a_.drho}) {
+      *t = make(like_x ? dtype : DType::kFloat32, {n});
     }
-    stats.push_back(2);
-    pooled_.resize(std::size_t(count(stats)));
-    pooled_view_ = Tensor(pooled_.data(), DType::kFloat64, int(stats.size()));
-    for (int i = 0; i < int(stats.size()); ++i) pooled_view_.set_dim(i, stats[std::size_t(i)], 0);
-    pooled_view_.set_contiguous();
-    run(false, pooled_view_);
+    for (Tensor* t : {&a_.mean_logits, &a_.var_logits, &a_.dmean_logits, &a_.dvar_logits}) {
+      *t = make(DType::kFloat32, {3});
+    }
+    for (Tensor* t : {&a_.running_mean, &a_.running_scale}) *t = make(DType::kFloat32, {n});
+
+    std::vector<Index> pools;
+    switch (method_.saved) {
+      case Saved::none:
+        return;
+      case Saved::rows:
+        pools = cell.shape;
+        pools[axis] = 1;
+        break;
+      case Saved::channels:
+        pools = {n};
+        break;
+      case Saved::instances:
+        pools = {cell.shape[0], n};
+        break;
+      case Saved::groups:
+        pools = {cell.shape[0], cell.groups};
+        break;
+    }
+    pools.push_back(2);
+    pooled_.resize(std::size_t(count(pools)));
+    a_.pooled = view(pooled_.data(), DType::kFloat64, pools);
+    given_.resize(std::size_t(2 * n));
+    a_.given = view(given_.data(), DType::kFloat64, {n, 2});
+    method_.forward(a_, {{}, {}, a_.pooled, method_.saved == Saved::rows ? Tensor() : a_.given});
   }
 
-  void forward() { run(false, {}); }
-  void backward() { run(true, {}); }
+  void forward() { method_.forward(a_, {}); }
+  void backward() { method_.backward(a_); }
 
   double traffic_bytes(bool backward) const {
-    const Cell::Traffic& t = backward ? cell_.backward : cell_.forward;
-    return double(bytes_) * (double(bytes_) <= cache_bytes() ? t.in_cache : t.beyond);
+    const Cell::Traffic& t = backward ? a_.cell.backward : a_.cell.forward;
+    return double(bytes()) * (double(bytes()) <= cache_bytes() ? t.in_cache : t.beyond);
   }
   double copy(double bytes) const {
-    return copy_seconds(x_memory_.get(), out_memory_.get(), bytes_, bytes);
+    return copy_seconds(static_cast<const char*>(a_.x.data()), static_cast<char*>(a_.out.data()),
+                        this->bytes(), bytes);
   }
 
  private:
@@ -158,60 +353,21 @@ class Call {
     for (Index s : shape) n *= s;
     return n;
   }
-  static Tensor view(const Memory& m, DType dtype, const std::vector<Index>& shape) {
-    Tensor t(m.get(), dtype, int(shape.size()));
+  static Tensor view(void* data, DType dtype, const std::vector<Index>& shape) {
+    Tensor t(data, dtype, int(shape.size()));
     for (int i = 0; i < int(shape.size()); ++i) t.set_dim(i, shape[std::size_t(i)], 0);
     t.set_contiguous();
     return t;
   }
-
-  void run(bool backward, const Tensor& pooled) {
-    const std::string op = cell_.op;
-    const StatsOut stats{{}, {}, pooled};
-    const Gradients gradients{out_, dweight_, dbias_};
-    const int channel_axis = last_ ? -1 : 1;
-    if (op == "layer_norm") {
-      const LayerNormOptions o{{cell_.axis}};
-      backward ? layer_norm_backward(dy_, x_, weight_, gradients, o, {}, pooled_view_, context_)
-               : layer_norm(x_, weight_, bias_, out_, o, stats, context_);
-    } else if (op == "rms_norm") {
-      const RMSNormOptions o{{cell_.axis}};
-      const Gradients g{out_, dweight_, {}};
-      backward ? rms_norm_backward(dy_, x_, weight_, g, o, {}, pooled_view_, context_)
-               : rms_norm(x_, weight_, out_, o, stats, context_);
-    } else if (op == "batch_norm") {
-      BatchNormOptions o;
-      const Index n = Index(running_mean_.size());
-      o.running_mean = Tensor(running_mean_.data(), {n});
-      o.running_var = Tensor(running_var_.data(), {n});
-      o.training = !std::strcmp(cell_.variant, "train");
-      o.channel_axis = channel_axis;
-      backward ? batch_norm_backward(dy_, x_, weight_, gradients, o, pooled_view_, context_)
-               : batch_norm(x_, weight_, bias_, out_, o, stats, context_);
-    } else if (op == "instance_norm") {
-      InstanceNormOptions o;
-      o.channel_axis = channel_axis;
-      backward ? instance_norm_backward(dy_, x_, weight_, gradients, o, pooled_view_, context_)
-               : instance_norm(x_, weight_, bias_, out_, o, stats, context_);
-    } else {
-      GroupNormOptions o;
-      o.channel_axis = channel_axis;
-      backward ? group_norm_backward(dy_, x_, cell_.groups, weight_, gradients, o, pooled_view_,
-                                     context_)
-               : group_norm(x_, cell_.groups, weight_, bias_, out_, o, stats, context_);
-    }
+  Tensor make(DType dtype, const std::vector<Index>& shape) {
+    return view(owned_.emplace_back(count(shape), dtype).get(), dtype, shape);
   }
+  Index bytes() const { return a_.x.size() * Index(size_of(a_.x.dtype())); }
 
-  const Cell& cell_;
-  Index elements_, bytes_;
-  Memory x_memory_, dy_memory_, out_memory_;
-  bool row_, last_;
+  const Method& method_;
+  Arguments a_;
   std::list<Memory> owned_;
-  Memory* parameters_[4];
-  Tensor x_, dy_, out_, weight_, bias_, dweight_, dbias_, pooled_view_;
-  std::vector<float> running_mean_, running_var_;
-  std::vector<double> pooled_;
-  Context context_;
+  std::vector<double> pooled_, given_;
 };
 
 void run_cell(benchmark::State& state, const Cell& cell, DType dtype, bool backward,
@@ -308,6 +464,9 @@ void register_all(const std::vector<std::string>& isas, int threads) {
         name += std::to_string(cell.shape[i]);
       }
       if (cell.shape.size() > 2) name += std::string("/") + cell.layout;
+      if (!std::strcmp(cell.layout, "C") && cell.axis != -1) {
+        name += "/axis=" + std::to_string(cell.axis);
+      }
       for (const DType t : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
         for (const bool backward : {false, true}) {
           benchmark::RegisterBenchmark(

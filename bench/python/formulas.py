@@ -1,18 +1,24 @@
-"""The five methods as one formula over an array module: the NumPy and JAX peers, and a check.
+"""Every method as one formula over an array module: the peers where a library has no such function.
 
-A case is reshaped so that its pools are whole axes: `view` is the shape, `axes` the reduced axes,
-`param_view` the shape in which weight and bias broadcast.
+NumPy, JAX and torch all run `forward`, as it stands in the papers; JAX and torch derive backward
+from it. Running buffers are read, never moved. A case is reshaped so that its pools are whole axes:
+`view` is the shape, `axes` the reduced axes, `param_view` the shape in which parameters broadcast.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from bench.python.cells import Case
 
-EPS = {"rms_norm": 1e-6}
+EPS = {"rms_norm": 1e-6, "weight_norm": 0.0, "normalize": 1e-12}
 DEFAULT_EPS = 1e-5
+R_MAX, D_MAX = 3.0, 5.0  # of batch_renorm
+
+Arrays = dict[str, Any]
 
 
 def eps_of(case: Case) -> float:
@@ -35,7 +41,7 @@ class Pools:
 
 
 def pools_of(case: Case) -> Pools:
-    """The pools of a case; KeyError for an op that has no formula here."""
+    """The pools of a case, those of the batch where it has several."""
     shape = case.memory_shape
     ndim = len(shape)
     channel = case.channel_axis % ndim
@@ -43,11 +49,9 @@ def pools_of(case: Case) -> Pools:
     def keep(axis: int, view: tuple[int, ...] = shape) -> tuple[int, ...]:
         return tuple(n if i == axis else 1 for i, n in enumerate(view))
 
-    if case.op in ("layer_norm", "rms_norm"):
+    if case.op in ("layer_norm", "rms_norm", "normalize"):
         axis = case.option("axis", -1) % ndim
         return Pools(shape, (axis,), keep(axis))
-    if case.op == "batch_norm":
-        return Pools(shape, tuple(i for i in range(ndim) if i != channel), keep(channel))
     if case.op == "instance_norm":
         axes = tuple(i for i in range(1, ndim) if i != channel)
         return Pools(shape, axes, keep(channel))
@@ -58,55 +62,292 @@ def pools_of(case: Case) -> Pools:
         axes = tuple(i for i in range(1, ndim + 1) if i != channel)
         param = tuple(n if i in (channel, channel + 1) else 1 for i, n in enumerate(view))
         return Pools(view, axes, param)
-    raise KeyError(case.op)
+    kept = case.option("axis", channel) % ndim
+    return Pools(shape, tuple(i for i in range(ndim) if i != kept), keep(kept))
 
 
-def forward(xp: Any, case: Case, x: Any, weight: Any, bias: Any, running: tuple[Any, Any]) -> Any:
-    """y = (x - mean) * rstd * weight + bias, in float32, rounded once to x's dtype."""
-    pools = pools_of(case)
-    x32, mean, rstd = _statistics(xp, case, pools, x, running)
-    y = (x32 - mean) * rstd if case.op != "rms_norm" else x32 * rstd
-    y = y * weight.reshape(pools.param_view).astype(xp.float32)
-    if bias is not None:
-        y = y + bias.reshape(pools.param_view).astype(xp.float32)
-    return y.reshape(x.shape).astype(x.dtype)
+class Formula:
+    """A case over an array module: x in float32, in the view of its pools."""
+
+    def __init__(self, xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays) -> None:
+        self.xp, self.case, self.pools = xp, case, pools_of(case)
+        self.eps = eps_of(case)
+        self.training = case.variant != "eval"
+        self.x = self.tensor(x)
+        self.params = {name: self._parameter(name, value) for name, value in params.items()}
+        self.buffers = {name: self._parameter(name, value) for name, value in buffers.items()}
+
+    def tensor(self, x: Any) -> Any:
+        """An array like x as it is computed with."""
+        return _cast(x.reshape(self.pools.view), self.xp.float32)
+
+    def _parameter(self, name: str, value: Any) -> Any:
+        by_channel = not name.endswith("logits")
+        value = value.reshape(self.pools.param_view) if by_channel else value
+        return _cast(value, self.xp.float32)
+
+    def mean(self, values: Any, axes: tuple[int, ...] | None = None) -> Any:
+        """The mean over the pools, or other axes."""
+        axes = self.pools.axes if axes is None else axes
+        return self.xp.mean(values, axis=axes, keepdims=True)
+
+    def moments(self, axes: tuple[int, ...] | None = None) -> tuple[Any, Any]:
+        """Mean and biased variance of x."""
+        mean = self.mean(self.x, axes)
+        centred = self.x - mean
+        return mean, self.mean(centred * centred, axes)
+
+    def batch_moments(self) -> tuple[Any, Any]:
+        """Mean and variance of the batch, or the running ones."""
+        if self.training:
+            return self.moments()
+        return self.buffers["running_mean"], self.buffers["running_var"]
+
+    @property
+    def sample_axes(self) -> tuple[int, ...]:
+        """The axes of a pool of one sample and channel."""
+        return self.pools.axes[1:]
+
+    def rstd(self, var: Any) -> Any:
+        """The reciprocal standard deviation."""
+        return 1.0 / self.xp.sqrt(var + self.eps)
+
+
+# ---- x_hat, what the weight multiplies, of each method
+
+
+def _standardized(f: Formula) -> Any:
+    mean, var = f.batch_moments()
+    return (f.x - mean) * f.rstd(var)
+
+
+def _rms_norm(f: Formula) -> Any:
+    return f.x * f.rstd(f.mean(f.x * f.x))
+
+
+def _batch_renorm(f: Formula) -> Any:
+    if not f.training:
+        return (f.x - f.buffers["running_mean"]) / f.buffers["running_std"]
+    mean, var = f.moments()
+    scale = f.xp.sqrt(var + f.eps)
+    r, d = _corrections(f, mean, scale)
+    return (f.x - mean) / scale * r + d
+
+
+def _corrections(f: Formula, mean: Any, scale: Any) -> tuple[Any, Any]:
+    old_mean, old_std = f.buffers["running_mean"], f.buffers["running_std"]
+    r = f.xp.clip(scale / old_std, 1 / R_MAX, R_MAX)
+    d = f.xp.clip((mean - old_mean) / old_std, -D_MAX, D_MAX)
+    return _constant(f.xp, r), _constant(f.xp, d)
+
+
+def _batch_instance_norm(f: Formula) -> Any:
+    rho = f.params["rho"]
+    mean, var = f.batch_moments()
+    of_batch = (f.x - mean) * f.rstd(var)
+    mean, var = f.moments(f.sample_axes)
+    of_instance = (f.x - mean) * f.rstd(var)
+    return rho * of_batch + (1 - rho) * of_instance
+
+
+def _switchable_norm(f: Formula) -> Any:
+    # Layer and batch statistics follow from those of the instances, as in the authors' code.
+    mean, var = f.moments(f.sample_axes)
+    square = var + mean * mean
+    layer, batch = (1,), (0,)
+    layer_mean, batch_mean = f.mean(mean, layer), f.mean(mean, batch)
+    layer_var = f.mean(square, layer) - layer_mean * layer_mean
+    batch_var = f.mean(square, batch) - batch_mean * batch_mean
+    if not f.training:
+        batch_mean, batch_var = f.batch_moments()
+    w, v = (_softmax(f.xp, f.params[name]) for name in ("mean_logits", "var_logits"))
+    mean = w[0] * mean + w[1] * layer_mean + w[2] * batch_mean
+    var = v[0] * var + v[1] * layer_var + v[2] * batch_var
+    return (f.x - mean) * f.rstd(var)
+
+
+def _mean_only_batch_norm(f: Formula) -> Any:
+    return f.x - (f.mean(f.x) if f.training else f.buffers["running_mean"])
+
+
+def _lp_batch_norm(f: Formula) -> Any:
+    centred = f.x - f.mean(f.x)
+    return centred / (math.sqrt(math.pi / 2) * f.mean(abs(centred)) + f.eps)  # p = 1
+
+
+def _topk_batch_norm(f: Formula) -> Any:
+    centred = f.x - f.mean(f.x)
+    channels, k = f.case.shape[1], f.case.option("k")
+    columns = f.xp.moveaxis(abs(centred), f.case.channel_axis, 0).reshape(channels, -1)
+    if hasattr(f.xp, "topk"):
+        largest = f.xp.topk(columns, k, sorted=False).values
+    else:
+        largest = f.xp.partition(columns, columns.shape[1] - k)[:, -k:]
+    range_of_normal = 2 * math.sqrt(2 * math.log(columns.shape[1]))
+    factor = (1 + math.sqrt(math.pi * math.log(4))) / range_of_normal
+    spread = f.xp.mean(largest, axis=1).reshape(f.pools.param_view)
+    return centred / (factor * spread + f.eps)
+
+
+def _weight_norm(f: Formula) -> Any:
+    return f.x * (f.params["g"] / _length(f))
+
+
+def _normalize(f: Formula) -> Any:
+    return f.x / f.xp.clip(_length(f), f.eps, math.inf)
+
+
+def _length(f: Formula) -> Any:
+    return f.xp.sqrt(f.xp.sum(f.x * f.x, axis=f.pools.axes, keepdims=True) + f.eps**2)
+
+
+_FORWARD: dict[str, Callable[[Formula], Any]] = {
+    "layer_norm": _standardized,
+    "rms_norm": _rms_norm,
+    "batch_norm": _standardized,
+    "instance_norm": _standardized,
+    "group_norm": _standardized,
+    "batch_renorm": _batch_renorm,
+    "batch_instance_norm": _batch_instance_norm,
+    "switchable_norm": _switchable_norm,
+    "mean_only_batch_norm": _mean_only_batch_norm,
+    "lp_batch_norm": _lp_batch_norm,
+    "topk_batch_norm": _topk_batch_norm,
+    "weight_norm": _weight_norm,
+    "normalize": _normalize,
+}
+
+
+def forward(xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays) -> Any:
+    """y = x_hat * weight + bias, in float32, rounded once to x's dtype."""
+    f = Formula(xp, case, x, params, buffers)
+    y = _FORWARD[case.op](f)
+    if "weight" in params:
+        y = y * f.params["weight"]
+    if "bias" in params:
+        y = y + f.params["bias"]
+    return _cast(y.reshape(x.shape), x.dtype)
+
+
+# ---- backward, for libraries that cannot derive it
+
+
+def has_backward(case: Case) -> bool:
+    """Whether `backward` is spelt out for the case."""
+    return case.op in _BACKWARD
 
 
 def backward(
-    xp: Any, case: Case, dy: Any, x: Any, weight: Any, bias: Any, running: tuple[Any, Any]
+    xp: Any, case: Case, dy: Any, x: Any, params: Arrays, buffers: Arrays
 ) -> tuple[Any, ...]:
-    """(dx, dweight[, dbias]) of `forward`."""
-    pools = pools_of(case)
-    x32, mean, rstd = _statistics(xp, case, pools, x, running)
-    x_hat = (x32 - mean) * rstd if case.op != "rms_norm" else x32 * rstd
-    dy32 = dy.reshape(pools.view).astype(xp.float32)
-    g = dy32 * weight.reshape(pools.param_view).astype(xp.float32)
-    if case.variant == "eval":
-        dx = g * rstd
-    else:
-        projected = x_hat * xp.mean(g * x_hat, axis=pools.axes, keepdims=True)
-        dx = g - projected
-        if case.op != "rms_norm":
-            dx = dx - xp.mean(g, axis=pools.axes, keepdims=True)
-        dx = dx * rstd
-    dx = dx.reshape(x.shape).astype(x.dtype)
-    dweight = xp.sum(dy32 * x_hat, axis=pools.param_axes).reshape(weight.shape)
-    if bias is None:
-        return dx, dweight.astype(weight.dtype)
-    dbias = xp.sum(dy32, axis=pools.param_axes).reshape(bias.shape)
-    return dx, dweight.astype(weight.dtype), dbias.astype(bias.dtype)
+    """(dx, the gradients of the parameters) of `forward`."""
+    f = Formula(xp, case, x, params, buffers)
+    dx, gradients = _BACKWARD[case.op](f, f.tensor(dy))
+    parts = (_cast(gradients[name].reshape(p.shape), p.dtype) for name, p in params.items())
+    return _cast(dx.reshape(x.shape), x.dtype), *parts
 
 
-def _statistics(
-    xp: Any, case: Case, pools: Pools, x: Any, running: tuple[Any, Any]
-) -> tuple[Any, Any, Any]:
-    x32 = x.reshape(pools.view).astype(xp.float32)
-    if case.variant == "eval":
-        mean, var = (stat.reshape(pools.param_view) for stat in running)
-    elif case.op == "rms_norm":
-        mean, var = None, xp.mean(x32 * x32, axis=pools.axes, keepdims=True)
-    else:
-        mean = xp.mean(x32, axis=pools.axes, keepdims=True)
-        centred = x32 - mean
-        var = xp.mean(centred * centred, axis=pools.axes, keepdims=True)
-    return x32, mean, 1.0 / xp.sqrt(var + eps_of(case))
+def _affine_gradients(f: Formula, dy: Any, x_hat: Any) -> Arrays:
+    axes = f.pools.param_axes
+    return {"weight": f.xp.sum(dy * x_hat, axis=axes), "bias": f.xp.sum(dy, axis=axes)}
+
+
+def _through_moments(f: Formula, g: Any, x_hat: Any, axes: tuple[int, ...] | None = None) -> Any:
+    """The gradient of x_hat = (x - mean) / std, times std."""
+    return g - f.mean(g, axes) - x_hat * f.mean(g * x_hat, axes)
+
+
+def _standardized_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
+    mean, var = f.batch_moments()
+    rstd = f.rstd(var)
+    x_hat, g = (f.x - mean) * rstd, dy * f.params["weight"]
+    dx = _through_moments(f, g, x_hat) if f.training else g
+    return dx * rstd, _affine_gradients(f, dy, x_hat)
+
+
+def _rms_norm_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
+    rstd = f.rstd(f.mean(f.x * f.x))
+    x_hat, g = f.x * rstd, dy * f.params["weight"]
+    return (g - x_hat * f.mean(g * x_hat)) * rstd, _affine_gradients(f, dy, x_hat)
+
+
+def _batch_renorm_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
+    g = dy * f.params["weight"]
+    if not f.training:
+        return g / f.buffers["running_std"], _affine_gradients(f, dy, _batch_renorm(f))
+    mean, var = f.moments()
+    scale = f.xp.sqrt(var + f.eps)
+    r, d = _corrections(f, mean, scale)
+    x_hat = (f.x - mean) / scale
+    return _through_moments(f, g, x_hat) * (r / scale), _affine_gradients(f, dy, x_hat * r + d)
+
+
+def _batch_instance_norm_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
+    rho, g = f.params["rho"], dy * f.params["weight"]
+    mean, var = f.batch_moments()
+    rstd = f.rstd(var)
+    of_batch = (f.x - mean) * rstd
+    dx = _through_moments(f, rho * g, of_batch) if f.training else rho * g
+    dx = dx * rstd
+    mean, var = f.moments(f.sample_axes)
+    rstd = f.rstd(var)
+    of_instance = (f.x - mean) * rstd
+    dx = dx + _through_moments(f, (1 - rho) * g, of_instance, f.sample_axes) * rstd
+    gradients = _affine_gradients(f, dy, rho * of_batch + (1 - rho) * of_instance)
+    drho = f.xp.sum(g * (of_batch - of_instance), axis=f.pools.param_axes)
+    return dx, gradients | {"rho": drho}
+
+
+def _mean_only_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
+    dbias = f.xp.sum(dy, axis=f.pools.param_axes)
+    return (dy - f.mean(dy) if f.training else dy), {"bias": dbias}
+
+
+def _weight_norm_backward(f: Formula, dw: Any) -> tuple[Any, Arrays]:
+    s = 1.0 / _length(f)
+    direction = f.x * s
+    dg = f.xp.sum(dw * direction, axis=f.pools.axes, keepdims=True)
+    return f.params["g"] * s * (dw - dg * direction), {"g": dg}
+
+
+def _normalize_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
+    s = 1.0 / _length(f)
+    y = f.x * s
+    return s * (dy - y * f.xp.sum(dy * y, axis=f.pools.axes, keepdims=True)), {}
+
+
+_BACKWARD: dict[str, Callable[[Formula, Any], tuple[Any, Arrays]]] = {
+    "layer_norm": _standardized_backward,
+    "rms_norm": _rms_norm_backward,
+    "batch_norm": _standardized_backward,
+    "instance_norm": _standardized_backward,
+    "group_norm": _standardized_backward,
+    "batch_renorm": _batch_renorm_backward,
+    "batch_instance_norm": _batch_instance_norm_backward,
+    "mean_only_batch_norm": _mean_only_backward,
+    "weight_norm": _weight_norm_backward,
+    "normalize": _normalize_backward,
+}
+
+
+# ---- what the array modules call by different names
+
+
+def _cast(array: Any, dtype: Any) -> Any:
+    return array.astype(dtype) if hasattr(array, "astype") else array.to(dtype)
+
+
+def _constant(xp: Any, value: Any) -> Any:
+    """The value, through which no gradient flows."""
+    if hasattr(value, "detach"):
+        return value.detach()
+    if xp.__name__ == "jax.numpy":
+        import jax
+
+        return jax.lax.stop_gradient(value)
+    return value
+
+
+def _softmax(xp: Any, logits: Any) -> Any:
+    powers = xp.exp(logits - _constant(xp, xp.max(logits)))
+    return powers / xp.sum(powers)

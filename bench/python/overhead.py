@@ -60,10 +60,10 @@ def _timers(
     names: dict[str, Any] = {
         "nc": nc,
         "x": work.x,
-        "w": work.weight,
-        "b": work.bias,
-        "mean": work.running_mean,
-        "var": work.running_var,
+        "w": work.params["weight"],
+        "b": work.params.get("bias"),
+        "mean": work.buffers.get("running_mean"),
+        "var": work.buffers.get("running_var"),
         "out": np.empty_like(work.x),
     }
     statement = STATEMENTS[case.name]

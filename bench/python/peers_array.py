@@ -22,15 +22,13 @@ class NumPy:
 
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """The formula; NumPy allocates its temporaries in either mode."""
-        case, bias = work.case, work.bias
+        case, x, dy, arrays = work.case, work.x, work.dy, (work.params, work.buffers)
         if case.direction == "forward":
-            return Prepared(
-                lambda: formulas.forward(np, case, work.x, work.weight, bias, work.running),
-                lambda y: [y],
-            )
+            return Prepared(lambda: formulas.forward(np, case, x, *arrays), lambda y: [y])
+        if not formulas.has_backward(case):
+            raise Unsupported(f"no formula of {case.op} backward")
         return Prepared(
-            lambda: formulas.backward(np, case, work.dy, work.x, work.weight, bias, work.running),
-            lambda gradients: list(gradients),
+            lambda: formulas.backward(np, case, dy, x, *arrays), lambda gradients: list(gradients)
         )
 
     def forget(self) -> None:
@@ -52,15 +50,14 @@ class Jax:
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """A jitted call that waits for its result."""
         jax, case = self._jax, work.case
-        x, dy, weight = (jax.numpy.asarray(a) for a in (work.x, work.dy, work.weight))
-        bias = None if work.bias is None else jax.numpy.asarray(work.bias)
-        running: Any = tuple(None if a is None else jax.numpy.asarray(a) for a in work.running)
+        x, dy = (jax.numpy.asarray(a) for a in (work.x, work.dy))
+        params = [jax.numpy.asarray(a) for a in work.params.values()]
+        buffers = {name: jax.numpy.asarray(a) for name, a in work.buffers.items()}
 
         def formula(x: Any, *params: Any) -> Any:
-            weight, bias = (*params, None)[:2]
-            return formulas.forward(jax.numpy, case, x, weight, bias, running)
+            named = dict(zip(work.params, params, strict=True))
+            return formulas.forward(jax.numpy, case, x, named, buffers)
 
-        params = (weight,) if bias is None else (weight, bias)
         try:
             if case.direction == "forward":
                 jitted = jax.jit(formula)

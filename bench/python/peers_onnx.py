@@ -39,21 +39,22 @@ def onnx_model(work: Workload) -> bytes:
     if case.option("axis", -1) != -1:
         raise Unsupported("trailing axes only")
 
-    constants = {"weight": work.weight}
-    if work.bias is not None:
-        constants["bias"] = work.bias
-    attributes: dict[str, Any] = {"epsilon": eps_of(case)}
+    constants = dict(work.params)
     names = {
         "layer_norm": "LayerNormalization",
         "rms_norm": "RMSNormalization",
         "batch_norm": "BatchNormalization",
         "instance_norm": "InstanceNormalization",
         "group_norm": "GroupNormalization",
+        "normalize": "LpNormalization",
     }
     if case.op not in names:
         raise Unsupported(f"no {case.op}")
+    attributes: dict[str, Any] = {"epsilon": eps_of(case)}
+    if case.op == "normalize":  # 2-norm of the last axis, without eps
+        attributes = {}
     if case.op == "batch_norm":
-        constants |= {"mean": np.asarray(work.running_mean), "var": np.asarray(work.running_var)}
+        constants |= work.buffers
     if case.op == "group_norm":
         attributes["num_groups"] = case.option("num_groups")
     if case.op in ("instance_norm", "group_norm"):  # one type for x and the parameters

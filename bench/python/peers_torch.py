@@ -1,12 +1,14 @@
 """torch eager and torch.compile as peers, on tensors that share the workload's memory.
 
-Backward calls the native backward functions with the statistics saved by forward, as we do;
-through autograd only where torch has none on the CPU (rms_norm). Channels-last cases are tensors
-of NCHW shape in channels_last memory, as torch users have them.
+Backward calls the native backward functions with the statistics saved by forward, as we do, and
+goes through autograd where torch has none on the CPU. Methods that torch does not have are the
+plain formula. Channels-last cases are tensors of NCHW shape in channels_last memory, as torch
+users have them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from bench.python import formulas
 from bench.python.formulas import eps_of
 from bench.python.peers import Prepared
 from bench.python.workload import Unsupported, Workload
@@ -34,11 +37,10 @@ class TorchEager:
         torch.set_num_threads(threads)
 
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
-        """torch.nn.functional, or the native backward."""
-        if work.case.direction == "backward" and work.case.op == "rms_norm":
-            return Prepared(_rms_autograd(work), _to_numpy(work))
-        function, tensors = _call_of(work)
-        return Prepared(_without_grad(function, tensors), _to_numpy(work))
+        """torch.nn.functional or a formula, and the native backward or autograd."""
+        if work.case.direction == "backward" and work.case.op not in _NATIVE_BACKWARD:
+            return Prepared(_autograd(work, lambda function: function), _to_numpy(work))
+        return Prepared(_without_grad(*_call_of(work)), _to_numpy(work))
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -55,9 +57,12 @@ class TorchCompile:
 
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """The compiled function; the compiler runs at the first call."""
-        function, tensors = _call_of(work)
-        compiled = torch.compile(function, dynamic=False, fullgraph=True)
-        return Prepared(_without_grad(compiled, tensors), _to_numpy(work))
+        if (work.case.op, work.case.direction) in _BUILDERS or work.case.direction == "forward":
+            function, tensors = _call_of(work)
+            return Prepared(_without_grad(_compiled(function), tensors), _to_numpy(work))
+        # A graph that is kept for the next call may give no memory away.
+        with torch._functorch.config.patch(donated_buffer=False):
+            return Prepared(_autograd(work, _compiled), _to_numpy(work))
 
     def forget(self) -> None:
         """Drop compiled code, or torch stops compiling after a number of shapes."""
@@ -69,6 +74,10 @@ def tensor_of(array: np.ndarray) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _without_grad(function: Callable[..., Any], tensors: tuple[Any, ...]) -> Callable[[], Any]:
@@ -95,13 +104,34 @@ def _call_of(work: Workload) -> Call:
     x, dy = tensor_of(work.x), tensor_of(work.dy)
     if case.layout == "NHWC":
         x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
-    builder = _BUILDERS.get((case.op, case.direction))
-    if builder is None:
-        raise Unsupported(f"no {case.op} {case.direction}")
-    weight = tensor_of(work.weight)
-    bias = None if work.bias is None else tensor_of(work.bias)
+    builder = _BUILDERS.get((case.op, case.direction), _formula)
+    params = [tensor_of(param) for param in work.params.values()]
     with torch.no_grad():
-        return builder(work, dy, x, weight, bias)
+        return builder(work, dy, x, *params)
+
+
+def _autograd(work: Workload, prepare: Callable[[Any], Any]) -> Callable[[], Any]:
+    """The gradients of the forward function, whose graph is built once."""
+    forward = dataclasses.replace(work, case=dataclasses.replace(work.case, direction="forward"))
+    function, tensors = _call_of(forward)
+    wanted = 1 + len(work.params)  # beside x and the parameters there may be buffers
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors[:wanted]]
+    y = prepare(function)(*leaves, *tensors[wanted:])
+    dy = tensor_of(work.dy)
+    return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+
+def _formula(work: Workload, dy: Any, x: Any, *params: Any) -> Call:
+    if work.case.layout == "NHWC":
+        raise Unsupported("the formula is for channels second")
+    count, buffers = len(params), [tensor_of(buffer) for buffer in work.buffers.values()]
+
+    def formula(x: Any, *tensors: Any) -> Any:
+        params = dict(zip(work.params, tensors[:count], strict=True))
+        buffers = dict(zip(work.buffers, tensors[count:], strict=True))
+        return formulas.forward(torch, work.case, x, params, buffers)
+
+    return formula, (x, *params, *buffers)
 
 
 def _layer_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
@@ -134,12 +164,12 @@ def _layer_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Cal
     return over_channels, (dy, x, mean, rstd, w, b)
 
 
-def _rms_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+def _rms_norm(work: Workload, dy: Any, x: Any, w: Any) -> Call:
     eps, size = eps_of(work.case), [w.numel()]
     return lambda x, w: functional.rms_norm(x, size, w, eps), (x, w)
 
 
-def _rms_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
+def _rms_norm_backward(work: Workload, dy: Any, x: Any, w: Any) -> Call:
     rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps_of(work.case))
 
     def formula(dy: Any, x: Any, rstd: Any, w: Any) -> Any:
@@ -151,25 +181,17 @@ def _rms_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
     return formula, (dy, x, rstd, w)
 
 
-def _rms_autograd(work: Workload) -> Callable[[], Any]:
-    x = tensor_of(work.x).requires_grad_()
-    w = tensor_of(work.weight).requires_grad_()
-    y = functional.rms_norm(x, [w.numel()], w, eps_of(work.case))
-    dy = tensor_of(work.dy)
-    return lambda: torch.autograd.grad(y, (x, w), dy, retain_graph=True)
-
-
 def _batch_norm(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
     eps, training = eps_of(work.case), work.case.option("training")
     # Copies: torch must not move the buffers that the other contenders read.
-    mean, var = (tensor_of(np.array(a)) for a in work.running)
+    mean, var = (tensor_of(a.copy()) for a in work.buffers.values())
     function = functional.batch_norm
     return lambda x, w, b, m, v: function(x, m, v, w, b, training, 0.1, eps), (x, w, b, mean, var)
 
 
 def _batch_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> Call:
     eps, training = eps_of(work.case), work.case.option("training")
-    mean, var = (tensor_of(np.array(a)) for a in work.running)
+    mean, var = (tensor_of(a.copy()) for a in work.buffers.values())
     _, save_mean, save_rstd = aten.native_batch_norm(
         x, w, b, mean.clone(), var.clone(), training, 0.1, eps
     )
@@ -217,6 +239,17 @@ def _instance_norm_backward(work: Workload, dy: Any, x: Any, w: Any, b: Any) -> 
     return backward, (dy, x, w, mean, rstd)
 
 
+def _weight_norm(work: Workload, dy: Any, v: Any, g: Any) -> Call:
+    axis = work.case.option("axis")
+    shape = [-1 if i == axis else 1 for i in range(v.ndim)]
+    return lambda v, g: torch._weight_norm(v, g.view(shape), axis), (v, g)
+
+
+def _normalize(work: Workload, dy: Any, x: Any) -> Call:
+    axis, eps = work.case.option("axis"), eps_of(work.case)
+    return lambda x: functional.normalize(x, 2.0, axis, eps), (x,)
+
+
 _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("layer_norm", "forward"): _layer_norm,
     ("layer_norm", "backward"): _layer_norm_backward,
@@ -228,4 +261,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("group_norm", "backward"): _group_norm_backward,
     ("instance_norm", "forward"): _instance_norm,
     ("instance_norm", "backward"): _instance_norm_backward,
+    ("weight_norm", "forward"): _weight_norm,
+    ("normalize", "forward"): _normalize,
 }
+# rms_norm's backward above is a formula, for the compiler alone.
+_NATIVE_BACKWARD = ("layer_norm", "batch_norm", "group_norm", "instance_norm")
