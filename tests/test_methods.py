@@ -82,6 +82,14 @@ def test_long_axes(rng, variant, size, layout):
     make_problem(rng, variant, bfloat16, (2, 3 * (size // 3), 2), layout).check()
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channel_axis=-1"])
+@pytest.mark.parametrize("shape", [(5, 18, 50, 50), (2, 330, 18, 18), (300, 12, 70)], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_more_than_a_block(rng, variant, shape, layout):
+    # About 1 MB: what pools close over no longer fits the blocks that a thread takes.
+    make_problem(rng, variant, shape=shape, layout=layout, mean=3.0).check()
+
+
 @each_variant
 @pytest.mark.parametrize("params", [(), ("weight",), ("bias",), ("weight", "bias")], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -88,10 +88,14 @@ void plan_work(const PlanRequest& r, Plan* p) {
       p->merged_outer ? std::max<Index>(1, p->chunk / std::max<Index>(1, p->count)) : 1;
 
   // What a closed block must hold, and how many there are.
-  const Index closure = p->extent == Extent::group ? p->cells / p->groups
-                        : p->extent == Extent::row ? p->cells
-                                                   : 1;
-  const Index closed_rows = p->extent == Extent::column ? p->outer : 1;
+  Index closure = 1, closed_rows = 1;
+  auto hold = [&](Extent e) {
+    if (e == Extent::row) closure = p->cells;
+    if (e == Extent::group) closure = std::max(closure, p->cells / p->groups);
+    if (e == Extent::column) closed_rows = p->outer;
+  };
+  hold(p->extent);
+  for (int i = 0; r.computed && i < r.pool_count; ++i) hold(extent_of(r.pools[i], r.affinity));
   const Index closed_bytes = std::max<Index>(1, closed_rows * closure * cell_bytes);
   const Index closed_blocks = p->outer * p->cells / (closed_rows * closure);
   const Index row_bytes = std::max<Index>(1, p->cells * cell_bytes);  // one row of the table
