@@ -99,6 +99,12 @@ const ErrorCase kErrors[] = {
      [](const Call& c) {
        lp_batch_norm_backward(c.dy.tensor(), c.x.tensor(), {}, c.gradients(), {.p = NAN});
      }},
+    {"OutOverScale", "out overlaps running_scale",
+     [](const Call& c) {
+       lp_batch_norm(
+           c.x.tensor(), {}, {}, c.out(),
+           {.running_mean = c.running_mean.tensor(), .running_scale = reshaped(c.y, {3})});
+     }},
     {"LpOfProcesses", "context.exchange is given",
      [](const Call& c) {
        lp_batch_norm(c.x.tensor(), {}, {}, c.out(), {}, c.stats(), kProcesses);
@@ -136,6 +142,11 @@ const ErrorCase kErrors[] = {
      }},
     {"WeightAxisOutOfRange", "axis is 3, expected -3 to 2",
      [](const Call& c) { weight_norm(c.x.tensor(), c.weight.tensor(), c.out(), {.axis = 3}); }},
+    {"GGradientOfOtherShape", "dg has shape (2,), expected (3,)",
+     [](const Call& c) {
+       weight_norm_backward(c.dy.tensor(), c.x.tensor(), c.weight.tensor(), c.gradients().dx,
+                            reshaped(c.dweight, {2}), {.axis = 1});
+     }},
     {"MaskOfOtherShape", "mask has shape (2, 3, 4), expected (2, 4)",
      [](const Call& c) {
        batch_norm(c.x.tensor(), {}, {}, c.out(), masked(c, c.x.tensor()), c.stats());
@@ -155,6 +166,15 @@ const ErrorCase kErrors[] = {
        const double mask[8] = {1, 1, 1, 1, 1, 1, 1, NAN};
        batch_norm_backward(c.dy.tensor(), c.x.tensor(), {}, c.gradients(),
                            masked(c, {mask, {2, 4}}));
+     }},
+    {"OutOverMask", "out overlaps mask",
+     [](const Call& c) {
+       batch_norm(c.x.tensor(), {}, {}, c.out(), masked(c, reshaped(c.y, {2, 4})));
+     }},
+    {"GradientOverMask", "out overlaps mask",
+     [](const Call& c) {
+       batch_norm_backward(c.dy.tensor(), c.x.tensor(), {}, {c.y.tensor(), {}, {}},
+                           masked(c, reshaped(c.y, {2, 4})));
      }},
 };
 

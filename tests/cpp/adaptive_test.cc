@@ -11,8 +11,10 @@ namespace {
 
 using namespace testing;
 
-const Size kForward[] = {{3, 4, 6}, {2, 3, 9}, {9, 2, 4}, {5, 3, 1100}, {300, 5, 4}};
-const Size kBackward[] = {{3, 4, 6}, {2, 3, 9}, {9, 2, 4}, {2, 1, 7}, {5, 3, 300}, {200, 5, 4}};
+// The last are cut into blocks of channels: in any element type, and in float64.
+const Size kForward[] = {{3, 4, 6}, {2, 3, 9}, {9, 2, 4}, {5, 3, 1100}, {300, 5, 4}, {8, 300, 90}};
+const Size kBackward[] = {{3, 4, 6},   {2, 3, 9},   {9, 2, 4},   {2, 1, 7},
+                          {5, 3, 300}, {200, 5, 4}, {10, 70, 80}};
 
 // d sum(dy * y) / d one argument: central differences at two steps, whose errors in h^2 cancel.
 double slope(const Method& m, const Values& at, Vector Values::* argument, std::size_t i) {

@@ -159,7 +159,8 @@ TEST_P(Processes, OneValueInAllOfThemIsTooFewForAll) {
     EXPECT_THROW(c.backward({}, {.exchange = exchange}), std::invalid_argument);
   });
   for (const Call* c : {&one, &none}) {
-    for (const auto a : {&Call::y, &Call::dx, &Call::dbias, &Call::dfirst}) {
+    for (const auto a : {&Call::y, &Call::dx, &Call::dbias, &Call::dfirst, &Call::mean, &Call::rstd,
+                         &Call::pooled, &Call::given}) {
       EXPECT_TRUE((c->*a).bytes.poisoned(0, (c->*a).bytes.size())) << "N " << c->N;
     }
     EXPECT_EQ(c->running_mean.read(), v.mean);
