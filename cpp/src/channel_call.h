@@ -42,6 +42,7 @@ struct ArgumentNames {
   const char* x = "x";
   const char* weight = "weight";
   const char* dy = "dy";
+  const char* dweight = "dweight";
 };
 
 struct ChannelCall {
@@ -56,6 +57,7 @@ struct ChannelCall {
   // Statistics of the first pool that are none of x's; with given_std the second is a deviation.
   ConstTensor given_mean{}, given_var{};
   bool given_std = false;
+  const char* var_name = "running_var";
   ConstTensor mask{};     // as x, with stride 0 along the channels
   bool training = false;  // one value per channel is too few
   ExpectedShape channel_shape{};
@@ -94,8 +96,7 @@ struct ChannelCall {
   bool nothing_computed() const { return given() && pool_count == 1; }
 
   // Buffers come in pairs; `use` takes the statistics from them.
-  void buffers(const ConstTensor& mean, const ConstTensor& var, bool use,
-               const char* var_name = "running_var") {
+  void buffers(const ConstTensor& mean, const ConstTensor& var, bool use) {
     if (static_cast<bool>(mean) != static_cast<bool>(var)) {
       throw value_error(std::string(mean ? var_name : "running_mean") + " is None, expected " +
                         "an array: the other running buffer is given");
@@ -254,15 +255,15 @@ template <class Method, class MakeParams>
 void join_empty(const ChannelCall& call, const MakeParams& make_params,
                 std::span<const BufferUpdate> updates, const StatsOut& stats,
                 const Context& context) {
-  finish_empty(stats, context);
   double count = 0;
   const Reach reach = call.reach(context, &count);
-  if (!reach.exchange) return;
+  if (!reach.exchange) return finish_empty(stats, context);
   CallMemory call_memory(context);
   Memory& memory = call_memory.get();
   const Index channels = call.channels();
   StatsTable table(channels, memory);
   merge_empty(reach, /*known=*/false, channels, table, memory);
+  finish_empty(stats, context);
   if (count == 0) return;
   const typename Method::Params params = make_params(memory);
   for (Index k = 0; k < channels; ++k) {
@@ -291,7 +292,8 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
   check_disjoint("out", y, call.names.weight, call.weight);
   check_disjoint("out", y, "bias", call.bias);
   check_disjoint("out", y, "running_mean", call.given_mean);
-  check_disjoint("out", y, call.given_std ? "running_std" : "running_var", call.given_var);
+  check_disjoint("out", y, call.var_name, call.given_var);
+  check_disjoint("out", y, "mask", call.mask);
   for (const BufferUpdate& u : updates) check_disjoint("out", y, u.name, u.buffer);
   for (const OwnParameter& p : own) check_disjoint("out", y, p.name, p.value);
   check_stats_out(stats, call.stats_shape());
@@ -388,9 +390,10 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   check_output("out", g.dx, call.x, /*may_be_x=*/true, call.names.x);
   if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, call.names.dy, dy);
   check_disjoint("out", g.dx, call.names.weight, call.weight);
+  check_disjoint("out", g.dx, "mask", call.mask);
   for (const OwnParameter& p : own.of) check_disjoint("out", g.dx, p.name, p.value);
   if (g.dweight && !same_shape(g.dweight, call.weight)) {
-    check_shape("dweight", g.dweight, call.channel_shape);
+    check_shape(call.names.dweight, g.dweight, call.channel_shape);
   }
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
   check_pooled(stats.pooled, call.stats_shape());

@@ -83,7 +83,8 @@ ChannelCall batch_renorm_call(const ConstTensor& x, const ConstTensor& weight,
                               const ConstTensor& bias, const BatchRenormOptions& o) {
   ChannelCall call = ChannelCall::of(kMethod<Method>, x, weight, bias, o.channel_axis);
   if (!o.running_mean) throw value_error("running_mean is None, expected an array");
-  call.buffers(o.running_mean, o.running_std, /*use=*/true, "running_std");
+  call.var_name = "running_std";
+  call.buffers(o.running_mean, o.running_std, /*use=*/true);
   call.given_std = true;
   check_eps(o.eps, /*positive=*/o.training);
   check_training(call, o.momentum, o.training);
@@ -159,7 +160,8 @@ template <class Method, class Options>
 ChannelCall scaled_call(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                         const Options& o) {
   ChannelCall call = ChannelCall::of(kMethod<Method>, x, weight, bias, o.channel_axis);
-  call.buffers(o.running_mean, o.running_scale, /*use=*/!o.training, "running_scale");
+  call.var_name = "running_scale";
+  call.buffers(o.running_mean, o.running_scale, /*use=*/!o.training);
   call.given_std = true;
   check_eps(o.eps, /*positive=*/o.training);
   check_training(call, o.momentum, o.training);

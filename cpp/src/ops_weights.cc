@@ -11,7 +11,7 @@ ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
   check_eps(o.eps, false);
   if (!g) throw type_error("g is None, expected an array");
   ChannelCall call{WeightNorm::pools, 1, v, g, kAbsent, -1, false};
-  call.names = {"v", "g", "dw"};
+  call.names = {"v", "g", "dw", "dg"};
   if (o.axis) {
     if (v.ndim() == 0) throw value_error("v has shape (), expected at least one axis");
     call.channel_axis = check_axis("axis", *o.axis, v.ndim());

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "allocations.h"
 #include "support.h"
@@ -12,6 +11,8 @@
 namespace normcore {
 namespace {
 
+using testing::allocations_of;
+using testing::Array;
 using testing::Bytes;
 using testing::Random;
 
@@ -35,41 +36,6 @@ void PrintTo(const OpCase& c, std::ostream* out) {
 
 constexpr double kEps = 1e-3, kOffset = 0.5;
 constexpr Index kGroups = 2;
-
-// An array of its own with the values that it was filled with.
-struct Array {
-  DType dtype;
-  std::vector<Index> shape, strides;
-  Bytes bytes;
-  std::vector<double> values;  // in the order of the axes
-
-  Array(DType t, std::vector<Index> shape_in, std::vector<Index> strides_in = {})
-      : dtype(t),
-        shape(std::move(shape_in)),
-        strides(std::move(strides_in)),
-        bytes(std::size_t(size()) * size_of(t)) {
-    if (strides.empty()) {
-      strides.assign(shape.size(), 1);
-      for (std::size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-    }
-  }
-  Index size() const {
-    return std::accumulate(shape.begin(), shape.end(), Index(1), std::multiplies<>());
-  }
-  Index place(Index i) const {
-    Index at = 0;
-    for (std::size_t d = shape.size(); d-- > 0; i /= shape[d]) at += i % shape[d] * strides[d];
-    return at;
-  }
-  void fill(Random& random, double mean, double scale) {
-    for (Index i = 0; i < size(); ++i) {
-      values.push_back(testing::round_to(dtype, mean + scale * random.normal()));
-      testing::put(dtype, bytes.data(), place(i), values.back());
-    }
-  }
-  double read(Index i) const { return testing::get(dtype, bytes.data(), place(i)); }
-  Tensor tensor() const { return testing::make_tensor(bytes.data(), dtype, shape, strides); }
-};
 
 // All arguments and results of one operation on x [N, C, H, W].
 struct Call {
@@ -332,20 +298,6 @@ TEST_P(Ops, ResultsAreTheSameBitsForAnyNumberOfThreads) {
       }
     }
   }
-}
-
-// Calls of operator new in ten calls of f, in the steady state: a thread's first task may come
-// late, so not at once. What every call allocates never goes away.
-template <class F>
-long allocations_of(F f) {
-  long count = 0;
-  for (int round = 0; round < 20; ++round) {
-    const long before = testing::allocations();
-    for (int i = 0; i < 10; ++i) f();
-    count = testing::allocations() - before;
-    if (count == 0) break;
-  }
-  return count;
 }
 
 TEST_P(Ops, InferenceAllocatesNothingInTheSteadyState) {

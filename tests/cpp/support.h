@@ -3,15 +3,20 @@
 // and share nothing with those of the library.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <ostream>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "normcore/normcore.h"
@@ -161,6 +166,14 @@ inline Tensor make_tensor(void* data, DType t, const std::vector<Index>& shape,
 
 // ---- reproducible numbers
 
+// Of this run, where a test searches further each time: NORMCORE_TEST_SEED repeats one.
+inline unsigned run_seed() {
+  static const char* given = std::getenv("NORMCORE_TEST_SEED");
+  static const unsigned seed =
+      given ? unsigned(std::strtoul(given, nullptr, 10)) : std::random_device()();
+  return seed;
+}
+
 class Random {
  public:
   explicit Random(unsigned seed) : engine_(seed) {}
@@ -173,6 +186,84 @@ class Random {
 
  private:
   std::mt19937_64 engine_;
+};
+
+// ---- arrays
+
+// An array of its own with the values that it was filled with. Strides may leave gaps and be
+// negative; what lies between the elements is poisoned.
+struct Array {
+  DType dtype;
+  std::vector<Index> shape, strides;
+  Bytes bytes;
+  std::vector<double> values;  // in the order of the axes
+
+  Array(DType t, std::vector<Index> shape_in, std::vector<Index> strides_in = {})
+      : dtype(t),
+        shape(std::move(shape_in)),
+        strides(strides_in.empty() ? contiguous_strides() : std::move(strides_in)),
+        bytes(std::size_t(span()) * size_of(t)) {}
+  Index size() const {
+    return std::accumulate(shape.begin(), shape.end(), Index(1), std::multiplies<>());
+  }
+  // Where element i lies.
+  Index place(Index i) const {
+    Index at = first();
+    for (std::size_t d = shape.size(); d-- > 0; i /= shape[d]) at += i % shape[d] * strides[d];
+    return at;
+  }
+  void fill(Random& random, double mean, double scale) {
+    std::vector<double> numbers(static_cast<std::size_t>(size()));
+    for (double& v : numbers) v = mean + scale * random.normal();
+    assign(numbers);
+  }
+  void assign(const std::vector<double>& numbers) {
+    values.clear();
+    for (const double v : numbers) {
+      values.push_back(round_to(dtype, v));
+      put(dtype, bytes.data(), place(Index(values.size()) - 1), values.back());
+    }
+  }
+  double read(Index i) const { return get(dtype, bytes.data(), place(i)); }
+  std::vector<double> read() const {
+    std::vector<double> numbers(static_cast<std::size_t>(size()));
+    for (Index i = 0; i < size(); ++i) numbers[std::size_t(i)] = read(i);
+    return numbers;
+  }
+  bool gaps_untouched() const {
+    std::vector<bool> element(std::size_t(span()), false);
+    for (Index i = 0; i < size(); ++i) element[std::size_t(place(i))] = true;
+    const std::size_t n = size_of(dtype);
+    for (std::size_t i = 0; i < element.size(); ++i) {
+      if (!element[i] && !bytes.poisoned(i * n, (i + 1) * n)) return false;
+    }
+    return true;
+  }
+  Tensor tensor() const {
+    return make_tensor(bytes.data() + std::size_t(first()) * size_of(dtype), dtype, shape, strides);
+  }
+
+ private:
+  std::vector<Index> contiguous_strides() const {
+    std::vector<Index> result(shape.size(), 1);
+    for (std::size_t i = shape.size(); i-- > 1;) result[i - 1] = result[i] * shape[i];
+    return result;
+  }
+  // Elements before the one with indices 0, and in all.
+  Index first() const {
+    Index n = 0;
+    for (std::size_t d = 0; d < shape.size() && size() > 0; ++d) {
+      n -= std::min<Index>(strides[d], 0) * (shape[d] - 1);
+    }
+    return n;
+  }
+  Index span() const {
+    Index n = size() > 0;
+    for (std::size_t d = 0; d < shape.size() && n > 0; ++d) {
+      n += std::abs(strides[d]) * (shape[d] - 1);
+    }
+    return n;
+  }
 };
 
 // ---- parameters of test suites
