@@ -390,6 +390,8 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   check_output("out", g.dx, call.x, /*may_be_x=*/true, call.names.x);
   if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, call.names.dy, dy);
   check_disjoint("out", g.dx, call.names.weight, call.weight);
+  check_disjoint("out", g.dx, "running_mean", call.given_mean);
+  check_disjoint("out", g.dx, call.var_name, call.given_var);
   check_disjoint("out", g.dx, "mask", call.mask);
   for (const OwnParameter& p : own.of) check_disjoint("out", g.dx, p.name, p.value);
   if (g.dweight && !same_shape(g.dweight, call.weight)) {
