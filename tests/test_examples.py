@@ -80,6 +80,8 @@ def test_digits_has_every_layer(load):
 
 def test_out_of_core(tmp_path):
     pytest.importorskip("dask.array")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the example measures its memory as Linux does")
     code = """
 import numpy as np, out_of_core
 layer = out_of_core.main(["--mib=512", "--block=10007"])
