@@ -60,7 +60,8 @@ NORMCORE_HD inline Slopes slopes_of(const SpreadKind& kind, double n, const doub
   return {1 / k, tie, sums[2] + tie * sums[4]};
 }
 
-// The k-th largest |u|, found by bisection over the bit patterns, which order numbers >= 0.
+// A threshold between the k-th largest |u| and the next, or that one itself where the next equals
+// it: found by bisection over the bit patterns, which order numbers >= 0.
 template <class C>
 struct Bracket {
   using Bits = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
@@ -71,11 +72,14 @@ struct Bracket {
   // most 2.
   NORMCORE_HD Bracket(double n, double k) : high(std::bit_cast<Bits>(C(2.5 * std::sqrt(n / k)))) {}
   NORMCORE_HD C middle() const { return std::bit_cast<C>(Bits(low + (high - low) / 2)); }
+  NORMCORE_HD bool found() const { return low == high; }
   // `above`: how many exceed the middle.
   NORMCORE_HD void narrow(double above, double k) {
-    if (low == high) return;
+    if (found()) return;
     const Bits middle = low + (high - low) / 2;
-    if (above < k) {
+    if (above == k) {
+      low = high = middle;
+    } else if (above < k) {
       high = middle;
     } else {
       low = middle + 1;
@@ -170,7 +174,8 @@ class BlockSpread {
     }
     Bracket<C>* brackets = scope_.template take<Bracket<C>>(cells_);
     for (Index c = 0; c < cells_; ++c) brackets[c] = Bracket<C>(count(), k);
-    for (int step = 0; step < Bracket<C>::kSteps; ++step) {
+    auto found = [](const Bracket<C>& bracket) { return bracket.found(); };
+    while (!std::all_of(brackets, brackets + cells_, found)) {
       for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
       Scope inner(be_.workspace());
       const double* sums = tally(kind_.order, &inner);
