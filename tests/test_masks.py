@@ -169,6 +169,15 @@ def test_where_nothing_counts_y_is_bias_and_the_buffers_stay(rng):
     assert not got.dx.any() and not got.dweight.any()
 
 
+def test_a_mask_of_nothing(rng):
+    # Memory that was just freed, full of what a mask must not hold: empty arrays often get it.
+    for _ in range(50):
+        np.full(1, -1.0), np.full(1, -1.0, np.float32)
+        empty = np.zeros((0, 30), np.float32)
+        assert nc.batch_norm(empty, training=True, mask=np.zeros(0, bool)).shape == empty.shape
+        assert not nc.moments(empty, axis=0, mask=np.zeros((0, 30), bool)).count.any()
+
+
 def test_running_statistics_know_no_mask(rng):
     x, dy, w, b, mask = make(rng, (5, 6, 7))
     given = dict(running_mean=np.zeros(6), running_var=np.ones(6))
@@ -263,6 +272,10 @@ def test_errors(rng):
             nc.batch_norm(x, w, b, mask=bad, out=y)
         with pytest.raises(ValueError, match=match):
             nc.batch_norm_backward(dy, x, w, b, mask=bad, out=y)
+    with pytest.raises(ValueError, match="mask holds -1"):  # also where it is not needed
+        nc.batch_norm(x, running_mean=w, running_var=w * w, mask=mask - 1.0, out=y)
+    with pytest.raises(ValueError, match=r"x has shape \(6,\)"):
+        nc.BatchNorm(6)(x[0, :, 0], mask=True)
     with pytest.raises(TypeError, match="mask has dtype complex128"):
         nc.batch_norm(x, w, b, mask=mask * 1j, out=y)
     with pytest.raises(ValueError, match="channel_axis"):

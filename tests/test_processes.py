@@ -208,6 +208,16 @@ def test_different_calls_are_told(rng):
         Threads.run(2, work)
 
 
+def test_many_processes_make_the_same_call():
+    class Many:  # sums one after the other, with its roundings
+        def allreduce(self, array):
+            return np.add.accumulate(np.tile(array, (1000, 1)))[-1]
+
+    layer = nc.BatchNorm(6, comm=Many())
+    for _ in range(200):
+        layer(np.ones((4, 6), np.float32))
+
+
 def test_errors(rng):
     with pytest.raises(TypeError, match=r"comm is 3, expected an object with allreduce"):
         nc.BatchNorm(3, comm=3)

@@ -54,6 +54,7 @@ inline void check_mask_dtype(const ConstTensor& mask, const ConstTensor& x) {
 
 // The sum of the weights, each of which must be finite and not negative.
 inline double sum_of_mask(const ConstTensor& mask) {
+  if (mask.size() == 0) return 0;  // whatever its strides
   Walk w;
   double repeats = 1, sum = 0;
   for (int a = 0; a < mask.ndim(); ++a) {

@@ -141,10 +141,12 @@ struct ChannelCall {
     r.exchange = exchange(context);
     r.count = count;
     r.least_count = training && !mask ? 2 : 0;
-    if (mask && !nothing_computed()) {
+    if (!mask) return r;
+    // The mask is repeated along the channels.
+    const double sum = sum_of_mask(mask) / double(std::max<Index>(1, channels()));
+    if (!nothing_computed()) {
       r.mask = mask.data();
-      // Repeated along the channels.
-      *count = r.mask_sum = sum_of_mask(mask) / double(channels());
+      *count = r.mask_sum = sum;
     }
     return r;
   }

@@ -58,7 +58,7 @@ struct Plan {
   Affinity affinity;
   Index outer, cells, count;  // the table [outer, cells] and the elements of a cell
   Index groups;
-  Extent extent;      // of the widest pool: what a closed block must hold whole
+  Extent extent;      // of the widest pool
   bool merged_outer;  // statistics do not depend on the row of the table
 
   // Axes of x in memory order, outermost first: what tables and parameters are indexed by.

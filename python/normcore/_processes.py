@@ -57,9 +57,9 @@ class Processes:
         """Make sure that all processes make the same call: fewer sums would be taken for others."""
         self._calls += 1
         self._what = f"{what}, call {self._calls}"
-        tag = float(zlib.crc32(self._what.encode()) % 2**24)
+        tag = float(zlib.crc32(self._what.encode()) % 2**16)
         number, tags, squares = self.sum(np.array([1.0, tag, tag * tag]))
-        if tags != number * tag or squares != number * tag * tag:  # integers below 2**53: exact
+        if tags != number * tag or squares != number * tag * tag:  # below 2**53: exact
             raise RuntimeError(
                 f"the {number:.0f} processes of comm do not make the same call: "
                 f"this one is at {self._what}"

@@ -286,12 +286,14 @@ class _RunningNorm(_ChannelLayer):
             return self._run(x, mask, **forward_only)
         name = f"{type(self).__name__}({self.num_features})"
         self._check_shape(np.shape(x))  # before anybody waits
-        with processes.together(f"{name} forward"):
+        with processes.together(f"{name} forward{' with a mask' if mask else ''}"):
             y = self._run(x, mask, **forward_only)
         gradient = self._gradient
         assert gradient is not None
 
         def together(dy: Any, **options: Any) -> Any:
+            if np.shape(dy) != np.shape(x):  # before anybody waits
+                raise ValueError(f"dy has shape {np.shape(dy)}, expected {np.shape(x)}: x's")
             with processes.together(f"{name} backward"):
                 return gradient(dy, **options)
 

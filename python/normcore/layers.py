@@ -444,6 +444,7 @@ class BatchNorm(Foldable, _RunningNorm):
         position counts in the statistics, as in `batch_norm`.
         """
         if mask is not None:
+            self._check_shape(np.shape(x))
             mask = position_weights(mask, x, self.channel_axis)
         return self._call(x, step, mask)
 

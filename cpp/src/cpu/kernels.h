@@ -72,7 +72,7 @@ struct KernelSet {
   void (*moments[2])(In x, Index rows, Index cols, double* mean, double* m2);
   void (*squares[2])(In x, Index rows, Index cols, double* mean, double* m2);
   // Of the elements that count, by weights >= 0 in the compute type: sum of weights, mean and sum
-  // of squared deviations per cell. What has no weight is not read.
+  // of squared deviations per cell. What has no weight may hold anything.
   void (*masked_moments[2])(In x, In mask, Index rows, Index cols, double* weight, double* mean,
                             double* m2);
   void (*affine[2])(In x, Out y, Index rows, Index cols, Affine<C> f);
