@@ -79,7 +79,10 @@ def ctest(session: nox.Session, build: str, *options: str) -> None:
     """Build the C++ library with its tests and run them."""
     build_tests(session, build, *options)
     no_tests = f"--no-tests={'error' if IN_CI else 'ignore'}"
-    session.run("ctest", "--test-dir", build, "--output-on-failure", no_tests)
+    at_once = str(os.cpu_count() or 1)
+    session.run(
+        "ctest", "--test-dir", build, "--output-on-failure", no_tests, "--parallel", at_once
+    )
 
 
 def smoke(session: nox.Session) -> None:
