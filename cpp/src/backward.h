@@ -215,6 +215,7 @@ class Backward {
     const Index cells = s.rows * b.kn;
     GradientTable<C> t(scope, cells, s.center);
     solve(b, s, t);
+    const C* zeros = scope.template take_filled<C>(cells, 0);
 
     const Units units(plan_, b);
     const Index pieces = units.pieces();
@@ -222,13 +223,21 @@ class Backward {
     auto sum_unit = [&](Index i, double* dy_u, double* dy_1) {
       const Range range = units.range(i);
       const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
-      be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight, args_.dy, args_.x,
-               dy_u + at, dy_1 + at);
+      if constexpr (ShiftsOnly<Method>) {
+        be_.total(range, table, zeros, args_.dy, dy_u + at, dy_1 + at);
+      } else {
+        be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight, args_.dy, args_.x,
+                 dy_u + at, dy_1 + at);
+      }
     };
     auto grad_range = [&](const Range& range) {
       if (args_.reach.mask) {
         be_.grad_masked(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, args_.reach.mask,
                         args_.dy, args_.x, args_.dx);
+        return;
+      }
+      if constexpr (ShiftsOnly<Method>) {
+        be_.scale_gradient(range, table, t.p, zeros, t.r, args_.dy, args_.dx);
         return;
       }
       be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, {t.a_c, t.center, t.b_c},
@@ -240,10 +249,9 @@ class Backward {
     double* dy_1 = scope.template take<double>(pieces * b.kn);
     if (computed() == P) {
       // No gradient flows through the statistics: one sweep does both.
-      const C* zeros = scope.template take_filled<C>(cells, 0);
       for_units(be_, n, [&](Index i) {
         if (to.dweight) sum_unit(i, dy_u, dy_1);
-        be_.scale_gradient(units.range(i), table, t.p, zeros, args_.dy, args_.dx);
+        be_.scale_gradient(units.range(i), table, t.p, zeros, zeros, args_.dy, args_.dx);
       });
       if (to.dweight) {
         merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
@@ -252,15 +260,22 @@ class Backward {
       return;
     }
 
+    if constexpr (MeasuresSpread<Method>) {
+      BlockSpread<Method, Backend> spread(be_, b, s, args_.x, params_.spread, scope);
+      spread.begin_slopes();
+      for_units(be_, n, [&](Index i) {
+        sum_unit(i, dy_u, dy_1);
+        spread.tally_unit(i);  // while x is in cache
+      });
+      merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
+      if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
+      through_spread(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), units, t, spread);
+      return;
+    }
     for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
     merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
     if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
-    const CellGradients d = pull_back(b, s, t, dy_u, dy_1, to, scope);
-    if constexpr (MeasuresSpread<Method>) {
-      through_spread(b, s, d, units, t, scope);
-      return;
-    }
-    spread_over_members(b, s, d, t);
+    spread_over_members(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), t);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -408,26 +423,24 @@ class Backward {
 
   // As spread_over_members and the end of block, with slopes in place of u. There are no
   // elementwise parameters.
+  template <class BlockSpread>
   void through_spread(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
-                      const Units& units, const GradientTable<C>& t, Scope& scope) {
-    if constexpr (MeasuresSpread<Method>) {
-      BlockSpread<Method, Backend> spread(be_, b, s, args_.x, params_.spread, scope);
-      spread.find_slopes();
-      const double n = s.pools[0].count;
-      for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
-        const Slopes& slopes = spread.slopes(cell);
-        const double q = d.var[0][cell] * slopes.weight;
-        t.q[cell] = C(q);
-        t.r[cell] = Method::raw ? C(0) : C((d.mean[0][cell] - q * slopes.sum) / n);
-      }
-      const auto f = spread.kernel_arguments();
-      const typename Backend::Table table{b.o0, b.k0, s.row_step};
-      const Index n_units = units.count();
-      for_units(be_, n_units, [&](Index i) {
-        be_.slope_grad(units.range(n_units - 1 - i), table, {t.p, t.q, t.r, {}}, f, args_.dy,
-                       args_.x, args_.dx);
-      });
+                      const Units& units, const GradientTable<C>& t, BlockSpread& spread) const {
+    spread.end_slopes();
+    const double n = s.pools[0].count;
+    for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
+      const Slopes& slopes = spread.slopes(cell);
+      const double q = d.var[0][cell] * slopes.weight;
+      t.q[cell] = C(q);
+      t.r[cell] = Method::raw ? C(0) : C((d.mean[0][cell] - q * slopes.sum) / n);
     }
+    const auto f = spread.kernel_arguments();
+    const typename Backend::Table table{b.o0, b.k0, s.row_step};
+    const Index n_units = units.count();
+    for_units(be_, n_units, [&](Index i) {
+      be_.slope_grad(units.range(n_units - 1 - i), table, {t.p, t.q, t.r, {}}, f, args_.dy, args_.x,
+                     args_.dx);
+    });
   }
 
   // Replaces every cell's value by the sum over the cells of its pool.

@@ -375,7 +375,8 @@ void join_empty_backward(const ChannelCall& call, const SavedStats& stats, const
   if (!reach.exchange) return;
   StatsTable table(call.channels(), memory);
   const bool last = Method::pools[kPoolCount<Method> - 1] == Pool::batch;
-  merge_empty(reach, last && stats.pooled, call.channels(), table, memory);
+  const bool known = last && (ShiftsOnly<Method> || stats.pooled);
+  merge_empty(reach, known, call.channels(), table, memory);
   for (double* values : {table.mean, table.var}) {
     std::fill_n(values, call.channels(), 0.0);
     reach.exchange->sum(values, call.channels());
@@ -440,6 +441,9 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       const PooledValues forward(plan, stats.pooled, memory);
       args.forward_mean = forward.mean;
       args.forward_var = forward.var;
+      if (ShiftsOnly<Method>) {
+        args.forward_mean = args.forward_var = memory.take_filled<double>(channels, 0);
+      }
       if (call.given()) {
         // What the forward call used, if it says so: the buffers may have moved on.
         const ConstTensor& saved = call.nothing_computed() ? stats.pooled : stats.given;

@@ -10,6 +10,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -101,6 +102,7 @@ class BlockSpread {
       : be_(be), b_(b), s_(s), x_(x), kind_(kind), scope_(scope), cells_(s.rows * b.kn) {
     for (C** column : {&low_, &unit_, &threshold_, &tie_}) *column = scope.template take<C>(cells_);
     slopes_ = scope.template take<Slopes>(cells_);
+    largest_ = scope.template take<double>(cells_ * kMostSums);
     for (Index c = 0; c < cells_; ++c) {
       low_[c] = C(s.cells.mean[0][c]);
       tie_[c] = threshold_[c] = 0;
@@ -119,10 +121,10 @@ class BlockSpread {
     if (!all(told)) {
       const double least = least_deviation(kind_);
       set_unit([&](Index c) { return std::max(std::sqrt(var[c]), least); });
-      find_threshold(nullptr);
-      if (!one_largest) sums = tally(kind_.order);
+      sums = find_threshold(nullptr);
+      if (!sums && !one_largest) sums = tally(kind_.order, scope_);
       // Comparisons pass a NaN over, a sum does not. Where there is one the variance is not finite.
-      if (kind_.order == 0 && !all(finite)) sizes = tally(1);
+      if (kind_.order == 0 && !all(finite)) sizes = tally(1, scope_);
     }
     for (Index c = 0; c < cells_; ++c) {
       if (told(var[c])) {
@@ -136,11 +138,26 @@ class BlockSpread {
     }
   }
 
-  void find_slopes() {
+  // The slopes need a tally of every unit, which can be taken beside another sweep.
+  void begin_slopes() {
     const double* spread = s_.pools[0].var;
     set_unit([&](Index c) { return spread[c]; });
-    find_threshold(spread);
-    const double* sums = tally(kind_.order);
+    sums_ = find_threshold(spread);
+    if (!sums_) begin_tally(kind_.order, scope_);
+  }
+  void tally_unit(Index unit) {
+    if (sums_) return;
+    const Units units(be_.plan(), b_);
+    const Range range = units.range(unit);
+    double* to[kMostSums];
+    for (int k = 0; k < kMostSums; ++k) {
+      to[k] = parts_ + (k * units.pieces() + units.piece_of(unit)) * b_.kn + (range.k0 - b_.k0);
+    }
+    be_.tally(range, table(), kernel_arguments(order_), x_, to);
+  }
+  void end_slopes() {
+    const double* spread = s_.pools[0].var;
+    const double* sums = sums_ ? sums_ : end_tally(scope_);
     for (Index c = 0; c < cells_; ++c) {
       const double of_u = spread[c] * double(unit_[c]);
       slopes_[c] = slopes_of(kind_, count(), sums + c * kMostSums, of_u);
@@ -164,80 +181,123 @@ class BlockSpread {
   }
 
   // Of the largest: the least of them. A single one is the spread itself, where that is known.
-  void find_threshold(const double* spread) {
-    if (kind_.order > 0) return;
+  // Returns what `tally` would sum, where that came with it.
+  const double* find_threshold(const double* spread) {
+    if (kind_.order > 0) return nullptr;
     const double k = kind_.largest(count());
-    if (k == 1) {
-      if (!spread) find_peaks();
-      for (Index c = 0; spread && c < cells_; ++c) threshold_[c] = C(spread[c] * double(unit_[c]));
-      return;
+    if (k == 1 && spread) {
+      for (Index c = 0; c < cells_; ++c) threshold_[c] = C(spread[c] * double(unit_[c]));
+      return nullptr;
     }
-    Bracket<C>* brackets = scope_.template take<Bracket<C>>(cells_);
+    const bool bounded = take_peaks(Index(k));
+    if (k == 1) return nullptr;
+    const double* sums = bounded ? take_outliers(Index(k)) : nullptr;
+    if (!sums) search(k);
+    return sums;
+  }
+
+  // Makes the k-th largest of the peaks of a pool's parts the threshold: k elements or more reach
+  // it, if it is above 0. False where a pool has fewer parts.
+  bool take_peaks(Index k) {
+    constexpr Index kParts = Backend::kPeakParts;
+    Scope scope(be_.workspace());
+    const Units units(be_.plan(), b_);
+    const Index parts = units.pieces() * kParts, per_row = parts / s_.rows;
+    if (per_row < k) return false;
+    double* peaks = scope.template take<double>(parts * b_.kn);
+    for_units(be_, units.count(), [&](Index i) {
+      const Range range = units.range(i);
+      be_.peaks(range, table(), kernel_arguments(), x_,
+                peaks + units.piece_of(i) * kParts * b_.kn + (range.k0 - b_.k0), b_.kn);
+    });
+    double* own = scope.template take<double>(per_row);
+    for (Index c = 0; c < cells_; ++c) {
+      const double* from = peaks + c / b_.kn * per_row * b_.kn + c % b_.kn;
+      for (Index j = 0; j < per_row; ++j) own[j] = from[j * b_.kn];
+      std::nth_element(own, own + (k - 1), own + per_row, std::greater<>());
+      threshold_[c] = C(own[k - 1]);
+    }
+    return true;
+  }
+
+  // From the elements that reach the threshold of take_peaks, the k-th largest and what `tally`
+  // sums for it. Null where they are too many.
+  const double* take_outliers(Index k) {
+    const Index capacity = 4 * k + 64;
+    // Where it is 0, as in a channel that is constant, what is not.
+    for (Index c = 0; c < cells_; ++c) {
+      threshold_[c] = std::max(threshold_[c], std::numeric_limits<C>::denorm_min());
+    }
+    Scope scope(be_.workspace());
+    C* values = scope.template take<C>(cells_ * capacity);
+    Index* size = scope.template take_filled<Index>(cells_, 0);
+    const Units units(be_.plan(), b_);
+    for_units(be_, units.count(), [&](Index i) {
+      be_.outliers(units.range(i), table(), kernel_arguments(), x_, {values, size, capacity});
+    });
+    if (std::any_of(size, size + cells_, [=](Index n) { return n > capacity; })) return nullptr;
+    for (Index c = 0; c < cells_; ++c) {
+      C* first = values + c * capacity;
+      std::sort(first, first + size[c], [](C a, C b) { return std::abs(a) > std::abs(b); });
+      const C threshold = threshold_[c] = size[c] < k ? C(0) : std::abs(first[k - 1]);
+      double* sums = largest_ + c * kMostSums;
+      std::fill_n(sums, kMostSums, 0.0);
+      if (size[c] < k) sums[3] = count() - double(size[c]);
+      for (Index i = 0; i < size[c] && std::abs(first[i]) >= threshold; ++i) {
+        const double sign = first[i] > 0 ? 1 : -1;
+        if (std::abs(first[i]) > threshold) {
+          sums[0] += 1;
+          sums[1] += std::abs(double(first[i]));
+          sums[2] += sign;
+        } else {
+          sums[3] += 1;
+          sums[4] += sign;
+        }
+      }
+    }
+    return largest_;
+  }
+
+  // By bisection: a sweep for each step.
+  void search(double k) {
+    Scope scope(be_.workspace());
+    Bracket<C>* brackets = scope.template take<Bracket<C>>(cells_);
     for (Index c = 0; c < cells_; ++c) brackets[c] = Bracket<C>(count(), k);
     auto found = [](const Bracket<C>& bracket) { return bracket.found(); };
     while (!std::all_of(brackets, brackets + cells_, found)) {
       for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
       Scope inner(be_.workspace());
-      const double* sums = tally(kind_.order, &inner);
+      const double* sums = tally(kind_.order, inner);
       for (Index c = 0; c < cells_; ++c) brackets[c].narrow(sums[c * kMostSums], k);
     }
     for (Index c = 0; c < cells_; ++c) threshold_[c] = brackets[c].middle();
   }
 
-  // f(range, the piece's results [kn] of K) for all units, and `join` over the pieces of each row.
-  template <int K, class F, class Join>
-  void over_pieces(Scope& scope, F f, Join join, double* out) {
-    const Units units(be_.plan(), b_);
-    const Index pieces = units.pieces();
-    double* parts = scope.template take<double>(K * pieces * b_.kn);
-    for_units(be_, units.count(), [&](Index i) {
-      const Range range = units.range(i);
-      double* to[K];
-      for (int k = 0; k < K; ++k) {
-        to[k] = parts + (k * pieces + units.piece_of(i)) * b_.kn + (range.k0 - b_.k0);
-      }
-      f(range, to);
-    });
-    const Index per_row = pieces / s_.rows;
+  // [cells, kMostSums]: what the kernel `tally` sums for an order, by unit and piece and then
+  // joined in the order of the pieces.
+  const double* tally(double order, Scope& scope) {
+    begin_tally(order, scope);
+    for_units(be_, Units(be_.plan(), b_).count(), [&](Index i) { tally_unit(i); });
+    return end_tally(scope);
+  }
+  void begin_tally(double order, Scope& scope) {
+    order_ = order;
+    const Index n = Units(be_.plan(), b_).pieces() * b_.kn;
+    // Of powers the last three are not used.
+    parts_ = scope.template take_filled<double>(kMostSums * n, 0);
+  }
+  const double* end_tally(Scope& scope) const {
+    double* out = scope.template take_filled<double>(cells_ * kMostSums, 0);
+    const Index pieces = Units(be_.plan(), b_).pieces(), per_row = pieces / s_.rows;
     for (Index o = 0; o < s_.rows; ++o) {
-      for (Index k = 0; k < b_.kn; ++k) {
-        for (int v = 0; v < K; ++v) {
-          double value = 0;
-          for (Index j = 0; j < per_row; ++j) {
-            value = join(value, parts[(v * pieces + o * per_row + j) * b_.kn + k]);
-          }
-          out[(o * b_.kn + k) * kMostSums + v] = value;
+      for (int v = 0; v < kMostSums; ++v) {
+        for (Index j = 0; j < per_row; ++j) {
+          const double* from = parts_ + (v * pieces + o * per_row + j) * b_.kn;
+          for (Index k = 0; k < b_.kn; ++k) out[(o * b_.kn + k) * kMostSums + v] += from[k];
         }
       }
     }
-  }
-
-  // [cells, kMostSums]: what `tally` sums for an order.
-  const double* tally(double order, Scope* within = nullptr) {
-    Scope& scope = within ? *within : scope_;
-    double* out = scope.template take<double>(cells_ * kMostSums);
-    auto add = [](double a, double b) { return a + b; };
-    const auto f = kernel_arguments(order);
-    over_pieces<kMostSums>(
-        scope,
-        [&](const Range& range, double* const* to) {
-          if (order > 0) {
-            // The last three are not used.
-            for (int k = 2; k < kMostSums; ++k) std::fill_n(to[k], range.kn, 0.0);
-          }
-          be_.tally(range, table(), f, x_, to);
-        },
-        add, out);
     return out;
-  }
-  void find_peaks() {
-    double* out = scope_.template take<double>(cells_ * kMostSums);
-    const auto f = kernel_arguments();
-    over_pieces<1>(
-        scope_,
-        [&](const Range& range, double* const* to) { be_.peak(range, table(), f, x_, to[0]); },
-        [](double a, double b) { return a > b ? a : b; }, out);
-    for (Index c = 0; c < cells_; ++c) threshold_[c] = C(out[c * kMostSums]);
   }
 
   const Backend& be_;
@@ -248,6 +308,10 @@ class BlockSpread {
   Scope& scope_;
   Index cells_;
   C *low_, *unit_, *threshold_, *tie_;
+  double* largest_;               // [cells, kMostSums]: sums of the largest, where outliers told
+  const double* sums_ = nullptr;  // as `tally` returns them, where they are known
+  double* parts_ = nullptr;       // a tally under way: [kMostSums, pieces, block.kn]
+  double order_ = 0;              // of it
   Slopes* slopes_;
 };
 

@@ -81,6 +81,10 @@ struct SpreadKind {
 template <class M>
 concept MeasuresSpread = requires(const typename M::Params& p) { p.spread; };
 
+// A method that only moves x has `shifts_only`, true: its backward needs neither x nor statistics.
+template <class M>
+concept ShiftsOnly = requires { requires M::shifts_only; };
+
 struct NoGradients {};
 template <class M>
 inline constexpr int kParameterCount =

@@ -2,6 +2,9 @@
 // of the table, tile by tile, and loops over tasks.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
@@ -154,6 +157,23 @@ class Backend {
     });
   }
 
+  // sum dy of the cells of a range, over its rows too; scratch[kn].
+  void total(const Range& range, const Table& table, const C* zeros, const void* dy,
+             double* scratch, double* dy_1) const {
+    Scope scope(workspace());
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    double* tile_1 = scope.take<double>(plan_.tile_cells);
+    for (Index k = 0; k < range.kn; ++k) scratch[k] = dy_1[k] = 0;
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const Index i = table.at(t), k = t.k0 - range.k0;
+      // One stream of memory, and times zero: what the kernel sums beside it is of no use.
+      set_.sums[layout_](dyt, dyt, height(t), width(t), {zeros + i, zeros + i}, scratch + k,
+                         tile_1);
+      for (Index j = 0; j < t.kn; ++j) dy_1[k + j] += tile_1[j];
+    });
+  }
+
   static Spread<C> spread(const C* center, const C* low, const C* unit, const C* threshold,
                           const C* tie, double order) {
     return {center, low, unit, threshold, tie, C(order)};
@@ -178,19 +198,54 @@ class Backend {
       }
     });
   }
-  // max |u| likewise.
-  void peak(const Range& range, const Table& table, const Spread<C>& f, const void* x,
-            double* largest) const {
+  // max |u| of kPeakParts parts of each cell of a range: largest[part * next + cell], 0 where a
+  // part has no elements.
+  static constexpr Index kPeakParts = 16;
+  void peaks(const Range& range, const Table& table, const Spread<C>& f, const void* x,
+             double* largest, Index next) const {
     Scope scope(workspace());
     void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
     double* tile = scope.take<double>(plan_.tile_cells);
-    for (Index k = 0; k < range.kn; ++k) largest[k] = 0;
+    for (Index part = 0; part < kPeakParts; ++part) {
+      std::fill_n(largest + part * next, range.kn, 0.0);
+    }
+    const Index chunks = ceil_div(range.sn, plan_.chunk);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(0, x, t, scratch);
       set_.peak[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
-      for (Index j = 0; j < t.kn; ++j) {
-        double& to = largest[t.k0 - range.k0 + j];
-        to = std::max(to, tile[j]);
+      const Index chunk = (t.o - range.o0) * chunks + (t.s0 - range.s0) / plan_.chunk;
+      double* to = largest + chunk % kPeakParts * next + (t.k0 - range.k0);
+      for (Index j = 0; j < t.kn; ++j) to[j] = std::max(to[j], tile[j]);
+    });
+  }
+
+  // Adds the elements of a range whose |u| reaches the threshold to the lists of their cells, which
+  // other threads fill too: in any order. A full list counts on.
+  struct Outliers {
+    C* values;    // [cells, capacity]
+    Index* size;  // [cells]
+    Index capacity;
+    void add(Index cell, C value) const {
+      const Index at = std::atomic_ref(size[cell]).fetch_add(1, std::memory_order_relaxed);
+      if (at < capacity) values[cell * capacity + at] = value;
+    }
+  };
+  void outliers(const Range& range, const Table& table, const Spread<C>& f, const void* x,
+                const Outliers& to) const {
+    constexpr Index kRoom = 1024;
+    Scope scope(workspace());
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    C* value = scope.take<C>(kRoom);
+    Index* cell = scope.take<Index>(kRoom);
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
+      const In xt = tiles_.in(0, x, t, scratch);
+      const Index first = table.at(t);
+      const Index found =
+          set_.outliers[layout_](xt, height(t), width(t), at(f, first), value, cell, kRoom);
+      for (Index i = 0; i < std::min(found, kRoom); ++i) to.add(first + cell[i], value[i]);
+      // Too many to tell whose they are: no list of the tile can be relied upon.
+      for (Index j = 0; found > kRoom && j < t.kn; ++j) {
+        std::atomic_ref(to.size[first + j]).fetch_add(to.capacity + 1, std::memory_order_relaxed);
       }
     });
   }
@@ -212,9 +267,9 @@ class Backend {
     });
   }
 
-  // dx = p * dy of a range: what is left where the statistics do not depend on x.
+  // dx = p * dy + r of a range: what is left where no variance depends on x.
   void scale_gradient(const Range& range, const Table& table, const C* p, const C* zeros,
-                      const void* dy, void* dx) const {
+                      const C* r, const void* dy, void* dx) const {
     Scope scope(workspace());
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
@@ -222,7 +277,7 @@ class Backend {
       const In dyt = tiles_.in(1, dy, t, scratch_dy);
       const Out dxt = tiles_.out(2, dx, t, scratch_dx);
       const Index i = table.at(t);
-      set_.affine[layout_](dyt, dxt, height(t), width(t), {p + i, zeros + i, zeros + i});
+      set_.affine[layout_](dyt, dxt, height(t), width(t), {p + i, zeros + i, r + i});
       tiles_.commit(2, dx, t, dxt);
     });
   }

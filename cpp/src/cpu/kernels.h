@@ -95,6 +95,9 @@ struct KernelSet {
   void (*tally[2])(In x, Index rows, Index cols, Spread<C> f, double* const* sums);
   // max |u| per cell
   void (*peak[2])(In x, Index rows, Index cols, Spread<C> f, double* largest);
+  // The elements whose |u| reaches the threshold, which is above 0: u and the cell of each. Returns
+  // their number, or one more than there is room for.
+  Index (*outliers[2])(In x, Index rows, Index cols, Spread<C> f, C* u, Index* cell, Index room);
   // dx = p * dy + q * h(u) + r; the centring of f is not used.
   void (*slope_grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f, Spread<C> s);
   void (*add)(In x, In residual, Out h, Index rows, Index cols);

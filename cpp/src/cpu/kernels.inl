@@ -758,6 +758,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     {parameter_sums<T, kRows>, parameter_sums<T, kCols>},
     {tally<T, kRows>, tally<T, kCols>},
     {peak<T, kRows>, peak<T, kCols>},
+    {outliers<T, kRows>, outliers<T, kCols>},
     {slope_grad<T, kRows>, slope_grad<T, kCols>},
     add<T>,
     load_array<T>,

@@ -152,6 +152,21 @@ SI void hsum4(const Vec<C> (&v)[4], C (&out)[4]) {
   }
 }
 
+// Whether a comparison holds in any lane.
+template <class M>
+SI bool any_lane(M mask) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#else
+  std::uint64_t words[sizeof(M) / 8], all = 0;
+  __builtin_memcpy(words, &mask, sizeof(M));
+  for (const std::uint64_t word : words) all |= word;
+  return all != 0;
+#endif
+}
+
 // Mask whose first `lanes` lanes are all ones.
 template <class C>
 SI auto lane_mask(int lanes) {

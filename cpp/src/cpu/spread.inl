@@ -155,6 +155,34 @@ void peak(In x, Index rows, Index cols, Spread<Compute<T>> f, double* largest) {
 }
 
 template <class T, Orientation O>
+Index outliers(In x, Index rows, Index cols, Spread<Compute<T>> f, Compute<T>* u, Index* cell,
+               Index room) {
+  using C = Compute<T>;
+  Index found = 0;
+  for (Index r = 0; r < rows && found <= room; ++r) {
+    const SpreadOf<O, 1, C> spread(f, O == kRows ? r : 0);
+    const T* p = row<T>(x, r);
+    sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> at = keep<C>(spread.centred(0, i, load(p + i, tag), tag), tag);
+      const Vec<C> size = abs_of<C>(at);
+      // Lanes beyond the row are 0 on both sides.
+      const auto out =
+          (size >= spread.threshold.at(0, spread.threshold.along(i, tag))) & (size > 0);
+      if (!any_lane(out)) return;
+      for (int l = 0; l < kLanes<C> && found <= room; ++l) {
+        if (!out[l]) continue;
+        if (found < room) {
+          u[found] = at[l];
+          cell[found] = O == kRows ? r : i + l;
+        }
+        ++found;
+      }
+    });
+  }
+  return found;
+}
+
+template <class T, Orientation O>
 void slope_grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
                 Spread<Compute<T>> s) {
   using C = Compute<T>;

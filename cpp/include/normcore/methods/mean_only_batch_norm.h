@@ -9,6 +9,7 @@ namespace normcore {
 struct MeanOnlyBatchNorm {
   static constexpr Pool pools[] = {Pool::batch};
   static constexpr bool raw = false;
+  static constexpr bool shifts_only = true;
   struct Params {};
   using ParamsGrad = NoGradients;
 
