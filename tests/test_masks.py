@@ -281,3 +281,84 @@ def test_errors(rng):
     with pytest.raises(ValueError, match="channel_axis"):
         nc.batch_norm(x, w, b, mask=mask, channel_axis=4)
     assert (y == 7).all()
+
+
+@pytest.mark.parametrize("kind", ["bools", "weights", "lengths"])
+@pytest.mark.parametrize(
+    "shape, layout",
+    [((4, 3, 5, 6), layout) for layout in LAYOUTS]
+    + [((300, 5), "contiguous"), ((2, 3, 9000), "contiguous")],
+    ids=str,
+)
+def test_batch_renorm(rng, shape, layout, kind):
+    x, dy, w, b, mask = make(rng, shape, kind=kind, layout=layout)
+    _, mean, var, _ = reference.masked_batch_norm(x, w, b, mask)
+    std = np.sqrt(var + 1e-5)
+    # One channel is clipped on each side, and the third is not.
+    old_mean = mean + std * np.resize([9, -9, 0.5], mean.shape)
+    old_std = std * np.resize([5, 0.1, 1.3], std.shape)
+    r, d = np.clip(std / old_std, 1 / 3, 3), np.clip((mean - old_mean) / old_std, -5, 5)
+    buffers = {"running_mean": old_mean.astype("f4"), "running_std": old_std.astype("f4")}
+    y, stats = nc.batch_renorm(
+        x, w, b, **buffers, mask=mask, training=True, momentum=1.0, return_stats=True
+    )
+    xhat = reference.masked_batch_norm(x, None, None, mask)[0]
+    by_channel = (1, -1, *[1] * (x.ndim - 2))
+    corrected = xhat * r.reshape(by_channel) + d.reshape(by_channel)
+    # xhat is at most some 10 and corrected at most 35: some roundings of float32.
+    want = corrected * w.reshape(by_channel) + b.reshape(by_channel)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(buffers["running_mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(buffers["running_std"], std, rtol=1e-5)
+    got = nc.batch_renorm_backward(dy, x, w, b, **buffers, mask=mask, training=True, stats=stats)
+    want = reference.masked_batch_norm_backward(dy, x, w * r, b, mask)
+    # Sums of n terms, and a share of them for each position that counts.
+    atol = 1e-5 * np.sqrt(mask.size)
+    np.testing.assert_allclose(got.dx, want.dx, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got.dbias, want.dbias, rtol=1e-5, atol=atol)
+    axes = (0, *range(2, x.ndim))
+    np.testing.assert_allclose(got.dweight, (dy * corrected).sum(axes), rtol=1e-5, atol=35 * atol)
+
+
+@pytest.mark.parametrize("kind", ["bools", "weights", "lengths"])
+@pytest.mark.parametrize(
+    "shape, layout",
+    [((4, 3, 5, 6), layout) for layout in LAYOUTS]
+    + [((300, 5), "contiguous"), ((2, 3, 9000), "contiguous")],
+    ids=str,
+)
+def test_mean_only_batch_norm(rng, shape, layout, kind):
+    x, dy, _, b, mask = make(rng, shape, kind=kind, layout=layout)
+    _, mean, _, count = reference.masked_batch_norm(x, None, None, mask)
+    by_channel, axes = (1, -1, *[1] * (x.ndim - 2)), (0, *range(2, x.ndim))
+    running = np.zeros(shape[1], np.float32)
+    y, stats = nc.mean_only_batch_norm(
+        x, b, running_mean=running, mask=mask, training=True, momentum=1.0, return_stats=True
+    )
+    # Values of some 10, some roundings of float32.
+    np.testing.assert_allclose(y, x - (mean - b).reshape(by_channel), rtol=1e-6, atol=5e-6)
+    np.testing.assert_allclose(running, mean, rtol=1e-6, atol=1e-6)
+    total = reference.wide(dy).sum(axes)
+    for s in (None, stats):
+        got = nc.mean_only_batch_norm_backward(dy, x, b, mask=mask, training=True, stats=s)
+        share = np.expand_dims(mask, 1) * (total / count).reshape(by_channel)
+        np.testing.assert_allclose(got.dx, dy - share, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(got.dbias, total, rtol=1e-5, atol=1e-5 * np.sqrt(mask.size))
+
+
+@pytest.mark.parametrize("make_layer", [nc.BatchNorm, nc.BatchRenorm, nc.MeanOnlyBatchNorm])
+def test_padding_changes_nothing(rng, make_layer):
+    """Samples of one length beside longer padding: results and gradients of the rest alone."""
+    x, dy, _, _, _ = make(rng, (5, 4, 7), np.float64)
+    padded, dy_padded = (np.pad(a, ((0, 0), (0, 0), (0, 6))) for a in (x, dy))
+    mask = np.arange(13) < 7
+    alone, beside = (make_layer(4, dtype=np.float64) for _ in range(2))
+    # Sums in another order, in float64.
+    close = {"rtol": 1e-11, "atol": 1e-12}
+    for _ in range(3):
+        np.testing.assert_allclose(beside(padded, mask=mask)[..., :7], alone(x), **close)
+        np.testing.assert_allclose(beside.backward(dy_padded)[..., :7], alone.backward(dy), **close)
+    for name, value in alone.buffers.items():
+        np.testing.assert_allclose(beside.buffers[name], value, **close)
+    for name, value in alone.grads.items():
+        np.testing.assert_allclose(beside.grads[name], value, **close)

@@ -19,12 +19,15 @@ BatchRenormOptions renorm_options(const Buffers& buffers, bool training, py::han
 py::object batch_renorm_(py::handle x_, py::handle weight_, py::handle bias_,
                          py::handle running_mean, py::handle running_std, py::handle training_,
                          py::handle momentum, py::handle r_max, py::handle d_max, py::handle eps,
-                         py::handle channel_axis, py::handle out, bool return_stats) {
+                         py::handle channel_axis, py::handle mask_, py::handle out,
+                         bool return_stats) {
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_std, training, "running_std");
+  const Array mask = Array::optional(mask_, "mask");
   BatchRenormOptions options = renorm_options(buffers, training, r_max, d_max, eps, channel_axis);
   options.momentum = as_double(momentum, "momentum");
+  options.mask = mask.tensor();
   Output y(out, a.x);
   const ConstTensor shape = channel_shape(a.x, options.channel_axis, false, 0);
   Statistics stats(return_stats, a.x, shape);
@@ -33,6 +36,7 @@ py::object batch_renorm_(py::handle x_, py::handle weight_, py::handle bias_,
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_std", buffers.var},
+                                             {"mask", mask},
                                              {"out", y.array()}});
   {
     const ReleaseGil release(a.x.tensor().size());
@@ -45,18 +49,21 @@ py::object batch_renorm_(py::handle x_, py::handle weight_, py::handle bias_,
 py::object batch_renorm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
                                   py::handle bias_, py::handle running_mean, py::handle running_std,
                                   py::handle training, py::handle r_max, py::handle d_max,
-                                  py::handle eps, py::handle channel_axis, py::handle pooled,
-                                  py::handle given, py::handle out) {
+                                  py::handle eps, py::handle channel_axis, py::handle mask_,
+                                  py::handle pooled, py::handle given, py::handle out) {
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_std, false, "running_std");
-  const BatchRenormOptions options =
+  const Array mask = Array::optional(mask_, "mask");
+  BatchRenormOptions options =
       renorm_options(buffers, as_bool(training, "training"), r_max, d_max, eps, channel_axis);
+  options.mask = mask.tensor();
   ChannelGradient g(dy_, a, pooled, given, out);
   const Context context = call_context(a.x, {{"dy", g.dy},
                                              {"weight", a.weight},
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_std", buffers.var},
+                                             {"mask", mask},
                                              {"stats.pooled", g.pooled},
                                              {"stats.given", g.given},
                                              {"out", g.dx.array()}});
@@ -209,19 +216,20 @@ py::object switchable_norm_backward_(py::handle dy_, py::handle x_, py::handle m
 
 py::object mean_only_batch_norm_(py::handle x_, py::handle bias_, py::handle running_mean_,
                                  py::handle training_, py::handle momentum, py::handle channel_axis,
-                                 py::handle out, bool return_stats) {
+                                 py::handle mask_, py::handle out, bool return_stats) {
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, py::none(), bias_);
   const Array running_mean = training ? Array::writable(running_mean_, "running_mean")
                                       : Array::optional(running_mean_, "running_mean");
+  const Array mask = Array::optional(mask_, "mask");
   const MeanOnlyBatchNormOptions options{running_mean.tensor(), training,
                                          as_double(momentum, "momentum"),
-                                         as_axis(channel_axis, "channel_axis")};
+                                         as_axis(channel_axis, "channel_axis"), mask.tensor()};
   Output y(out, a.x);
   Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, false, 0),
                    Statistics::kMean | Statistics::kPooled);
-  const Context context =
-      call_context(a.x, {{"bias", a.bias}, {"running_mean", running_mean}, {"out", y.array()}});
+  const Context context = call_context(
+      a.x, {{"bias", a.bias}, {"running_mean", running_mean}, {"mask", mask}, {"out", y.array()}});
   {
     const ReleaseGil release(a.x.tensor().size());
     mean_only_batch_norm(a.x.tensor(), a.bias.tensor(), y.tensor, options, stats.out, context);
@@ -231,16 +239,19 @@ py::object mean_only_batch_norm_(py::handle x_, py::handle bias_, py::handle run
 
 py::object mean_only_batch_norm_backward_(py::handle dy_, py::handle x_, py::handle bias_,
                                           py::handle running_mean_, py::handle training,
-                                          py::handle channel_axis, py::handle pooled,
-                                          py::handle out) {
+                                          py::handle channel_axis, py::handle mask_,
+                                          py::handle pooled, py::handle out) {
   const ChannelArguments a(x_, py::none(), bias_);
   const Array running_mean = Array::optional(running_mean_, "running_mean");
+  const Array mask = Array::optional(mask_, "mask");
   MeanOnlyBatchNormOptions options{running_mean.tensor(), as_bool(training, "training")};
   options.channel_axis = as_axis(channel_axis, "channel_axis");
+  options.mask = mask.tensor();
   ChannelGradient g(dy_, a, pooled, py::none(), out);
   const Context context = call_context(a.x, {{"dy", g.dy},
                                              {"bias", a.bias},
                                              {"running_mean", running_mean},
+                                             {"mask", mask},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
   {

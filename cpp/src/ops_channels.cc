@@ -90,6 +90,7 @@ ChannelCall batch_renorm_call(const ConstTensor& x, const ConstTensor& weight,
   check_training(call, o.momentum, o.training);
   check_at_least("r_max", o.r_max, 1);
   check_at_least("d_max", o.d_max, 0);
+  if (o.mask) call.count_by(o.mask);
   return call;
 }
 BatchRenorm::Params params_of(const BatchRenormOptions& o) { return {o.eps, o.r_max, o.d_max}; }
@@ -150,6 +151,7 @@ ChannelCall mean_only_call(const ConstTensor& x, const ConstTensor& bias,
   if (o.running_mean) check_shape("running_mean", o.running_mean, call.channel_shape);
   if (!o.training) call.given_mean = o.running_mean;
   check_training(call, o.momentum, o.training);
+  if (o.mask) call.count_by(o.mask);
   return call;
 }
 
@@ -352,11 +354,12 @@ void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                               const Context& context) {
   const ChannelCall call = switchable_norm_call(x, mean_logits, var_logits, weight, kAbsent, o);
   const Tensor* outs[] = {&dmean_logits, &dvar_logits};
+  const char* names[] = {"dmean_logits", "dvar_logits"};
   ExpectedShape three;
   three.append(3);
   three.rule = "that of the logits";
-  for (const Tensor* out : outs) {
-    if (*out) check_shape("dmean_logits or dvar_logits", *out, three);
+  for (int i = 0; i < 2; ++i) {
+    if (*outs[i]) check_shape(names[i], *outs[i], three);
   }
   const OwnParameter own[] = {{"mean_logits", mean_logits}, {"var_logits", var_logits}};
   channel_backward<SwitchableNorm>(

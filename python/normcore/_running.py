@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._interop import Array
+from ._interop import Array, position_weights
 from ._layer import _Layer, affine_parameters, positive
 from ._life import Parts, ghost_chunks
 from ._processes import Processes
@@ -340,3 +340,18 @@ class _RunningNorm(_ChannelLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_last": None, "_by_step": {}}
+
+
+class _MaskedNorm(_RunningNorm):
+    """Whose statistics are of the batch alone, so that a mask can say what counts in them."""
+
+    def __call__(self, x: Any, step: SupportsIndex | None = None, mask: Any = None) -> Any:
+        """Normalize x, remember what `backward` needs and, in training, update the buffers.
+
+        ``step`` is the time step of a layer with ``time_steps``; ``mask`` says how much each
+        position counts in the statistics, as in `batch_norm`.
+        """
+        if mask is not None:
+            self._check_shape(np.shape(x))
+            mask = position_weights(mask, x, self.channel_axis)
+        return self._call(x, step, mask)

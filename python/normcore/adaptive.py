@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _core
+from ._interop import position_weights
 from .functional import saved
 
 __all__ = [
@@ -114,6 +115,7 @@ def batch_renorm(
     d_max: float = 5.0,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    mask: Any = None,
     out: Any = None,
     return_stats: bool = False,
 ) -> Any:
@@ -142,6 +144,8 @@ def batch_renorm(
         Added to the variance; positive when training, else not used.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
+    mask : array, optional
+        How much each position counts in the statistics of ``x``, as in :func:`batch_norm`.
     out : array like x, optional
         Where ``y`` is written.
     return_stats : bool
@@ -157,7 +161,8 @@ def batch_renorm(
         For a dtype that is no float.
     ValueError
         For one value per channel when training, shapes that do not fit, a read-only buffer when
-        training, bounds or eps out of range, or an ``out`` that does not fit.
+        training, bounds or eps out of range, a mask with negative or infinite
+        weights, or an ``out`` that does not fit.
 
     References
     ----------
@@ -174,6 +179,8 @@ def batch_renorm(
     array([[1.],
            [3.]])
     """
+    if mask is not None:
+        mask = position_weights(mask, x, channel_axis)
     result = _core.batch_renorm(
         x,
         weight,
@@ -186,6 +193,7 @@ def batch_renorm(
         d_max,
         eps,
         channel_axis,
+        mask,
         out,
         return_stats,
     )
@@ -208,6 +216,7 @@ def batch_renorm_backward(
     d_max: float = 5.0,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    mask: Any = None,
     stats: BatchRenormStats | None = None,
     out: Any = None,
 ) -> BatchRenormGradients:
@@ -215,13 +224,15 @@ def batch_renorm_backward(
 
     When training, with ``xhat = (x - mean) / s`` and ``g = weight * dy``:
     ``dx = r / s * (g - mean(g) - xhat * mean(g * xhat))``,
-    ``dweight = sum(dy * (xhat * r + d))``, ``dbias = sum(dy)``.
+    ``dweight = sum(dy * (xhat * r + d))``, ``dbias = sum(dy)``. With a mask as in
+    :func:`batch_norm_backward`.
 
     Parameters
     ----------
     dy : array of x's shape and dtype
         Gradient of y; any strides, also broadcast ones.
-    x, weight, bias, running_mean, running_std, training, momentum, r_max, d_max, eps, channel_axis
+    x, weight, bias, running_mean, running_std, training, momentum, r_max, d_max, eps,
+    channel_axis, mask
         As in the forward call; the buffers and ``momentum`` are not used where ``stats`` is given.
     stats : BatchRenormStats, optional
         What the forward call returned; needed when training, which has moved the buffers.
@@ -239,6 +250,8 @@ def batch_renorm_backward(
         As :func:`batch_renorm`; also without ``stats`` when training, or where ``dy`` does not have
         x's shape and dtype.
     """
+    if mask is not None:
+        mask = position_weights(mask, x, channel_axis)
     pooled, given = saved(stats, BatchRenormStats)
     return BatchRenormGradients(
         *_core.batch_renorm_backward(
@@ -253,6 +266,7 @@ def batch_renorm_backward(
             d_max,
             eps,
             channel_axis,
+            mask,
             pooled,
             given,
             out,
@@ -576,6 +590,7 @@ def mean_only_batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     channel_axis: int = 1,
+    mask: Any = None,
     out: Any = None,
     return_stats: bool = False,
 ) -> Any:
@@ -597,6 +612,8 @@ def mean_only_batch_norm(
         Weight of the new value.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
+    mask : array, optional
+        How much each position counts in the statistics of ``x``, as in :func:`batch_norm`.
     out : array like x, optional
         Where ``y`` is written.
     return_stats : bool
@@ -612,7 +629,7 @@ def mean_only_batch_norm(
         For a dtype that is no float.
     ValueError
         For one value per channel when training, shapes that do not fit, a read-only buffer when
-        training, or an ``out`` that does not fit.
+        training, a mask with negative or infinite weights, or an ``out`` that does not fit.
 
     References
     ----------
@@ -627,8 +644,10 @@ def mean_only_batch_norm(
     array([[-1., -5.],
            [ 1., 15.]])
     """
+    if mask is not None:
+        mask = position_weights(mask, x, channel_axis)
     result = _core.mean_only_batch_norm(
-        x, bias, running_mean, training, momentum, channel_axis, out, return_stats
+        x, bias, running_mean, training, momentum, channel_axis, mask, out, return_stats
     )
     if return_stats:
         mean, _, pooled, _ = result[1]
@@ -645,18 +664,20 @@ def mean_only_batch_norm_backward(
     training: bool = False,
     momentum: float = 0.1,
     channel_axis: int = 1,
+    mask: Any = None,
     stats: MeanOnlyBatchNormStats | None = None,
     out: Any = None,
 ) -> MeanOnlyBatchNormGradients:
     """Gradients of :func:`mean_only_batch_norm`.
 
     ``dx = dy - mean(dy)``, or ``dx = dy`` where the running mean was used; ``dbias = sum(dy)``.
+    With a mask ``dx = dy - mask * sum(dy) / sum(mask)``.
 
     Parameters
     ----------
     dy : array of x's shape and dtype
         Gradient of y; any strides, also broadcast ones.
-    x, bias, running_mean, training, momentum, channel_axis
+    x, bias, running_mean, training, momentum, channel_axis, mask
         As in the forward call; ``momentum`` is not used.
     stats : MeanOnlyBatchNormStats, optional
         What the forward call returned; computed again when omitted.
@@ -673,9 +694,11 @@ def mean_only_batch_norm_backward(
     TypeError, ValueError
         As :func:`mean_only_batch_norm`; also where ``dy`` does not have x's shape and dtype.
     """
+    if mask is not None:
+        mask = position_weights(mask, x, channel_axis)
     pooled, _ = saved(stats, MeanOnlyBatchNormStats)
     return MeanOnlyBatchNormGradients(
         *_core.mean_only_batch_norm_backward(
-            dy, x, bias, running_mean, training, channel_axis, pooled, out
+            dy, x, bias, running_mean, training, channel_axis, mask, pooled, out
         )
     )

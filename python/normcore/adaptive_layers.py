@@ -16,7 +16,7 @@ from . import adaptive, scaled
 from ._interop import as_numpy
 from ._layer import affine_parameters, float_dtype, positive
 from ._life import Foldable
-from ._running import _RunningNorm
+from ._running import _MaskedNorm, _RunningNorm
 from .reductions import Moments
 
 __all__ = [
@@ -36,7 +36,7 @@ class _TrainingNorm(_RunningNorm):
         return {**super()._options(), "training": self._learning}
 
 
-class BatchRenorm(Foldable, _TrainingNorm):
+class BatchRenorm(Foldable, _MaskedNorm, _TrainingNorm):
     r"""Batch renormalization: batch statistics, corrected towards the running ones.
 
     In training ``y = weight * ((x - mean) / s * r + d) + bias``, see
@@ -336,7 +336,7 @@ class SwitchableNorm(_TrainingNorm):
         )
 
 
-class MeanOnlyBatchNorm(Foldable, _TrainingNorm):
+class MeanOnlyBatchNorm(Foldable, _MaskedNorm, _TrainingNorm):
     """Mean-only batch normalization: ``y = x - mean + bias``, the companion of `WeightNorm`.
 
     Parameters

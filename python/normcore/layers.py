@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import functional
-from ._interop import position_weights
 from ._layer import StateDictError, _Layer, affine_parameters, positive
 from ._life import Foldable
-from ._running import _ChannelLayer, _RunningNorm
+from ._running import _ChannelLayer, _MaskedNorm, _RunningNorm
 from .reductions import Moments
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
@@ -332,7 +331,7 @@ class GroupNorm(_ChannelLayer):
         return {**super()._options(), "num_groups": self.num_groups}
 
 
-class BatchNorm(Foldable, _RunningNorm):
+class BatchNorm(Foldable, _MaskedNorm):
     r"""Batch normalization: over the samples and all positions of each channel.
 
     .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
@@ -436,17 +435,6 @@ class BatchNorm(Foldable, _RunningNorm):
             bias,
             **life,
         )
-
-    def __call__(self, x: Any, step: SupportsIndex | None = None, mask: Any = None) -> Any:
-        """Normalize x, remember what `backward` needs and, in training, update the buffers.
-
-        ``step`` is the time step of a layer with ``time_steps``; ``mask`` says how much each
-        position counts in the statistics, as in `batch_norm`.
-        """
-        if mask is not None:
-            self._check_shape(np.shape(x))
-            mask = position_weights(mask, x, self.channel_axis)
-        return self._call(x, step, mask)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "training": self._learning}

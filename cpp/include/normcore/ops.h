@@ -91,6 +91,7 @@ struct BatchRenormOptions {
   double r_max = 3, d_max = 5;
   double eps = 1e-5;
   int channel_axis = 1;
+  ConstTensor mask{};  // as in BatchNormOptions
 };
 struct BatchInstanceNormOptions {
   Tensor running_mean{}, running_var{};
@@ -105,6 +106,7 @@ struct MeanOnlyBatchNormOptions {
   bool training = false;
   double momentum = 0.1;
   int channel_axis = 1;
+  ConstTensor mask{};  // as in BatchNormOptions
 };
 // The running scale holds s itself: y = (x - running_mean) / running_scale. p >= 1, also infinite.
 struct LpBatchNormOptions {
