@@ -78,13 +78,13 @@ class PowerIteration {
     }
   }
 
-  // sigma = p^T A q of the vectors as they are.
-  void evaluate() {
-    const Side from = other(start_);
-    matrix_.multiply(data_, from, vector_[from], product_[start_], nullptr, false);
+  // sigma = y^T A x of the vectors as they are, by the product with that of the given side.
+  void evaluate(Side from) {
+    const Side to = other(from);
+    matrix_.multiply(data_, from, vector_[from], product_[to], nullptr, false);
     sigma_ = 0;
-    for (Index i = 0; i < matrix_.length(start_); ++i) {
-      sigma_ += product_[start_][i] * double(vector_[start_][i]);
+    for (Index i = 0; i < matrix_.length(to); ++i) {
+      sigma_ += product_[to][i] * double(vector_[to][i]);
     }
   }
 

@@ -207,7 +207,7 @@ double run_spectral_norm(const Shape& shape, const SpectralNormVectors& start,
   read();
   double sigma = 0;
   if (o.n_power_iterations == 0) {
-    power.evaluate();
+    power.evaluate(v_side);
     sigma = power.sigma();
   } else {
     bool found = power.run({o.n_power_iterations}, o.eps);
