@@ -16,6 +16,14 @@ struct NewVector {
   }
 };
 
+// Before the arrays beside it are asked to lie there too.
+void expect_cpu(const char* name, const Array& x) {
+  if (x.where().device == Device::kCpu) return;
+  throw value_error(std::string(name) + " is on CUDA device " +
+                    std::to_string(x.where().device_index) +
+                    ", expected the CPU: there are no CUDA kernels for this yet");
+}
+
 // Wrong axes are for the operation to refuse.
 Index length_of(const Array& x, int axis) {
   const Tensor& t = x.tensor();
@@ -39,6 +47,7 @@ py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::
                           py::handle axis, py::handle eps, py::handle bound, py::handle u_first,
                           py::handle out) {
   const Array weight(weight_, "weight");
+  expect_cpu("weight", weight);
   const Array u = Array::optional(u_, "u"), v = Array::optional(v_, "v");
   SpectralNormOptions options;
   options.n_power_iterations = as_index(n, "n_power_iterations");
@@ -63,6 +72,7 @@ py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sig
                                    py::handle v_, py::handle axis, py::handle bound,
                                    py::handle out) {
   const Array w(w_, "result.weight"), dw(dw_, "dw");
+  expect_cpu("result.weight", w);
   const Array u(u_, "result.u"), v(v_, "result.v");
   SpectralNormOptions options;
   options.axis = as_axis(axis, "axis");
@@ -82,6 +92,7 @@ py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sig
 py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::handle tol,
                          py::handle max_iterations) {
   const Array a(a_, "a"), start = Array::optional(start_, "u");
+  expect_cpu("a", a);
   PowerMethodOptions options;
   if (!n.is_none()) options.n_iterations = as_index(n, "n_iterations");
   options.tol = as_double(tol, "tol");
