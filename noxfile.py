@@ -128,6 +128,13 @@ def fine_tuning(session: nox.Session) -> None:
 
 
 @nox.session
+def lipschitz(session: nox.Session) -> None:
+    """An example: bounds of a network's Lipschitz constant, with and without spectral norm."""
+    install(session, "examples")
+    session.run("python", "examples/lipschitz.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and check every file, also files not yet added to git. Fixes what it can."""
     session.install("pre-commit>=4")

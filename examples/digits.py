@@ -53,10 +53,9 @@ NORMS = {
     "Lp batch, p = 1": lambda shape: nc.LpBatchNorm(shape[-1], p=1, channel_axis=-1),
     "top-k batch": lambda shape: nc.TopKBatchNorm(shape[-1], k=10, channel_axis=-1),
     "weight": lambda shape: None,
+    "spectral, at most 2": lambda shape: None,
     "weight and mean-only batch": lambda shape: nc.MeanOnlyBatchNorm(shape[-1], channel_axis=-1),
 }
-# Those that also normalize the weight of the layer before.
-WEIGHT_NORMS = ("weight", "weight and mean-only batch")
 
 
 class Dense:
@@ -139,6 +138,37 @@ class WeightNormed:
         return dx
 
 
+class SpectralNormed:
+    """A linear layer whose weight is divided by its largest singular value."""
+
+    def __init__(self, linear, **options):
+        self.linear = linear
+        self.parameters = dict(linear.parameters)
+        self.norm = nc.SpectralNorm(self.parameters["weight"].shape, axis=1, **options)
+
+    def train(self, mode):
+        self.norm.train(mode)
+
+    def __call__(self, x):
+        self.linear.parameters["weight"] = self.norm(self.parameters["weight"])
+        return self.linear(x)
+
+    def backward(self, dy):
+        dx = self.linear.backward(dy)
+        grads = self.linear.grads
+        self.grads = {"weight": self.norm.backward(grads["weight"]), "bias": grads["bias"]}
+        return dx
+
+
+# Normalizations of the weight of the layer before, alone or with one of NORMS.
+WEIGHT_NORMS = {
+    "weight": WeightNormed,
+    "weight and mean-only batch": WeightNormed,
+    # Three layers of norm 1 would leave little for the last one to tell classes by.
+    "spectral, at most 2": lambda linear: SpectralNormed(linear, bound=2),
+}
+
+
 class ReLU:
     def __call__(self, x):
         self.positive = x > 0
@@ -169,7 +199,7 @@ class Network:
         self.layers = []
         for linear, shape in blocks:
             if norm in WEIGHT_NORMS:
-                linear[-1] = WeightNormed(linear[-1])
+                linear[-1] = WEIGHT_NORMS[norm](linear[-1])
             normalization = NORMS[norm](shape)
             self.layers += [*linear, *([normalization] if normalization else []), ReLU()]
         self.layers.append(Dense(64, 10, rng))
@@ -196,8 +226,9 @@ class Network:
             x = layer(x)
 
     def train(self, mode):
-        for norm in self.norms:
-            norm.train(mode)
+        for layer in self.layers:
+            if hasattr(layer, "train"):
+                layer.train(mode)
 
 
 class Momentum:

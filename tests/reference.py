@@ -798,3 +798,43 @@ def _split_groups(x, num_groups, channel_axis):
 
 def _join_groups(xg, shape, channel_axis):
     return np.moveaxis(xg.reshape(shape), 1, channel_axis)
+
+
+# Spectral normalization: the matrix is `axis` by the rest.
+
+
+def matrix(weight, axis=0):
+    weight = np.moveaxis(wide(weight), axis, 0)
+    return weight.reshape(weight.shape[0], -1)
+
+
+def spectral_norm(weight, u, v=None, *, n_power_iterations=1, axis=0, bound=None, u_first=False):
+    """(weight, sigma, u, v, axis) as the API; u_first is the order of torch's parametrization."""
+    w = matrix(weight, axis)
+    u, v = (None if a is None else wide(a) for a in (u, v))
+    for _ in range(n_power_iterations):
+        if u_first:
+            u = _unit(w @ v)
+            v = _unit(w.T @ u)
+        else:
+            v = _unit(w.T @ u)
+            u = _unit(w @ v)
+    sigma = u @ w @ v
+    divisor = sigma if bound is None else max(Real(1), sigma / Real(bound))
+    return wide(weight) / divisor, sigma, u, v, axis
+
+
+def spectral_norm_backward(dw, weight, sigma, u, v, *, axis=0, bound=None):
+    """The gradient with respect to the raw weight, which is what is given here."""
+    dw = wide(dw)
+    if bound is not None and sigma <= bound:
+        return dw
+    scale = (1 if bound is None else Real(bound)) / sigma
+    inner = (dw * wide(weight)).sum() / sigma
+    shape = np.moveaxis(dw, axis, 0).shape
+    rank_one = np.moveaxis(np.outer(wide(u), wide(v)).reshape(shape), 0, axis)
+    return scale * (dw - inner * rank_one)
+
+
+def _unit(x):
+    return x / np.sqrt(np.square(x).sum())

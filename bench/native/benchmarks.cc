@@ -275,6 +275,21 @@ const Method kMethods[] = {
      [](const Arguments& a) {
        normalize_backward(a.dy, a.x, a.out, {2, {a.cell.axis}}, a.context);
      }},
+    {"spectral_norm", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       SpectralNormOptions o;
+       o.n_power_iterations = std::atoi(a.cell.variant);
+       o.axis = a.cell.axis;
+       spectral_norm(a.x, {a.weight, {}}, {a.out, {}, {}}, o, a.context);
+     },
+     [](const Arguments& a) {
+       // Any vectors will do: u that of the channels, v a row of x.
+       ConstTensor row(a.x.data(), a.x.dtype(), 1);
+       row.set_dim(0, a.x.shape(1), a.x.stride(1));
+       SpectralNormOptions o;
+       o.axis = a.cell.axis;
+       spectral_norm_backward(a.dy, a.x, 2, a.weight, row, a.out, o, a.context);
+     }},
 };
 
 const Method& method_of(const Cell& cell) {

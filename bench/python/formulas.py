@@ -197,6 +197,21 @@ def _normalize(f: Formula) -> Any:
     return f.x / f.xp.clip(_length(f), f.eps, math.inf)
 
 
+def _spectral_norm(f: Formula) -> Any:
+    return f.x / _singular_triplet(f)[2]
+
+
+def _singular_triplet(f: Formula) -> tuple[Any, Any, Any]:
+    """u, v and sigma; no gradient flows through the iterations."""
+    w, u = _constant(f.xp, f.x), f.buffers["u"]
+    for _ in range(f.case.option("n_power_iterations")):
+        v = w.T @ u
+        v = v / f.xp.sqrt(f.xp.sum(v * v))
+        u = w @ v
+        u = u / f.xp.sqrt(f.xp.sum(u * u))
+    return u, v, f.xp.sum(u * (f.x @ v))
+
+
 def _length(f: Formula) -> Any:
     return f.xp.sqrt(f.xp.sum(f.x * f.x, axis=f.pools.axes, keepdims=True) + f.eps**2)
 
@@ -215,6 +230,7 @@ _FORWARD: dict[str, Callable[[Formula], Any]] = {
     "topk_batch_norm": _topk_batch_norm,
     "weight_norm": _weight_norm,
     "normalize": _normalize,
+    "spectral_norm": _spectral_norm,
 }
 
 
@@ -316,6 +332,11 @@ def _normalize_backward(f: Formula, dy: Any) -> tuple[Any, Arrays]:
     return s * (dy - y * f.xp.sum(dy * y, axis=f.pools.axes, keepdims=True)), {}
 
 
+def _spectral_norm_backward(f: Formula, dw: Any) -> tuple[Any, Arrays]:
+    u, v, sigma = _singular_triplet(f)
+    return (dw - f.xp.sum(dw * f.x) / sigma * (u * v.T)) / sigma, {}
+
+
 _BACKWARD: dict[str, Callable[[Formula, Any], tuple[Any, Arrays]]] = {
     "layer_norm": _standardized_backward,
     "rms_norm": _rms_norm_backward,
@@ -327,6 +348,7 @@ _BACKWARD: dict[str, Callable[[Formula, Any], tuple[Any, Arrays]]] = {
     "mean_only_batch_norm": _mean_only_backward,
     "weight_norm": _weight_norm_backward,
     "normalize": _normalize_backward,
+    "spectral_norm": _spectral_norm_backward,
 }
 
 

@@ -23,6 +23,7 @@ class Method:
     buffers: tuple[str, ...] = ()  # running statistics, by name; a training call moves them
     counts: tuple[str, ...] = ()  # options of the cell that go by position, before the arrays
     has_stats: bool = True  # whether backward takes what forward has computed
+    takes_result: bool = False  # whether backward takes what forward returned, and dy, alone
     shares_ties: bool = False  # whether values that are equal share a gradient, but not in peers
 
 
@@ -42,6 +43,7 @@ METHODS = {
     "topk_batch_norm": Method(buffers=("running_mean", "running_scale"), shares_ties=True),
     "weight_norm": Method(("g",), has_stats=False),
     "normalize": Method((), has_stats=False),
+    "spectral_norm": Method((), ("u",), has_stats=False, takes_result=True),
 }
 
 
@@ -61,6 +63,7 @@ VALUES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "rho": lambda rng, n: rng.uniform(0.0, 1.0, n),
     "mean_logits": lambda rng, n: rng.standard_normal(3),
     "var_logits": lambda rng, n: rng.standard_normal(3),
+    "u": _around_zero,
     "running_mean": lambda rng, n: 0.1 * rng.standard_normal(n),
     "running_var": _around_one,
     "running_std": _around_one,

@@ -250,6 +250,20 @@ def _normalize(work: Workload, dy: Any, x: Any) -> Call:
     return lambda x: functional.normalize(x, 2.0, axis, eps), (x,)
 
 
+def _spectral_norm(work: Workload, dy: Any, w: Any) -> Call:
+    # As torch.nn.utils.spectral_norm, without the writing back of u and v.
+    iterations = work.case.option("n_power_iterations")
+
+    def normalize(w: Any, u: Any) -> Any:
+        with torch.no_grad():
+            for _ in range(iterations):
+                v = functional.normalize(torch.mv(w.t(), u), dim=0)
+                u = functional.normalize(torch.mv(w, v), dim=0)
+        return w / torch.dot(u, torch.mv(w, v))
+
+    return normalize, (w, tensor_of(work.buffers["u"]).to(w.dtype))
+
+
 _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("layer_norm", "forward"): _layer_norm,
     ("layer_norm", "backward"): _layer_norm_backward,
@@ -263,6 +277,7 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("instance_norm", "backward"): _instance_norm_backward,
     ("weight_norm", "forward"): _weight_norm,
     ("normalize", "forward"): _normalize,
+    ("spectral_norm", "forward"): _spectral_norm,
 }
 # rms_norm's backward above is a formula, for the compiler alone.
 _NATIVE_BACKWARD = ("layer_norm", "batch_norm", "group_norm", "instance_norm")

@@ -92,6 +92,10 @@ def our_call(nc: Any, work: Workload, kernel: bool) -> Callable[[], Any]:
             keywords["out"] = np.empty_like(work.x)
         return partial(function, work.x, *positional, **keywords)
 
+    if method.takes_result:
+        result = function(work.x, *positional, **keywords)
+        out = {"out": np.empty_like(work.x)} if kernel else {}
+        return partial(getattr(nc, f"{case.op}_backward"), work.dy, result, **out)
     if method.has_stats:
         stats = function(work.x, *positional, **keywords, return_stats=True)[1]
         keywords["stats"] = stats
@@ -102,6 +106,7 @@ def our_call(nc: Any, work: Workload, kernel: bool) -> Callable[[], Any]:
 
 def our_results(output: Any) -> list[np.ndarray]:
     """What a call of ours gave: [y], or [dx, dweight, ...] without those that are None."""
+    output = getattr(output, "weight", output)  # of spectral_norm without its vectors
     if isinstance(output, tuple):
         return [np.asarray(part) for part in output if part is not None]
     return [output]

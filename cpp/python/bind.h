@@ -16,6 +16,7 @@ void register_functions(py::module_& m);
 void register_adaptive_functions(py::module_& m);
 void register_exchange(py::module_& m);
 void register_reductions(py::module_& m);
+void register_spectral_functions(py::module_& m);
 void register_system(py::module_& m);
 
 // An argument of a call beside x.

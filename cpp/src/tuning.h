@@ -51,4 +51,12 @@ inline constexpr Index kParameterTaskCells = 16;
 // Cells after which such a sum in the compute type moves on to double.
 inline constexpr Index kParameterFlushCells = 256;
 
+// A block of a matrix from which both products are taken while a core's own cache holds it.
+inline constexpr Index kMatrixBlockBytes = Index(1) << 18;
+// One task of a sweep over a matrix, and how many have a partial sum each.
+inline constexpr Index kMatrixTaskBytes = Index(1) << 18;
+inline constexpr Index kMatrixTasks = 64;
+// Up to so many rows a matrix is taken in blocks of columns: these are then wide enough.
+inline constexpr Index kFewRows = 256;
+
 }  // namespace normcore::tuning

@@ -48,6 +48,14 @@ from .scaled import (
     topk_batch_norm,
     topk_batch_norm_backward,
 )
+from .spectral import (
+    PowerMethodResult,
+    SpectralNormResult,
+    power_method,
+    spectral_norm,
+    spectral_norm_backward,
+)
+from .spectral_layers import SpectralNorm
 from .weight_layers import WeightNorm
 from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
 
@@ -61,7 +69,10 @@ __all__ = [
     "LpBatchNorm",
     "MeanOnlyBatchNorm",
     "Moments",
+    "PowerMethodResult",
     "RMSNorm",
+    "SpectralNorm",
+    "SpectralNormResult",
     "SwitchableNorm",
     "TopKBatchNorm",
     "WeightNorm",
@@ -91,11 +102,14 @@ __all__ = [
     "norm",
     "normalize",
     "normalize_backward",
+    "power_method",
     "rms_norm",
     "rms_norm_backward",
     "set_isa",
     "set_num_threads",
     "show_config",
+    "spectral_norm",
+    "spectral_norm_backward",
     "switchable_norm",
     "switchable_norm_backward",
     "topk_batch_norm",

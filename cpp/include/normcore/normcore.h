@@ -7,5 +7,6 @@
 #include "normcore/errors.h"
 #include "normcore/method.h"
 #include "normcore/ops.h"
+#include "normcore/spectral.h"
 #include "normcore/tensor.h"
 #include "normcore/version.h"

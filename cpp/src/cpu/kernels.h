@@ -66,6 +66,22 @@ struct Spread {
 // and sgn(u), and of those at it their number and sgn(u).
 inline constexpr int kOrderSums = 2, kLargestSums = 5;
 
+// Products of a matrix with vectors. Vectors are narrow for the kernels and wide between them.
+template <class C>
+struct MatrixKernels {
+  // y[r] += sum of a[r, c] * x[c]
+  void (*dot)(In a, Index rows, Index cols, const C* x, double* y);
+  // x[c] += sum of y[r] * a[r, c]
+  void (*accumulate)(In a, Index rows, Index cols, const C* y, C* x);
+  // to = from / s, with s a power of two near the largest |from|; returns s.
+  double (*narrow)(const double* from, Index n, C* to);
+  // to += scale * from, and from = 0
+  void (*drain)(C* from, Index n, double scale, double* to);
+  // y[r, c] = x[r, c] * p * q + left[r] * right[c]; without left the first term alone.
+  void (*add_rank_one)(In x, Out y, Index rows, Index cols, C p, C q, const C* left,
+                       const C* right);
+};
+
 template <class C>
 struct KernelSet {
   // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
@@ -103,6 +119,7 @@ struct KernelSet {
   void (*add)(In x, In residual, Out h, Index rows, Index cols);
   void (*load)(const void* src, C* dst, Index n);
   void (*store)(const C* src, void* dst, Index n);
+  MatrixKernels<C> matrix;
 };
 
 struct KernelTable {

@@ -741,6 +741,7 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
 }
 
 #include "masked.inl"
+#include "spectral.inl"
 #include "spread.inl"
 
 template <class T>
@@ -763,6 +764,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     add<T>,
     load_array<T>,
     store_array<T>,
+    kMatrix<T>,
 };
 
 }  // namespace

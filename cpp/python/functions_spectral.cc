@@ -1,0 +1,118 @@
+// Spectral normalization and the power method as functions of the module.
+#include "results.h"
+
+namespace normcore::python {
+namespace {
+
+// A new vector of x's library, as exact as statistics.
+struct NewVector {
+  Result result;
+  Tensor tensor;
+  NewVector(const Array& x, Index n) {
+    const DType dtype = statistics_dtype(x.tensor().dtype());
+    ConstTensor shape(nullptr, dtype, 1);
+    shape.set_dim(0, n, 0);
+    result = x.new_contiguous(shape, dtype, &tensor);
+  }
+};
+
+// Before the arrays beside it are asked to lie there too.
+void expect_cpu(const char* name, const Array& x) {
+  if (x.where().device == Device::kCpu) return;
+  throw value_error(std::string(name) + " is on CUDA device " +
+                    std::to_string(x.where().device_index) +
+                    ", expected the CPU: there are no CUDA kernels for this yet");
+}
+
+// Wrong axes are for the operation to refuse.
+Index length_of(const Array& x, int axis) {
+  const Tensor& t = x.tensor();
+  const int a = axis < 0 ? axis + t.ndim() : axis;
+  return a >= 0 && a < t.ndim() ? t.shape(a) : 0;
+}
+Index length_of_rest(const Array& x, int axis) {
+  const Tensor& t = x.tensor();
+  Index n = 1;
+  for (int a = 0; a < t.ndim(); ++a) n *= a == axis || a == axis + t.ndim() ? 1 : t.shape(a);
+  return n;
+}
+
+std::optional<double> as_bound(py::handle bound) {
+  if (bound.is_none()) return {};
+  return as_double(bound, "bound");
+}
+
+// (weight, sigma, u, v)
+py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::handle n,
+                          py::handle axis, py::handle eps, py::handle bound, py::handle u_first,
+                          py::handle out) {
+  const Array weight(weight_, "weight");
+  expect_cpu("weight", weight);
+  const Array u = Array::optional(u_, "u"), v = Array::optional(v_, "v");
+  SpectralNormOptions options;
+  options.n_power_iterations = as_index(n, "n_power_iterations");
+  options.axis = as_axis(axis, "axis");
+  options.eps = as_double(eps, "eps");
+  options.bound = as_bound(bound);
+  options.u_first = as_bool(u_first, "u_first");
+  Output w(out, weight);
+  NewVector new_u(weight, length_of(weight, options.axis));
+  NewVector new_v(weight, length_of_rest(weight, options.axis));
+  const Context context = call_context(weight, {{"u", u}, {"v", v}, {"out", w.array()}});
+  double sigma = 0;
+  {
+    const ReleaseGil release(weight.tensor().size());
+    sigma = spectral_norm(weight.tensor(), {u.tensor(), v.tensor()},
+                          {w.tensor, new_u.tensor, new_v.tensor}, options, context);
+  }
+  return py::make_tuple(w.result.take(), sigma, new_u.result.take(), new_v.result.take());
+}
+
+py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sigma, py::handle u_,
+                                   py::handle v_, py::handle axis, py::handle bound,
+                                   py::handle out) {
+  const Array w(w_, "result.weight"), dw(dw_, "dw");
+  expect_cpu("result.weight", w);
+  const Array u(u_, "result.u"), v(v_, "result.v");
+  SpectralNormOptions options;
+  options.axis = as_axis(axis, "axis");
+  options.bound = as_bound(bound);
+  Output dweight(out, w);
+  const Context context =
+      call_context(w, {{"dw", dw}, {"result.u", u}, {"result.v", v}, {"out", dweight.array()}});
+  {
+    const ReleaseGil release(w.tensor().size());
+    spectral_norm_backward(dw.tensor(), w.tensor(), as_double(sigma, "result.sigma"), u.tensor(),
+                           v.tensor(), dweight.tensor, options, context);
+  }
+  return dweight.result.take();
+}
+
+// (sigma, u, v, n_iterations, converged)
+py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::handle tol,
+                         py::handle max_iterations) {
+  const Array a(a_, "a"), start = Array::optional(start_, "u");
+  expect_cpu("a", a);
+  PowerMethodOptions options;
+  if (!n.is_none()) options.n_iterations = as_index(n, "n_iterations");
+  options.tol = as_double(tol, "tol");
+  options.max_iterations = as_index(max_iterations, "max_iterations");
+  NewVector u(a, length_of(a, 0)), v(a, length_of_rest(a, 0));
+  const Context context = call_context(a, {{"u", start}});
+  PowerMethodResult r{};
+  {
+    const ReleaseGil release(a.tensor().size());
+    r = power_method(a.tensor(), start.tensor(), u.tensor, v.tensor, options, context);
+  }
+  return py::make_tuple(r.sigma, u.result.take(), v.result.take(), r.n_iterations, r.converged);
+}
+
+}  // namespace
+
+void register_spectral_functions(py::module_& m) {
+  m.def("spectral_norm", &spectral_norm_);
+  m.def("spectral_norm_backward", &spectral_norm_backward_);
+  m.def("power_method", &power_method_);
+}
+
+}  // namespace normcore::python
