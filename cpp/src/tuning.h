@@ -50,5 +50,8 @@ inline constexpr Index kParameterTasks = 64;
 inline constexpr Index kParameterTaskCells = 16;
 // Cells after which such a sum in the compute type moves on to double.
 inline constexpr Index kParameterFlushCells = 256;
+// Pixels per channel of a run over which the gradients of mixing weights are summed: what all runs
+// keep is an eighth of a float32 tensor.
+inline constexpr Index kMixingRunPixels = 16;
 
 }  // namespace normcore::tuning

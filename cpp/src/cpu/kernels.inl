@@ -741,6 +741,19 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
   }
 }
 
+double multiply_adds(Index n, float* out) {
+  constexpr int kChains = 10;  // two units, each with results four cycles later, and some more
+  F32 sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = splat(float(i));
+  const F32 a = splat(0.999f), b = splat(*out);
+  for (Index k = 0; k < n; ++k) {
+    for (int i = 0; i < kChains; ++i) sum[i] = fma<float>(sum[i], a, b);
+  }
+  for (int i = 1; i < kChains; ++i) sum[0] += sum[i];
+  *out = hsum<float>(sum[0]);
+  return 2.0 * kChains * kLanes<float> * double(n);
+}
+
 template <class C>
 constexpr Elementary<C> kElementary = {
     [](const C* x, C* y, Index n) {
@@ -762,6 +775,8 @@ constexpr Elementary<C> kElementary = {
 
 #include "masked.inl"
 #include "spread.inl"
+// after the signs and moduli of spread.inl
+#include "mixing.inl"
 
 template <class T>
 constexpr KernelSet<Compute<T>> kSet = {
@@ -782,13 +797,17 @@ constexpr KernelSet<Compute<T>> kSet = {
     add<T>,
     load_array<T>,
     store_array<T>,
+    {{load_pixels<T, kRows>, load_pixels<T, kCols>},
+     {store_pixels<T, kRows>, store_pixels<T, kCols>}},
 };
 
 }  // namespace
 
 extern const KernelTable kTable;
-const KernelTable kTable = {NORMCORE_ISA_NAME,  kSet<float>, kSet<BF16>, kSet<F16>,
-                            kSet<double>,       merge,       copy,       kElementary<float>,
-                            kElementary<double>};
+const KernelTable kTable = {
+    NORMCORE_ISA_NAME,   kSet<float>,   kSet<BF16>,     kSet<F16>,
+    kSet<double>,        merge,         copy,           kElementary<float>,
+    kElementary<double>, multiply_adds, kMixing<float>, kMixing<double>,
+};
 
 }  // namespace normcore::cpu::NORMCORE_ISA

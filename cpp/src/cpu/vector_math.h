@@ -207,5 +207,45 @@ SI Vec<C> pow(Vec<C> x, C y) {
   return x >= 0 ? power : splat(kNaN<C>);
 }
 
+// ---- powers that often need no pow
+
+SI Vec<float> square_root(Vec<float> v) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  return (Vec<float>)_mm512_sqrt_ps((__m512)v);
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)v);
+#elif defined(NORMCORE_X86)
+  return (Vec<float>)_mm_sqrt_ps((__m128)v);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+SI Vec<double> square_root(Vec<double> v) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  return (Vec<double>)_mm512_sqrt_pd((__m512d)v);
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  return (Vec<double>)_mm256_sqrt_pd((__m256d)v);
+#elif defined(NORMCORE_X86)
+  return (Vec<double>)_mm_sqrt_pd((__m128d)v);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
+// x^e for x >= 0, by products and roots where they do it.
+template <class C>
+SI Vec<C> power(Vec<C> x, C e) {
+  if (e == 0) return splat(C(1));
+  if (e == 1) return x;
+  if (e == 2) return x * x;
+  if (e == 3) return x * x * x;
+  if (e == C(0.5)) return square_root(x);
+  if (e == C(-0.5)) return C(1) / square_root(x);
+  if (e == -1) return C(1) / x;
+  return pow<C>(x, e);
+}
+
 }  // namespace
 }  // namespace normcore::cpu::NORMCORE_ISA
