@@ -703,6 +703,72 @@ def _scaled_backward(
 # Weights, and division by a norm.
 
 
+def divisive_norm(x, weights, sigma, *, gain=None, exponent=2.0, power=1.0, channel_axis=1):
+    """y = gain sgn(x) |x|^power / d^(power / exponent), d = sigma^exponent + w |x|^exponent."""
+    w, s = wide(weights), np.power(wide(sigma), exponent)
+    x = np.moveaxis(wide(x), channel_axis, -1)
+    d = s + np.abs(x) ** exponent @ w.T
+    y = np.sign(x) * np.abs(x) ** power * _inverse_power(d, power / exponent)
+    return np.moveaxis(y * (1 if gain is None else wide(gain)), -1, channel_axis)
+
+
+def divisive_norm_backward(
+    dy, x, weights, sigma, *, gain=None, exponent=2.0, power=1.0, channel_axis=1
+):
+    w, s, g = wide(weights), wide(sigma), np.asarray(1.0 if gain is None else wide(gain))
+    x, dy = (np.moveaxis(wide(v), channel_axis, -1) for v in (x, dy))
+    dx, dw, dd, by_gain, *_ = _mixing_backward(
+        dy, x, w, s**exponent, g, exponent, power, power / exponent
+    )
+    per_channel = exponent * s ** (exponent - 1) * dd
+    names = ("dx", "dweights", "dsigma", "dgain")
+    dsigma = per_channel if s.ndim else per_channel.sum()
+    dgain = None if gain is None else by_gain if g.ndim else by_gain.sum()
+    values = (np.moveaxis(dx, -1, channel_axis), dw, dsigma, dgain)
+    return namedtuple("DivisiveNormGradients", names)(*values)
+
+
+def gdn(x, beta, gamma, *, inverse=False, alpha=2.0, epsilon=0.5, channel_axis=1):
+    """y = x / d^epsilon, or times it, d = beta + gamma |x|^alpha."""
+    x = np.moveaxis(wide(x), channel_axis, -1)
+    d = wide(beta) + np.abs(x) ** alpha @ wide(gamma).T
+    return np.moveaxis(x * _inverse_power(d, -epsilon if inverse else epsilon), -1, channel_axis)
+
+
+def gdn_backward(dy, x, beta, gamma, *, inverse=False, alpha=2.0, epsilon=0.5, channel_axis=1):
+    x, dy = (np.moveaxis(wide(v), channel_axis, -1) for v in (x, dy))
+    e = -epsilon if inverse else epsilon
+    dx, dgamma, dbeta, _, dalpha, de = _mixing_backward(
+        dy, x, wide(gamma), wide(beta), np.asarray(1.0), alpha, 1.0, e
+    )
+    names = ("dx", "dbeta", "dgamma", "dalpha", "depsilon")
+    dx = np.moveaxis(dx, -1, channel_axis)
+    values = (dx, dbeta, dgamma, dalpha, -de if inverse else de)
+    return namedtuple("GDNGradients", names)(*values)
+
+
+def _inverse_power(d, e):
+    """d^-e, and where that is infinite 0: there all that is divided is 0 too."""
+    return np.where(d > 0, np.power(np.where(d > 0, d, 1), -e), 0 if e > 0 else 0.0**-e)
+
+
+def _mixing_backward(dy, x, w, b, g, a, p, e):
+    """Gradients of g sgn(x) |x|^p (b + w |x|^a)^-e by x, w, b, g, a and e; channels come last."""
+    m = np.abs(x)
+    d = b + m**a @ w.T
+    f, n = _inverse_power(d, e), np.sign(x) * m**p
+    positive, logarithm = np.where(d > 0, d, 1), np.log(np.where(m > 0, m, 1))
+    t = -e * dy * g * n * f / positive
+    back = t @ w
+    slope = np.where(m > 0, np.power(np.where(m > 0, m, 1), p - 1), 1.0 if p == 1 else 0.0)
+    of_power = np.where(m > 0, np.power(np.where(m > 0, m, 1), a - 1), 0.0)
+    dx = dy * g * f * p * slope + a * of_power * np.sign(x) * back
+    axes = tuple(range(x.ndim - 1))
+    dw = np.tensordot(t, m**a, (axes, axes))
+    de = -(dy * g * n * f * np.log(positive)).sum()
+    return dx, dw, t.sum(axes), (dy * n * f).sum(axes), (back * m**a * logarithm).sum(), de
+
+
 def weight_norm(v, g, *, axis=0, eps=0.0):
     v = wide(v)
     scale, g, _ = _weight_scale(v, g, axis, eps)

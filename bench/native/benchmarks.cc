@@ -2,7 +2,8 @@
 // through the C++ API; every kernel on a tile in cache; and the copy that they are measured by.
 //   normcore_benchmarks [--isa=v3|all] [--threads=N] [Google Benchmark's own options]
 // Bytes are those of the minimum traffic. `roofline` is the time over that of copying these bytes
-// with the better of plain and streamed stores, measured just before.
+// with the better of plain and streamed stores, measured just before. Where channels are mixed,
+// `fma_share` is the part of the machine's multiply-adds that the matrix products reach.
 #include <benchmark/benchmark.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/parallel.h"
 #include "normcore/normcore.h"
 
 namespace {
@@ -75,6 +77,25 @@ double seconds(const std::function<void()>& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Floating-point operations a second that all threads reach where nothing but arithmetic counts.
+double peak_flops(int threads) {
+  constexpr Index kRounds = 1 << 20;
+  double best = 0;
+  for (int run = 0; run < 5; ++run) {
+    double flops = 0;
+    const double t = seconds([&] {
+      std::vector<double> of(std::size_t(threads) * 8);
+      cpu::parallel_for(threads, threads, /*sticky=*/true, [&](Index i) {
+        float sink = 0.5f;
+        of[std::size_t(i) * 8] = cpu::kernels().multiply_adds(kRounds, &sink) + 0 * double(sink);
+      });
+      for (const double f : of) flops += f;
+    });
+    best = std::max(best, flops / t);
+  }
+  return best;
+}
+
 // Seconds of copying `bytes` of traffic, half of them read, with the better of the two stores.
 double copy_seconds(const char* src, char* dst, Index tensor_bytes, double bytes) {
   double best = 1e9;
@@ -108,6 +129,7 @@ struct Arguments {
   Tensor weight{}, bias{}, rho{}, mean_logits{}, var_logits{};
   Tensor dweight{}, dbias{}, drho{}, dmean_logits{}, dvar_logits{};
   Tensor running_mean{}, running_scale{};  // the latter a variance, a deviation or a scale
+  Tensor mixing{}, dmixing{};              // weights of all pairs of channels
   Tensor pooled{}, given{};                // statistics, from forward to backward
 
   SavedStats saved() const { return {pooled, given}; }
@@ -261,6 +283,25 @@ const Method kMethods[] = {
        topk_batch_norm_backward(a.dy, a.x, a.weight, a.gradients(), topk_options(a), a.saved(),
                                 a.context);
      }},
+    {"gdn", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       gdn(a.x, a.weight, a.mixing, a.out, {false, 2, 0.5, a.channel_axis}, a.context);
+     },
+     [](const Arguments& a) {
+       double dalpha, depsilon;
+       gdn_backward(a.dy, a.x, a.weight, a.mixing,
+                    {a.out, a.dweight, a.dmixing, &dalpha, &depsilon},
+                    {false, 2, 0.5, a.channel_axis}, a.context);
+     }},
+    {"divisive_norm", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       divisive_norm(a.x, a.mixing, a.weight, a.bias, a.out, {2, 1, a.channel_axis}, a.context);
+     },
+     [](const Arguments& a) {
+       divisive_norm_backward(a.dy, a.x, a.mixing, a.weight, a.bias,
+                              {a.out, a.dmixing, a.dweight, a.dbias}, {2, 1, a.channel_axis},
+                              a.context);
+     }},
     {"weight_norm", Saved::none,
      [](const Arguments& a, const StatsOut&) {
        weight_norm(a.x, a.weight, a.out, {a.cell.axis}, a.context);
@@ -319,6 +360,9 @@ class Call {
     for (Tensor* t : {&a_.weight, &a_.bias, &a_.rho, &a_.dweight, &a_.dbias, &a_.drho}) {
       *t = make(like_x ? dtype : DType::kFloat32, {n});
     }
+    if (mixes_channels()) {
+      for (Tensor* t : {&a_.mixing, &a_.dmixing}) *t = make(DType::kFloat32, {n, n});
+    }
     for (Tensor* t : {&a_.mean_logits, &a_.var_logits, &a_.dmean_logits, &a_.dvar_logits}) {
       *t = make(DType::kFloat32, {3});
     }
@@ -350,6 +394,13 @@ class Call {
     method_.forward(a_, {{}, {}, a_.pooled, method_.saved == Saved::rows ? Tensor() : a_.given});
   }
 
+  bool mixes_channels() const {
+    return !std::strcmp(method_.name, "gdn") || !std::strcmp(method_.name, "divisive_norm");
+  }
+  // Of the products of the channels: forward one matrix, backward three.
+  double mixing_flops(bool backward) const {
+    return 2.0 * double(a_.x.size()) * double(a_.mixing.shape(0)) * (backward ? 3 : 1);
+  }
   void forward() { method_.forward(a_, {}); }
   void backward() { method_.backward(a_); }
 
@@ -399,6 +450,10 @@ void run_cell(benchmark::State& state, const Cell& cell, DType dtype, bool backw
   }
   state.SetBytesProcessed(int64_t(bytes) * int64_t(state.iterations()));
   state.counters["roofline"] = total / double(state.iterations()) / copy;
+  if (call.mixes_channels()) {
+    const double rate = call.mixing_flops(backward) * double(state.iterations()) / total;
+    state.counters["fma_share"] = rate / peak_flops(threads);
+  }
 }
 
 void run_copy(benchmark::State& state, Index bytes, bool stream) {
@@ -495,6 +550,11 @@ void register_all(const std::vector<std::string>& isas, int threads) {
     }
     register_kernels(isa, suffix);
   }
+  benchmark::RegisterBenchmark("fma_peak", [threads](benchmark::State& state) {
+    double rate = 0;
+    for (auto _ : state) rate = std::max(rate, peak_flops(threads));
+    state.counters["flops"] = benchmark::Counter(rate);
+  });
   for (const Index mib : {1, 4, 16, 64}) {
     for (const bool stream : {false, true}) {
       benchmark::RegisterBenchmark((std::string("copy/").append(std::to_string(mib)) + "MiB/" +

@@ -82,7 +82,7 @@ class Formula:
         return _cast(x.reshape(self.pools.view), self.xp.float32)
 
     def _parameter(self, name: str, value: Any) -> Any:
-        by_channel = not name.endswith("logits")
+        by_channel = not name.endswith("logits") and len(value.shape) == 1
         value = value.reshape(self.pools.param_view) if by_channel else value
         return _cast(value, self.xp.float32)
 
@@ -189,6 +189,24 @@ def _topk_batch_norm(f: Formula) -> Any:
     return centred / (factor * spread + f.eps)
 
 
+def _gdn(f: Formula) -> Any:
+    return f.x / f.xp.sqrt(_mixed(f, f.params["gamma"]) + f.params["beta"])
+
+
+def _divisive_norm(f: Formula) -> Any:
+    sigma = f.params["sigma"]
+    return f.x / f.xp.sqrt(_mixed(f, f.params["weights"]) + sigma * sigma)
+
+
+def _mixed(f: Formula, weights: Any) -> Any:
+    """The squares of the channels of every position, mixed: a product of matrices."""
+    squares = f.x * f.x
+    if f.case.channel_axis == -1:
+        return squares @ f.xp.swapaxes(weights, 0, 1)
+    n, c, *space = squares.shape
+    return (weights @ squares.reshape((n, c, -1))).reshape((n, c, *space))
+
+
 def _weight_norm(f: Formula) -> Any:
     return f.x * (f.params["g"] / _length(f))
 
@@ -228,6 +246,8 @@ _FORWARD: dict[str, Callable[[Formula], Any]] = {
     "mean_only_batch_norm": _mean_only_batch_norm,
     "lp_batch_norm": _lp_batch_norm,
     "topk_batch_norm": _topk_batch_norm,
+    "gdn": _gdn,
+    "divisive_norm": _divisive_norm,
     "weight_norm": _weight_norm,
     "normalize": _normalize,
     "spectral_norm": _spectral_norm,

@@ -41,6 +41,8 @@ METHODS = {
     "mean_only_batch_norm": Method(("bias",), ("running_mean",)),
     "lp_batch_norm": Method(buffers=("running_mean", "running_scale")),
     "topk_batch_norm": Method(buffers=("running_mean", "running_scale"), shares_ties=True),
+    "gdn": Method(("beta", "gamma"), has_stats=False),
+    "divisive_norm": Method(("weights", "sigma"), has_stats=False),
     "weight_norm": Method(("g",), has_stats=False),
     "normalize": Method((), has_stats=False),
     "spectral_norm": Method((), ("u",), has_stats=False, takes_result=True),
@@ -55,11 +57,19 @@ def _around_zero(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.standard_normal(n)
 
 
+def _mixing(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.uniform(0.0, 2.0 / n, (n, n))
+
+
 # name of a parameter or buffer: its values, for n channels
 VALUES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "weight": _around_one,
     "bias": _around_zero,
     "g": _around_one,
+    "beta": _around_one,
+    "gamma": _mixing,
+    "weights": _mixing,
+    "sigma": _around_one,
     "rho": lambda rng, n: rng.uniform(0.0, 1.0, n),
     "mean_logits": lambda rng, n: rng.standard_normal(3),
     "var_logits": lambda rng, n: rng.standard_normal(3),

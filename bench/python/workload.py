@@ -105,10 +105,11 @@ def our_call(nc: Any, work: Workload, kernel: bool) -> Callable[[], Any]:
 
 
 def our_results(output: Any) -> list[np.ndarray]:
-    """What a call of ours gave: [y], or [dx, dweight, ...] without those that are None."""
+    """What a call of ours gave: [y], or the arrays among dx, dweight and so on."""
     output = getattr(output, "weight", output)  # of spectral_norm without its vectors
     if isinstance(output, tuple):
-        return [np.asarray(part) for part in output if part is not None]
+        arrays = (part for part in output if part is not None and not isinstance(part, float))
+        return [np.asarray(part) for part in arrays]
     return [output]
 
 

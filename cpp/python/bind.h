@@ -14,6 +14,7 @@ namespace normcore::python {
 
 void register_functions(py::module_& m);
 void register_adaptive_functions(py::module_& m);
+void register_divisive_functions(py::module_& m);
 void register_exchange(py::module_& m);
 void register_reductions(py::module_& m);
 void register_spectral_functions(py::module_& m);

@@ -108,6 +108,14 @@ inline void store_array(const double* values, const Tensor& t, const Walk& w,
   });
 }
 
+// All of a tensor.
+template <bool kConst>
+Walk whole_walk(const BasicTensor<kConst>& t) {
+  Walk w;
+  for (int i = 0; i < t.ndim(); ++i) w.append(t.shape(i), t.stride(i));
+  return w;
+}
+
 // A one-dimensional tensor.
 template <bool kConst>
 Walk vector_walk(const BasicTensor<kConst>& t) {

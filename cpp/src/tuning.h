@@ -50,6 +50,9 @@ inline constexpr Index kParameterTasks = 64;
 inline constexpr Index kParameterTaskCells = 16;
 // Cells after which such a sum in the compute type moves on to double.
 inline constexpr Index kParameterFlushCells = 256;
+// Pixels per channel of a run over which the gradients of mixing weights are summed: what all runs
+// keep is an eighth of a float32 tensor.
+inline constexpr Index kMixingRunPixels = 16;
 
 // A block of a matrix from which both products are taken while a core's own cache holds it.
 inline constexpr Index kMatrixBlockBytes = Index(1) << 18;

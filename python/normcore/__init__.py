@@ -28,6 +28,8 @@ from .config import (
     set_num_threads,
     show_config,
 )
+from .divisive import divisive_norm, divisive_norm_backward, gdn, gdn_backward
+from .divisive_layers import GDN, DivisiveNorm
 from .functional import (
     batch_norm,
     batch_norm_backward,
@@ -60,9 +62,11 @@ from .weight_layers import WeightNorm
 from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
 
 __all__ = [
+    "GDN",
     "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
+    "DivisiveNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
@@ -86,6 +90,10 @@ __all__ = [
     "batch_renorm_backward",
     "convert",
     "cuda",
+    "divisive_norm",
+    "divisive_norm_backward",
+    "gdn",
+    "gdn_backward",
     "get_isa",
     "get_num_threads",
     "group_norm",

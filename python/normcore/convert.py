@@ -16,17 +16,21 @@ from ._interop import Array, as_numpy
 
 __all__ = [
     "from_batch_instance_norm",
+    "from_compressai",
     "from_flax",
     "from_keras",
     "from_switchable_norm",
+    "from_tfc",
     "from_torch",
     "load_safetensors",
     "opposite_momentum",
     "save_safetensors",
     "to_batch_instance_norm",
+    "to_compressai",
     "to_flax",
     "to_keras",
     "to_switchable_norm",
+    "to_tfc",
     "to_torch",
 ]
 
@@ -220,6 +224,70 @@ def from_batch_instance_norm(state: Mapping[str, Any]) -> dict[str, Array]:
 def to_batch_instance_norm(state: Mapping[str, Any]) -> dict[str, Array]:
     """The way back, see `from_batch_instance_norm`."""
     return _renamed(state, {ours: key for key, ours in _BATCH_INSTANCE.items()})
+
+
+_PEDESTAL = 2.0**-36  # of GDN's parameters, there and here
+
+
+def from_compressai(state: Mapping[str, Any]) -> dict[str, Array]:
+    """State of a CompressAI ``GDN`` or ``GDN1``, whose stored ``beta`` and ``gamma`` are ours.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        The buffers of bounds and pedestals, which are constants, may be there.
+
+    Raises
+    ------
+    ValueError
+        For other keys, or a pedestal that is not ours.
+    """
+    constants = [key for key in state if "_reparam." in key]
+    for key in constants:
+        if key.endswith("pedestal") and not np.isclose(as_numpy(state[key]), _PEDESTAL, rtol=1e-5):
+            raise ValueError(f"{key} is {as_numpy(state[key])}, expected {_PEDESTAL}")
+    kept = {key: value for key, value in state.items() if key not in constants}
+    return _renamed(kept, {"beta": "beta", "gamma": "gamma"})
+
+
+def to_compressai(state: Mapping[str, Any], *, beta_min: float = 1e-6) -> dict[str, Array]:
+    """The way back, with the buffers that CompressAI keeps; ``beta_min`` is the layer's bound."""
+    result = _renamed(state, {"beta": "beta", "gamma": "gamma"})
+    for name, least in (("beta", beta_min), ("gamma", 0.0)):
+        bound = np.sqrt(least + _PEDESTAL)
+        result[f"{name}_reparam.pedestal"] = np.full(1, _PEDESTAL, np.float32)
+        result[f"{name}_reparam.lower_bound.bound"] = np.full(1, bound, np.float32)
+    return result
+
+
+def from_tfc(state: Mapping[str, Any]) -> dict[str, Array]:
+    """State of a TensorFlow Compression ``GDN``, whose gamma is ours transposed.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        ``reparam_beta`` and ``reparam_gamma``; what comes before the last ``/`` is dropped.
+
+    Notes
+    -----
+    Its alpha and epsilon start at 1; give them to the layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from_tfc({"gdn_0/reparam_gamma:0": np.array([[1, 2], [3, 4]])})
+    {'gamma': array([[1, 3],
+           [2, 4]])}
+    """
+    bare = {key.rpartition("/")[2].partition(":")[0]: value for key, value in state.items()}
+    result = _renamed(bare, {"reparam_beta": "beta", "reparam_gamma": "gamma"})
+    return {name: value.T for name, value in result.items()}
+
+
+def to_tfc(state: Mapping[str, Any]) -> dict[str, Array]:
+    """The way back, see `from_tfc`."""
+    result = _renamed(state, {"beta": "reparam_beta", "gamma": "reparam_gamma"})
+    return {name: value.T for name, value in result.items()}
 
 
 def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:

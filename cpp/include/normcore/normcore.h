@@ -3,6 +3,7 @@
 #pragma once
 
 #include "normcore/context.h"
+#include "normcore/divisive.h"
 #include "normcore/dtype.h"
 #include "normcore/errors.h"
 #include "normcore/method.h"

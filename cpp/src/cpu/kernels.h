@@ -82,6 +82,51 @@ struct MatrixKernels {
                        const C* right);
 };
 
+// Channel mixing: of every pixel y_i = g_i sgn(x_i) |x_i|^p D_i^(-e), with the denominators
+// D_i = b_i + sum_j W_ij |x_j|^a over its channels. It works on buffers [rows][pixels] of the
+// compute type: a row for every channel, and more of them, holding 1, up to a multiple of `block`.
+template <class C>
+struct Mixture {
+  Index channels, rows;
+  // W and its transpose, packed by blocks of rows: [rows / block][channels][block].
+  const C* weights;
+  const C* transposed;  // backward alone
+  const C* offset;      // b, g: [rows], 1 beyond the channels
+  const C* gain;
+  C a, p, e;
+};
+// What backward adds to, [rows][lanes]: sums over the pixels of dL/dD, of dy y / g, and the terms
+// of dL/da and dL/de. Absent ones are null.
+template <class C>
+struct MixingSums {
+  C* offset;
+  C* gain;
+  C* a;
+  C* e;
+};
+template <class C>
+struct MixingKernels {
+  Index block, lanes, pixels;
+  // u = |x|^a and the denominators d. True, and which pixels, where some left the range in which
+  // the compute type loses nothing.
+  bool (*denominators)(const Mixture<C>& f, const C* x, C* u, C* d, bool* outside);
+  // x becomes y.
+  void (*divide)(const Mixture<C>& f, const C* d, C* x);
+  // dy becomes dx, d becomes t = dL/dD.
+  void (*gradient)(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C* scratch,
+                   const MixingSums<C>& sums);
+  // dw += t u^T, summed over the pixels, in blocks [rows / block][columns][block][pixels], with
+  // columns = ceil(rows / pixels). The scratch holds (rows + columns * pixels) * pixels.
+  void (*outer_product)(const C* t, const C* u, Index rows, C* dw, C* scratch);
+};
+// Between a tile of pixels and such a buffer: the tile's rows are channels (kRows) or pixels, which
+// pass through a scratch of 4 * rows. What is not in the tile is filled with `pad`.
+template <class C>
+struct PixelKernels {
+  void (*load[2])(In x, Index channels, Index pixels, C pad, C* buffer, C* scratch);
+  void (*store[2])(const C* buffer, Out y, Index channels, Index pixels, C* scratch);
+};
+
 template <class C>
 struct KernelSet {
   // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
@@ -120,6 +165,15 @@ struct KernelSet {
   void (*load)(const void* src, C* dst, Index n);
   void (*store)(const C* src, void* dst, Index n);
   MatrixKernels<C> matrix;
+  PixelKernels<C> pixels;
+};
+
+// Elementary functions over arrays, as the kernels have them in vectors (vector_math.h).
+template <class C>
+struct Elementary {
+  void (*exp)(const C* x, C* y, Index n);
+  void (*log)(const C* x, C* y, Index n);
+  void (*pow)(const C* x, C exponent, C* y, Index n);
 };
 
 struct KernelTable {
@@ -131,6 +185,13 @@ struct KernelTable {
                 const double* mean_b, const double* m2_b);
   // Copies bytes; the yardstick of the benchmarks.
   void (*copy)(const void* src, void* dst, std::size_t bytes, bool stream);
+  Elementary<float> elementary32;
+  Elementary<double> elementary64;
+  // Multiply-adds in registers: `n` rounds of them, and how many floating-point operations they
+  // were. The yardstick of what is bound by arithmetic; out: a number.
+  double (*multiply_adds)(Index n, float* out);
+  MixingKernels<float> mixing32;
+  MixingKernels<double> mixing64;
 };
 
 }  // namespace normcore::cpu

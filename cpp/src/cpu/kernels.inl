@@ -4,6 +4,7 @@
 // within a tile (the caller keeps tiles short) and leave it as double.
 #include "kernels.h"
 #include "simd.h"
+#include "vector_math.h"
 
 namespace normcore::cpu::NORMCORE_ISA {
 namespace {
@@ -740,9 +741,43 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
   }
 }
 
+double multiply_adds(Index n, float* out) {
+  constexpr int kChains = 10;  // two units, each with results four cycles later, and some more
+  F32 sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = splat(float(i));
+  const F32 a = splat(0.999f), b = splat(*out);
+  for (Index k = 0; k < n; ++k) {
+    for (int i = 0; i < kChains; ++i) sum[i] = fma<float>(sum[i], a, b);
+  }
+  for (int i = 1; i < kChains; ++i) sum[0] += sum[i];
+  *out = hsum<float>(sum[0]);
+  return 2.0 * kChains * kLanes<float> * double(n);
+}
+
+template <class C>
+constexpr Elementary<C> kElementary = {
+    [](const C* x, C* y, Index n) {
+      sweep<false>(y, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+        return one(exp<C>(load(x + i, tag)));
+      });
+    },
+    [](const C* x, C* y, Index n) {
+      sweep<false>(y, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+        return one(log<C>(load(x + i, tag)));
+      });
+    },
+    [](const C* x, C exponent, C* y, Index n) {
+      sweep<false>(y, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+        return one(pow<C>(load(x + i, tag), exponent));
+      });
+    },
+};
+
 #include "masked.inl"
 #include "spectral.inl"
 #include "spread.inl"
+// after the signs and moduli of spread.inl
+#include "mixing.inl"
 
 template <class T>
 constexpr KernelSet<Compute<T>> kSet = {
@@ -765,12 +800,17 @@ constexpr KernelSet<Compute<T>> kSet = {
     load_array<T>,
     store_array<T>,
     kMatrix<T>,
+    {{load_pixels<T, kRows>, load_pixels<T, kCols>},
+     {store_pixels<T, kRows>, store_pixels<T, kCols>}},
 };
 
 }  // namespace
 
 extern const KernelTable kTable;
-const KernelTable kTable = {NORMCORE_ISA_NAME, kSet<float>, kSet<BF16>, kSet<F16>,
-                            kSet<double>,      merge,       copy};
+const KernelTable kTable = {
+    NORMCORE_ISA_NAME,   kSet<float>,   kSet<BF16>,     kSet<F16>,
+    kSet<double>,        merge,         copy,           kElementary<float>,
+    kElementary<double>, multiply_adds, kMixing<float>, kMixing<double>,
+};
 
 }  // namespace normcore::cpu::NORMCORE_ISA

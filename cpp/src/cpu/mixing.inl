@@ -1,0 +1,285 @@
+// Part of kernels.inl: channel mixing, y_i = g_i sgn(x_i) |x_i|^p D_i^(-e) of every pixel, with
+// D_i = b_i + sum_j W_ij |x_j|^a over its channels. All of it happens in buffers [rows][P] of the
+// compute type: P pixels side by side, a row for every channel, and more of them up to a multiple
+// of kMixRows. A matrix product keeps kMixRows x P sums in registers.
+
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+constexpr int kMixRows = 12, kMixVectors = 2;  // 24 sums among 32 registers
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+constexpr int kMixRows = 4, kMixVectors = 3;  // 12 among 16
+#else
+constexpr int kMixRows = 4, kMixVectors = 2;  // and products that are not fused
+#endif
+template <class C>
+constexpr Index kPixels = kMixVectors * kLanes<C>;
+
+// ---- between tiles and buffers
+
+// A 4 x 4 block: rows become columns.
+template <class C>
+SI void transpose_block(const C* from, Index from_stride, C* to, Index to_stride) {
+  using Quad = typename VecOf<C, 4>::reg;
+  using QuadMem = typename VecOf<C, 4>::mem;
+  Quad r[4];
+  for (int i = 0; i < 4; ++i) r[i] = *(const QuadMem*)(from + i * from_stride);
+  const Quad a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+  const Quad b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const Quad c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const Quad d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  *(QuadMem*)(to) = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  *(QuadMem*)(to + to_stride) = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  *(QuadMem*)(to + 2 * to_stride) = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  *(QuadMem*)(to + 3 * to_stride) = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Reads a tile into a buffer, filled up with `pad`: its rows are channels, or (kCols) pixels, which
+// pass four at a time through `scratch`, four rows of `channels`.
+template <class T, Orientation O>
+void load_pixels(In x, Index channels, Index n, Compute<T> pad, Compute<T>* buffer,
+                 [[maybe_unused]] Compute<T>* scratch) {
+  using C = Compute<T>;
+  constexpr Index P = kPixels<C>;
+  if constexpr (O == kRows) {
+    for (Index c = 0; c < channels; ++c) {
+      const Rows<T, 1> from(x, c);
+      C* to = buffer + c * P;
+      sweep_from_start<C>(n, [&](Index i, auto tag) __attribute__((always_inline)) {
+        store(to + i, from.load(0, i, tag), tag);
+      });
+      for (Index i = n; i < P; ++i) to[i] = pad;
+    }
+  } else {
+    const Index wide = (channels + 3) / 4 * 4;
+    for (Index p = 0; p < P; p += 4) {
+      for (int k = 0; k < 4; ++k) {
+        C* to = scratch + k * wide;
+        if (p + k < n) {
+          load_array<T>(row<T>(x, p + k), to, channels);
+        } else {
+          for (Index c = 0; c < channels; ++c) to[c] = pad;
+        }
+        for (Index c = channels; c < wide; ++c) to[c] = pad;
+      }
+      for (Index c = 0; c < wide; c += 4) transpose_block(scratch + c, wide, buffer + c * P + p, P);
+    }
+  }
+}
+template <class T, Orientation O>
+void store_pixels(const Compute<T>* buffer, Out y, Index channels, Index n,
+                  [[maybe_unused]] Compute<T>* scratch) {
+  using C = Compute<T>;
+  constexpr Index P = kPixels<C>;
+  if constexpr (O == kRows) {
+    if (y.stream) {
+      return sweep_tile<1, T>(
+          y, channels, n, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+            run([&](Index i, auto tag)
+                    __attribute__((always_inline)) { return one(load(buffer + r * P + i, tag)); });
+          });
+    }
+    for (Index c = 0; c < channels; ++c) {
+      T* to = row<T>(y, c);
+      sweep_from_start<C>(n, [&](Index i, auto tag) __attribute__((always_inline)) {
+        store(to + i, load(buffer + c * P + i, tag), tag);
+      });
+    }
+  } else {
+    const Index wide = (channels + 3) / 4 * 4;
+    for (Index p = 0; p < n; p += 4) {
+      for (Index c = 0; c < wide; c += 4) transpose_block(buffer + c * P + p, P, scratch + c, wide);
+      const Index last = n - p < 4 ? n - p : 4;
+      sweep_tile<1, T>({row<T>(y, p), y.stride, y.stream}, last, channels,
+                       [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+                         run([&](Index i, auto tag) __attribute__((always_inline)) {
+                           return one(load(scratch + r * wide + i, tag));
+                         });
+                       });
+    }
+  }
+}
+
+// ---- matrix products
+
+// out [rows][P] = start_i + sum over k of a[k][i] * b[k][p], i being one of kMixRows.
+template <class C>
+SI void multiply_block(const C* a, const C* b, Index depth, Vec<C> (&sum)[kMixRows][kMixVectors]) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  for (Index k = 0; k < depth; ++k, a += kMixRows, b += P) {
+    Vec<C> v[kMixVectors];
+    for (int j = 0; j < kMixVectors; ++j) v[j] = load(b + j * N, Full{});
+    for (int i = 0; i < kMixRows; ++i) {
+      const Vec<C> w = splat(a[i]);
+      for (int j = 0; j < kMixVectors; ++j) sum[i][j] = fma<C>(w, v[j], sum[i][j]);
+    }
+  }
+}
+
+// out = start + W in, for W packed by blocks of kMixRows of its rows: [block][depth][kMixRows].
+template <class C>
+SI void mix(const C* packed, const C* start, Index rows, Index depth, const C* in, C* out) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  for (Index i0 = 0; i0 < rows; i0 += kMixRows, packed += depth * kMixRows) {
+    Vec<C> sum[kMixRows][kMixVectors];
+    for (int i = 0; i < kMixRows; ++i) {
+      for (int j = 0; j < kMixVectors; ++j) sum[i][j] = start ? splat(start[i0 + i]) : Vec<C>{};
+    }
+    multiply_block<C>(packed, in, depth, sum);
+    for (int i = 0; i < kMixRows; ++i) {
+      for (int j = 0; j < kMixVectors; ++j) store(out + (i0 + i) * P + j * N, sum[i][j], Full{});
+    }
+  }
+}
+
+// dw += t u^T, summed over the pixels, in blocks [block of rows][block of columns][kMixRows][P].
+// `scratch` holds both transposed.
+template <class C>
+void outer_product(const C* t, const C* u, Index rows, C* dw, C* scratch) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  const Index columns = (rows + P - 1) / P;
+  C* left = scratch;              // [block of rows][pixel][kMixRows]
+  C* right = scratch + rows * P;  // [block of columns][pixel][P]
+  for (Index i = 0; i < columns * P; i += 4) {
+    C* to_right = right + i / P * (P * P) + i % P;
+    C* to_left = left + i / kMixRows * (P * kMixRows) + i % kMixRows;
+    for (Index p = 0; p < P; p += 4) {
+      if (i < rows) {
+        transpose_block(t + i * P + p, P, to_left + p * kMixRows, kMixRows);
+        transpose_block(u + i * P + p, P, to_right + p * P, P);
+      } else {
+        for (Index k = 0; k < 16; ++k) to_right[(p + k / 4) * P + k % 4] = 0;
+      }
+    }
+  }
+  for (Index i = 0; i < rows; i += kMixRows) {
+    for (Index j = 0; j < columns; ++j, dw += kMixRows * P) {
+      Vec<C> sum[kMixRows][kMixVectors];
+      for (int r = 0; r < kMixRows; ++r) {
+        for (int v = 0; v < kMixVectors; ++v) sum[r][v] = load(dw + r * P + v * N, Full{});
+      }
+      multiply_block<C>(left + i * P, right + j * (P * P), P, sum);
+      for (int r = 0; r < kMixRows; ++r) {
+        for (int v = 0; v < kMixVectors; ++v) store(dw + r * P + v * N, sum[r][v], Full{});
+      }
+    }
+  }
+}
+
+// ---- what happens to an element
+
+// Which pixels have denominators that may have overflowed, or lost terms to underflow; whether any
+// has. In double none is taken to: no power of a number of the other types leaves its range.
+SI bool find_outside(const float* d, Index rows, bool* outside) {
+  constexpr Index N = kLanes<float>, P = kPixels<float>;
+  bool any = false;
+  for (Index p = 0; p < P; p += N) {
+    Words<float> within = ~Words<float>{};
+    for (Index r = 0; r < rows; ++r) {
+      const F32 v = load(d + r * P + p, Full{});
+      within &= bitcast<Words<float>>(v > 0x1p-100f) & bitcast<Words<float>>(v < 0x1p100f);
+    }
+    for (Index l = 0; l < N; ++l) any |= outside[p + l] = within[l] == 0;
+  }
+  return any;
+}
+SI bool find_outside(const double*, Index, bool*) { return false; }
+
+template <class C>
+bool denominators(const Mixture<C>& f, const C* x, C* u, C* d, bool* outside) {
+  const Index n = f.rows * kPixels<C>;
+  for (Index i = 0; i < n; i += kLanes<C>) {
+    store(u + i, power<C>(abs_of<C>(load(x + i, Full{})), f.a), Full{});
+  }
+  mix<C>(f.weights, f.offset, f.rows, f.channels, u, d);
+  return find_outside(d, f.rows, outside);
+}
+
+// sgn(x) |x|^p
+template <class C>
+SI Vec<C> signed_power(Vec<C> x, C p) {
+  return p == 1 ? x : sign_of<C>(x) * power<C>(abs_of<C>(x), p);
+}
+// D^(-e). Where it is infinite because all there is is 0, it is 0, and so is what it multiplies.
+template <class C>
+SI Vec<C> divisor_power(Vec<C> d, Vec<C> x, C e) {
+  const Vec<C> zero{}, f = power<C>(d, -e), at_zero = x == 0 ? zero : f;
+  return e > 0 ? (d == 0 ? at_zero : f) : f;
+}
+
+template <class C>
+void divide(const Mixture<C>& f, const C* d, C* x) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  for (Index r = 0; r < f.rows; ++r) {
+    const Vec<C> gain = splat(f.gain[r]);
+    for (Index i = r * P; i < (r + 1) * P; i += N) {
+      const Vec<C> v = load(x + i, Full{});
+      const Vec<C> factor = divisor_power<C>(load(d + i, Full{}), v, f.e);
+      store(x + i, gain * signed_power<C>(v, f.p) * factor, Full{});
+    }
+  }
+}
+
+// With t = dL/dD = -e g dy n D^(-e) / D and n = sgn(x) |x|^p:
+//   dx = g dy p |x|^(p-1) D^(-e) + a |x|^(a-1) sgn(x) (W^T t)
+// d becomes t and dy becomes dx. A slope that is infinite at 0 counts as 0.
+template <class C>
+void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C* scratch,
+                    const MixingSums<C>& sums) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  const Vec<C> zero{};
+  for (Index r = 0; r < f.rows; ++r) {
+    const Vec<C> gain = splat(f.gain[r]);
+    Vec<C> offset_sum{}, gain_sum{}, e_sum{};
+    for (Index i = r * P; i < (r + 1) * P; i += N) {
+      const Vec<C> v = load(x + i, Full{}), den = load(d + i, Full{}), g = load(dy + i, Full{});
+      const Vec<C> factor = divisor_power<C>(den, v, f.e), q = g * gain;
+      const Vec<C> dy_y = g * (signed_power<C>(v, f.p) * factor), q_y = dy_y * gain;
+      const Vec<C> slope_of_d = -f.e * (q_y / den), t = den == 0 ? zero : slope_of_d;
+      Vec<C> direct = q * factor;
+      if (f.p != 1) {
+        const Vec<C> slope = f.p * power<C>(abs_of<C>(v), f.p - 1);
+        direct *= f.p < 1 ? (v == 0 ? zero : slope) : slope;
+      }
+      store(d + i, t, Full{});
+      store(dy + i, direct, Full{});
+      offset_sum += t;
+      gain_sum += dy_y;
+      if (sums.e) {
+        const Vec<C> term = q_y * log<C>(den);
+        e_sum -= q_y == 0 ? zero : term;  // also where the logarithm is infinite
+      }
+    }
+    auto add = [&](C* to, Vec<C> v) __attribute__((always_inline)) {
+      if (to) store(to + r * N, load(to + r * N, Full{}) + v, Full{});
+    };
+    add(sums.offset, offset_sum);
+    add(sums.gain, gain_sum);
+    add(sums.e, e_sum);
+  }
+  mix<C>(f.transposed, nullptr, f.rows, f.channels, d, scratch);
+  for (Index r = 0; r < f.rows; ++r) {
+    Vec<C> a_sum{};
+    for (Index i = r * P; i < (r + 1) * P; i += N) {
+      const Vec<C> v = load(x + i, Full{}), s = load(scratch + i, Full{});
+      Vec<C> slope;
+      if (f.a == 2) {
+        slope = v + v;
+      } else if (f.a == 1) {
+        slope = sign_of<C>(v);
+      } else {
+        const Vec<C> ratio = f.a * (load(u + i, Full{}) / v);
+        slope = v == 0 ? zero : ratio;
+      }
+      store(dy + i, fma<C>(slope, s, load(dy + i, Full{})), Full{});
+      if (sums.a) {
+        const Vec<C> term = s * load(u + i, Full{}) * log<C>(abs_of<C>(v));
+        a_sum += v == 0 ? zero : term;
+      }
+    }
+    if (sums.a) store(sums.a + r * N, load(sums.a + r * N, Full{}) + a_sum, Full{});
+  }
+}
+
+template <class C>
+constexpr MixingKernels<C> kMixing = {kMixRows,        kLanes<C>, kPixels<C>,
+                                      denominators<C>, divide<C>, mixed_gradient<C>,
+                                      outer_product<C>};

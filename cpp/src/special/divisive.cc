@@ -1,0 +1,190 @@
+// Divisive norm and GDN: checks, and what their parameters are to the mixing of channels.
+#include "normcore/divisive.h"
+
+#include <cmath>
+#include <string>
+
+#include "arrays.h"
+#include "call.h"
+#include "checks.h"
+#include "special/mixing.h"
+
+namespace normcore {
+namespace {
+
+void check_cpu(const char* op, const Context& context) {
+  check_device(context);
+  if (context.device == Device::kCuda) {
+    throw value_error(std::string("x is on a CUDA device, expected the CPU: ") + op +
+                      " has no CUDA kernels");
+  }
+}
+
+void check_positive(const char* name, double value) {
+  if (value > 0 && std::isfinite(value)) return;
+  throw value_error(std::string(name) + " is " + std::to_string(value) +
+                    ", expected a finite number > 0");
+}
+
+// Finite and not negative: no denominator can become negative.
+void check_not_negative(const char* name, const ConstTensor& t) {
+  cpu::Workspace::Scope scope(cpu::Workspace::local());
+  double* values = scope.take<double>(t.size());
+  read_array(t, whole_walk(t), scope, values);
+  for (Index i = 0; i < t.size(); ++i) {
+    if (values[i] >= 0 && std::isfinite(values[i])) continue;
+    throw value_error(std::string(name) + " holds " + std::to_string(values[i]) +
+                      ", expected finite numbers >= 0");
+  }
+}
+
+ExpectedShape channel_shape(const ConstTensor& x, int axis, int given_axis, int ndim) {
+  ExpectedShape shape;
+  for (int i = 0; i < ndim; ++i) shape.append(x.shape(axis));
+  shape.rule = "x.shape[channel_axis=";
+  shape.has_axis = true;
+  shape.given_axis = given_axis;
+  return shape;
+}
+// A value for each channel, or a single one for all.
+void check_per_channel(const char* name, const ConstTensor& t, const ExpectedShape& shape) {
+  if (t && t.ndim() == 0) return;
+  check_shape(name, t, shape);
+}
+
+void check_gradients(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx) {
+  check_like("dy", dy, x);
+  check_output("out", dx, x, /*may_be_x=*/true);
+  if (!same_memory(dx, dy)) check_disjoint("out", dx, "dy", dy);
+}
+
+// Sums over the channels to a parameter's gradient, which may be of a single value.
+void store_gradient(double* sums, Index channels, const Tensor& to, cpu::Workspace::Scope& scope) {
+  if (!to) return;
+  if (to.size() == 1) {
+    for (Index i = 1; i < channels; ++i) sums[0] += sums[i];
+  }
+  store_array(sums, to, whole_walk(to), scope);
+}
+
+struct DivisiveArguments {
+  MixingCall call;
+
+  DivisiveArguments(const ConstTensor& x, const ConstTensor& weights, const ConstTensor& sigma,
+                    const ConstTensor& gain, const DivisiveNormOptions& o, const Context& context)
+      : call{"divisive_norm", x, 0, weights, sigma, gain, o.exponent, o.exponent, o.power, 0} {
+    check_cpu("divisive_norm", context);
+    check_positive("exponent", o.exponent);
+    check_positive("power", o.power);
+    call.e = o.power / o.exponent;
+    call.channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());
+    const ExpectedShape one = channel_shape(x, call.channel_axis, o.channel_axis, 1);
+    check_shape("weights", weights, channel_shape(x, call.channel_axis, o.channel_axis, 2));
+    check_per_channel("sigma", sigma, one);
+    if (gain) check_per_channel("gain", gain, one);
+    check_not_negative("weights", weights);
+    check_not_negative("sigma", sigma);
+  }
+};
+
+struct GDNArguments {
+  MixingCall call;
+
+  GDNArguments(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma,
+               const GDNOptions& o, const Context& context)
+      : call{"gdn", x, 0, gamma, beta, absent, 1, o.alpha, 1, o.inverse ? -o.epsilon : o.epsilon} {
+    check_cpu("gdn", context);
+    check_positive("alpha", o.alpha);
+    check_finite("epsilon", o.epsilon);
+    call.channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());
+    check_shape("beta", beta, channel_shape(x, call.channel_axis, o.channel_axis, 1));
+    check_shape("gamma", gamma, channel_shape(x, call.channel_axis, o.channel_axis, 2));
+    check_not_negative("beta", beta);
+    check_not_negative("gamma", gamma);
+  }
+
+ private:
+  static inline const ConstTensor absent{};
+};
+
+}  // namespace
+
+void divisive_norm(const ConstTensor& x, const ConstTensor& weights, const ConstTensor& sigma,
+                   const ConstTensor& gain, const Tensor& y, const DivisiveNormOptions& o,
+                   const Context& context) {
+  const DivisiveArguments arguments(x, weights, sigma, gain, o, context);
+  check_output("out", y, x, /*may_be_x=*/true);
+  check_disjoint("out", y, "weights", weights);
+  check_disjoint("out", y, "sigma", sigma);
+  check_disjoint("out", y, "gain", gain);
+  if (x.size() > 0) mix_forward(arguments.call, y, context);
+}
+
+void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weights,
+                            const ConstTensor& sigma, const ConstTensor& gain,
+                            const DivisiveGradients& g, const DivisiveNormOptions& o,
+                            const Context& context) {
+  const DivisiveArguments arguments(x, weights, sigma, gain, o, context);
+  check_gradients(dy, x, g.dx);
+  check_disjoint("out", g.dx, "weights", weights);
+  check_disjoint("out", g.dx, "sigma", sigma);
+  check_disjoint("out", g.dx, "gain", gain);
+  if (g.dweights && !same_shape(g.dweights, weights)) check_like("dweights", g.dweights, weights);
+  if (g.dsigma && !same_shape(g.dsigma, sigma)) check_like("dsigma", g.dsigma, sigma);
+  if (g.dgain && !same_shape(g.dgain, gain)) check_like("dgain", g.dgain, gain);
+  const Index n = arguments.call.channels();
+  cpu::Workspace::Scope scope(cpu::Workspace::local());
+  auto take = [&](const Tensor& t, Index size) {
+    return t ? scope.take_filled<double>(size, 0.0) : nullptr;
+  };
+  const MixingGradients sums{take(g.dweights, n * n), take(g.dsigma, n), take(g.dgain, n), nullptr,
+                             nullptr};
+  if (x.size() > 0) mix_backward(arguments.call, dy, g.dx, sums, context);
+  if (g.dsigma) {
+    // Through sigma^exponent.
+    double* values = scope.take<double>(sigma.size());
+    read_array(sigma, whole_walk(sigma), scope, values);
+    for (Index i = 0; i < n; ++i) {
+      const double s = values[sigma.size() == 1 ? 0 : i];
+      const double slope = s == 0 && o.exponent < 1 ? 0 : std::pow(s, o.exponent - 1);
+      sums.offset[i] *= o.exponent * slope;
+    }
+  }
+  if (g.dweights) store_array(sums.weights, g.dweights, whole_walk(g.dweights), scope);
+  store_gradient(sums.offset, n, g.dsigma, scope);
+  store_gradient(sums.gain, n, g.dgain, scope);
+}
+
+void gdn(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma, const Tensor& y,
+         const GDNOptions& o, const Context& context) {
+  const GDNArguments arguments(x, beta, gamma, o, context);
+  check_output("out", y, x, /*may_be_x=*/true);
+  check_disjoint("out", y, "beta", beta);
+  check_disjoint("out", y, "gamma", gamma);
+  if (x.size() > 0) mix_forward(arguments.call, y, context);
+}
+
+void gdn_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& beta,
+                  const ConstTensor& gamma, const GDNGradients& g, const GDNOptions& o,
+                  const Context& context) {
+  const GDNArguments arguments(x, beta, gamma, o, context);
+  check_gradients(dy, x, g.dx);
+  check_disjoint("out", g.dx, "beta", beta);
+  check_disjoint("out", g.dx, "gamma", gamma);
+  if (g.dbeta && !same_shape(g.dbeta, beta)) check_like("dbeta", g.dbeta, beta);
+  if (g.dgamma && !same_shape(g.dgamma, gamma)) check_like("dgamma", g.dgamma, gamma);
+  const Index n = arguments.call.channels();
+  cpu::Workspace::Scope scope(cpu::Workspace::local());
+  auto take = [&](bool wanted, Index size) {
+    return wanted ? scope.take_filled<double>(size, 0.0) : nullptr;
+  };
+  const MixingGradients sums{take(bool(g.dgamma), n * n), take(bool(g.dbeta), n), nullptr,
+                             take(g.dalpha, 1), take(g.depsilon, 1)};
+  if (x.size() > 0) mix_backward(arguments.call, dy, g.dx, sums, context);
+  if (g.dgamma) store_array(sums.weights, g.dgamma, whole_walk(g.dgamma), scope);
+  if (g.dbeta) store_array(sums.offset, g.dbeta, whole_walk(g.dbeta), scope);
+  if (g.dalpha) *g.dalpha = *sums.a;
+  if (g.depsilon) *g.depsilon = o.inverse ? -*sums.e : *sums.e;
+}
+
+}  // namespace normcore

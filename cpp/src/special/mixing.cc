@@ -1,0 +1,382 @@
+// A tile of pixels is worked on in buffers of the compute type, in the core's own cache. Float
+// tiles whose denominators leave the safe range are done again in double, which no float can
+// overflow.
+#include "special/mixing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "arrays.h"
+#include "call.h"
+#include "cpu/backend.h"
+#include "special/pixels.h"
+#include "tuning.h"
+
+namespace normcore {
+namespace {
+
+using cpu::Workspace;
+using Scope = Workspace::Scope;
+
+template <class C>
+const cpu::MixingKernels<C>& mixing_kernels() {
+  if constexpr (sizeof(C) == 8) {
+    return cpu::kernels().mixing64;
+  } else {
+    return cpu::kernels().mixing32;
+  }
+}
+
+// The parameters as the kernels want them, in memory of the scope.
+template <class C>
+cpu::Mixture<C> pack(const MixingCall& call, bool backward, Scope& scope) {
+  const Index block = mixing_kernels<C>().block, n = call.channels();
+  const Index rows = cpu::ceil_div(n, block) * block;
+  auto per_channel = [&](const ConstTensor& t, double power) {
+    C* out = scope.take_filled<C>(rows, C(1));
+    if (!t) return out;
+    double* values = scope.take<double>(t.size());
+    read_array(t, whole_walk(t), scope, values);
+    for (Index i = 0; i < n; ++i) {
+      const double v = values[t.size() == 1 ? 0 : i];
+      out[i] = C(power == 1 ? v : std::pow(v, power));
+    }
+    return out;
+  };
+  C* w = scope.take<C>(n * n);
+  read_array(call.weights, whole_walk(call.weights), scope, w);
+  // Element (row, column) of W or its transpose.
+  auto blocks = [&](Index row_step, Index column_step) {
+    C* packed = scope.take_filled<C>(rows * n, C(0));
+    for (Index i = 0; i < n; ++i) {
+      C* to = packed + i / block * block * n + i % block;
+      for (Index k = 0; k < n; ++k) to[k * block] = w[i * row_step + k * column_step];
+    }
+    return packed;
+  };
+  return {n,
+          rows,
+          blocks(n, 1),
+          backward ? blocks(1, n) : nullptr,
+          per_channel(call.offset, call.offset_power),
+          per_channel(call.gain, 1),
+          C(call.a),
+          C(call.p),
+          C(call.e)};
+}
+
+// Buffers [rows][pixels] of a task.
+template <class C>
+struct Buffers {
+  C *x, *u, *d, *dy, *scratch;
+  Buffers(Index rows, bool backward, Scope& scope) {
+    const Index n = rows * mixing_kernels<C>().pixels;
+    x = scope.take_filled<C>(n, C(1));
+    u = scope.take<C>(n);
+    d = scope.take<C>(n);
+    dy = backward ? scope.take_filled<C>(n, C(0)) : nullptr;
+    scratch = scope.take<C>(backward ? n : 4 * rows);
+  }
+};
+
+// ---- pixels whose denominators leave the range of float
+
+// The chosen pixels of a float buffer in double, for one half of them at a time: tiles of double
+// have half as many. The other pixels, and rows beyond the channels, are `pad`.
+void widen(const float* from, const bool* chosen, Index rows, Index first, double pad, double* to) {
+  const Index all = mixing_kernels<float>().pixels, half = mixing_kernels<double>().pixels;
+  for (Index r = 0; r < rows; ++r) {
+    for (Index p = 0; p < half; ++p) {
+      to[r * half + p] = chosen[first + p] ? double(from[r * all + first + p]) : pad;
+    }
+  }
+}
+void narrow(const double* from, Index rows, Index first, float* to) {
+  const Index all = mixing_kernels<float>().pixels, half = mixing_kernels<double>().pixels;
+  for (Index r = 0; r < rows; ++r) {
+    for (Index p = 0; p < half; ++p) to[r * all + first + p] = float(from[r * half + p]);
+  }
+}
+// Calls f(the first pixel) for both halves.
+template <class F>
+void for_halves(const F& f) {
+  f(0);
+  f(mixing_kernels<double>().pixels);
+}
+// Chosen pixels of `to` become those of `from`, a buffer or a number.
+template <class Source>
+void replace_pixels(float* to, const bool* chosen, Index rows, const Source& from) {
+  const Index pixels = mixing_kernels<float>().pixels;
+  for (Index r = 0; r < rows; ++r) {
+    for (Index p = 0; p < pixels; ++p) {
+      if (!chosen[p]) continue;
+      if constexpr (std::is_arithmetic_v<Source>) {
+        to[r * pixels + p] = float(from);
+      } else {
+        to[r * pixels + p] = from[r * pixels + p];
+      }
+    }
+  }
+}
+
+// No more pixels than a tile has, in any format.
+constexpr Index kMostPixels = 64;
+
+template <class C>
+void forward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffers<C>& b) {
+  const auto& k = mixing_kernels<C>();
+  bool outside[kMostPixels];
+  const bool any = k.denominators(f, b.x, b.u, b.d, outside);
+  if constexpr (sizeof(C) == 4) {
+    if (any) {
+      Scope scope(Workspace::local());
+      const cpu::Mixture<double> wide = pack<double>(call, false, scope);
+      const Buffers<double> w(wide.rows, false, scope);
+      float* results = scope.take<float>(f.channels * k.pixels);
+      for_halves([&](Index first) {
+        widen(b.x, outside, f.channels, first, 1, w.x);
+        forward_tile(call, wide, w);
+        narrow(w.x, f.channels, first, results);
+      });
+      k.divide(f, b.d, b.x);
+      return replace_pixels(b.x, outside, f.channels, results);
+    }
+  }
+  k.divide(f, b.d, b.x);
+}
+
+// ---- forward
+
+// Work on tiles [first, last) of the pixels.
+struct Task {
+  Index first, last;
+};
+struct Schedule {
+  Index tiles, per_task;
+  Index tasks() const { return cpu::ceil_div(tiles, per_task); }
+  Task operator[](Index i) const { return {i * per_task, std::min(tiles, (i + 1) * per_task)}; }
+};
+
+// A multiplication for every pair of channels weighs more than the memory that is moved.
+int threads_of(const Pixels& pixels, const Context& context) {
+  const Index weight = 1 + pixels.channels() / 16;
+  return cpu::threads_for(pixels.plan().bytes * weight, context.threads);
+}
+bool sticky(const Pixels& pixels) { return pixels.plan().bytes <= tuning::kStickyBytes; }
+
+template <class C>
+void forward(const MixingCall& call, const Tensor& y, const Context& context) {
+  const auto& k = mixing_kernels<C>();
+  const ConstTensor y_view = y;
+  const DType dtype = call.x.dtype();
+  const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels);
+  const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
+  const int o = pixels.orientation(), threads = threads_of(pixels, context);
+  explain(call.op, pixels.plan(), threads);
+  Scope scope(Workspace::local());
+  const cpu::Mixture<C> f = pack<C>(call, false, scope);
+  const Index element = static_cast<Index>(size_of(dtype));
+  const Index tile_bytes = pixels.scratch() * element;
+  const Schedule schedule{pixels.tiles(), std::max<Index>(1, tuning::kUnitBytes / tile_bytes)};
+  cpu::parallel_for(schedule.tasks(), threads, sticky(pixels), [&](Index i) {
+    Scope task_scope(Workspace::local());
+    const Buffers<C> b(f.rows, false, task_scope);
+    void* x_scratch = task_scope.take<char>(tile_bytes);
+    void* y_scratch = task_scope.take<char>(tile_bytes);
+    const Task task = schedule[i];
+    for (Index j = task.first; j < task.last; ++j) {
+      const Pixels::Tile t = pixels.tile(j);
+      transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), f.channels, t.count, C(1),
+                       b.x, b.scratch);
+      forward_tile(call, f, b);
+      const cpu::Out out = pixels.out(1, y.data(), dtype, t, y_scratch);
+      transfer.store[o](b.x, out, f.channels, t.count, b.scratch);
+      pixels.commit(1, y.data(), dtype, t, out);
+    }
+  });
+}
+
+// ---- backward
+
+// What the gradients of the parameters are summed in over a run of tiles: numbers of the compute
+// type, and every so many pixels doubles.
+template <class C>
+class Sums {
+ public:
+  Sums(const cpu::Mixture<C>& f, const MixingGradients& wanted, Scope& scope)
+      : k_(mixing_kernels<C>()), f_(f) {
+    const Index n = f.rows * k_.lanes;
+    auto take = [&](const double* w) { return w ? scope.take_filled<C>(n, C(0)) : nullptr; };
+    rows_ = {take(wanted.offset), take(wanted.gain), take(wanted.a), take(wanted.e)};
+    if (!wanted.weights) return;
+    columns_ = cpu::ceil_div(f.rows, k_.pixels);
+    weights_ = scope.take_filled<C>(f.rows * columns_ * k_.pixels, C(0));
+    scratch_ = scope.take<C>((f.rows + columns_ * k_.pixels) * k_.pixels);
+  }
+  const cpu::MixingSums<C>& rows() const { return rows_; }
+
+  void add_products(const C* t, const C* u) {
+    if (weights_) k_.outer_product(t, u, f_.rows, weights_, scratch_);
+  }
+  // Moves on to doubles, and begins again.
+  void flush(const MixingGradients& to) {
+    auto move = [&](C* from, double* out, Index step) {
+      if (!from) return;
+      for (Index r = 0; r < f_.rows; ++r) {
+        for (Index l = 0; l < k_.lanes; ++l) {
+          C& value = from[r * k_.lanes + l];
+          if (r < f_.channels) out[r * step] += double(value);
+          value = 0;
+        }
+      }
+    };
+    move(rows_.offset, to.offset, 1);
+    move(rows_.gain, to.gain, 1);
+    move(rows_.a, to.a, 0);
+    move(rows_.e, to.e, 0);
+    if (!weights_) return;
+    C* from = weights_;
+    for (Index i = 0; i < f_.rows; i += k_.block) {
+      for (Index j = 0; j < columns_ * k_.pixels; j += k_.pixels) {
+        const Index width = std::clamp<Index>(f_.channels - j, 0, k_.pixels);
+        for (Index r = i; r < i + k_.block; ++r, from += k_.pixels) {
+          double* out = to.weights + r * f_.channels + j;
+          for (Index c = 0; r < f_.channels && c < width; ++c) out[c] += double(from[c]);
+          std::fill_n(from, k_.pixels, C(0));
+        }
+      }
+    }
+  }
+
+ private:
+  const cpu::MixingKernels<C>& k_;
+  const cpu::Mixture<C>& f_;
+  cpu::MixingSums<C> rows_;
+  Index columns_ = 0;
+  C* weights_ = nullptr;
+  C* scratch_ = nullptr;
+};
+
+template <class C>
+void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffers<C>& b,
+                   Sums<C>& sums, const MixingGradients& totals) {
+  const auto& k = mixing_kernels<C>();
+  bool outside[kMostPixels];
+  const bool any = k.denominators(f, b.x, b.u, b.d, outside);
+  auto run = [&] {
+    k.gradient(f, b.x, b.u, b.d, b.dy, b.scratch, sums.rows());
+    sums.add_products(b.d, b.u);
+  };
+  if constexpr (sizeof(C) == 4) {
+    if (any) {
+      Scope scope(Workspace::local());
+      const cpu::Mixture<double> wide = pack<double>(call, true, scope);
+      const Buffers<double> w(wide.rows, true, scope);
+      Sums<double> wide_sums(wide, totals, scope);
+      float* results = scope.take<float>(f.channels * k.pixels);
+      for_halves([&](Index first) {
+        widen(b.x, outside, f.channels, first, 1, w.x);
+        widen(b.dy, outside, f.channels, first, 0, w.dy);
+        backward_tile(call, wide, w, wide_sums, totals);
+        narrow(w.dy, f.channels, first, results);
+      });
+      wide_sums.flush(totals);
+      // In their place stands what has no gradient.
+      replace_pixels(b.x, outside, f.channels, 1);
+      replace_pixels(b.dy, outside, f.channels, 0);
+      bool still[kMostPixels];
+      k.denominators(f, b.x, b.u, b.d, still);
+      run();
+      return replace_pixels(b.dy, outside, f.channels, results);
+    }
+  }
+  run();
+}
+
+// Gradients of a run, or of the call.
+MixingGradients take_gradients(const MixingGradients& wanted, Index channels, Index runs,
+                               Scope& scope) {
+  auto take = [&](const double* w, Index n) {
+    return w ? scope.take_filled<double>(runs * n, 0.0) : nullptr;
+  };
+  return {take(wanted.weights, channels * channels), take(wanted.offset, channels),
+          take(wanted.gain, channels), take(wanted.a, 1), take(wanted.e, 1)};
+}
+MixingGradients of_run(const MixingGradients& all, Index channels, Index run) {
+  auto at = [&](double* p, Index n) { return p ? p + run * n : nullptr; };
+  return {at(all.weights, channels * channels), at(all.offset, channels), at(all.gain, channels),
+          at(all.a, 1), at(all.e, 1)};
+}
+
+template <class C>
+void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
+              const MixingGradients& gradients, const Context& context) {
+  const auto& k = mixing_kernels<C>();
+  const ConstTensor dx_view = dx;
+  const DType dtype = call.x.dtype();
+  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels);
+  const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
+  const int o = pixels.orientation(), threads = threads_of(pixels, context);
+  explain(call.op, pixels.plan(), threads);
+  const Index n = call.channels(), element = static_cast<Index>(size_of(dtype));
+  // The sums of all runs together are kept far smaller than the tensor.
+  const Index runs = std::clamp<Index>(pixels.count() / (tuning::kMixingRunPixels * n), 1,
+                                       tuning::kParameterTasks);
+  const Schedule schedule{pixels.tiles(), cpu::ceil_div(pixels.tiles(), runs)};
+  const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / k.pixels);
+  Scope scope(Workspace::local());
+  const cpu::Mixture<C> f = pack<C>(call, true, scope);
+  const MixingGradients parts = take_gradients(gradients, n, schedule.tasks(), scope);
+  cpu::parallel_for(schedule.tasks(), threads, sticky(pixels), [&](Index i) {
+    Scope task_scope(Workspace::local());
+    const Buffers<C> b(f.rows, true, task_scope);
+    void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
+    void* dy_scratch = task_scope.take<char>(pixels.scratch() * element);
+    Sums<C> sums(f, gradients, task_scope);
+    const MixingGradients part = of_run(parts, n, i);
+    const Task task = schedule[i];
+    for (Index j = task.first; j < task.last; ++j) {
+      const Pixels::Tile t = pixels.tile(j);
+      transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
+                       b.scratch);
+      transfer.load[o](pixels.in(1, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
+                       b.scratch);
+      backward_tile(call, f, b, sums, part);
+      const cpu::Out out = pixels.out(2, dx.data(), dtype, t, x_scratch);
+      transfer.store[o](b.dy, out, n, t.count, b.scratch);
+      pixels.commit(2, dx.data(), dtype, t, out);
+      if ((j - task.first + 1) % flush == 0) sums.flush(part);
+    }
+    sums.flush(part);
+  });
+  // In the order of the runs, whoever worked on them.
+  auto add = [&](double* to, const double* from, Index size) {
+    if (!to) return;
+    std::fill_n(to, size, 0.0);
+    for (Index r = 0; r < schedule.tasks(); ++r) {
+      for (Index i = 0; i < size; ++i) to[i] += from[r * size + i];
+    }
+  };
+  add(gradients.weights, parts.weights, n * n);
+  add(gradients.offset, parts.offset, n);
+  add(gradients.gain, parts.gain, n);
+  add(gradients.a, parts.a, 1);
+  add(gradients.e, parts.e, 1);
+}
+
+}  // namespace
+
+void mix_forward(const MixingCall& call, const Tensor& y, const Context& context) {
+  with_compute(call.x.dtype(),
+               [&]<class C>(std::type_identity<C>) { forward<C>(call, y, context); });
+}
+
+void mix_backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
+                  const MixingGradients& gradients, const Context& context) {
+  with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+    backward<C>(call, dy, dx, gradients, context);
+  });
+}
+
+}  // namespace normcore

@@ -1,0 +1,98 @@
+// The pixels of a tensor: all positions beside the channel axis, cut into tiles of whole pixels
+// with all their channels. A tile that lies in one run of memory is used where it is; others,
+// between runs or of unlike strides, are gathered and scattered.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "cpu/tiles.h"
+#include "plan.h"
+
+namespace normcore {
+
+class Pixels {
+ public:
+  struct Tile {
+    Index first, count;
+  };
+
+  // Tiles of at most `most` pixels; operands are of x's shape, x first.
+  Pixels(std::initializer_list<const ConstTensor*> operands, int channel_axis, Index most)
+      : most_(most) {
+    const ConstTensor& x = **operands.begin();
+    Role roles[kMaxDims];
+    std::fill_n(roles, x.ndim(), Role::space);
+    roles[channel_axis] = Role::channel;
+    static constexpr Pool kPool[] = {Pool::batch};
+    PlanRequest request{roles, Affinity::channel, 1, kPool, 1, /*computed=*/false, {}, 0};
+    for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
+    make_plan(request, &plan_);
+    run_ = plan_.space_dims > 0 ? plan_.space_sizes[plan_.space_dims - 1] : 1;
+    // Short runs are taken together: a tile of few pixels is no less work than a full one.
+    const bool by_run = run_ >= 4 * most || run_ % most == 0;
+    if (!by_run) run_ = plan_.count;
+    in_memory_ = by_run || plan_.space_dims <= 1;
+    tiles_per_run_ = (run_ + most - 1) / most;
+  }
+  Pixels(const Pixels&) = delete;
+
+  const Plan& plan() const { return plan_; }
+  Index channels() const { return plan_.cells; }
+  Index count() const { return plan_.count; }
+  Index tiles() const { return plan_.count / run_ * tiles_per_run_; }
+  Tile tile(Index i) const {
+    const Index in_run = i % tiles_per_run_ * most_;
+    return {i / tiles_per_run_ * run_ + in_run, std::min(most_, run_ - in_run)};
+  }
+  int orientation() const { return static_cast<int>(plan_.layout); }
+
+  // Elements of scratch that a gathered tile takes.
+  Index scratch() const { return channels() * most_; }
+
+  cpu::In in(int operand, const void* base, DType dtype, const Tile& t, void* scratch) const {
+    if (direct(operand)) {
+      // While a tile is worked on, the next one along a row is on its way.
+      return {address(operand, base, dtype, t), stride(operand), rows() ? most_ : 0};
+    }
+    return cpu::TileAccess(plan_, dtype).in(operand, base, range(t), scratch);
+  }
+  cpu::Out out(int operand, void* base, DType dtype, const Tile& t, void* scratch) const {
+    if (!direct(operand))
+      return cpu::TileAccess(plan_, dtype).out(operand, base, range(t), scratch);
+    return {const_cast<char*>(address(operand, base, dtype, t)), stride(operand), plan_.stream};
+  }
+  void commit(int operand, void* base, DType dtype, const Tile& t, const cpu::Out& tile) const {
+    if (!direct(operand)) cpu::TileAccess(plan_, dtype).commit(operand, base, range(t), tile);
+  }
+
+ private:
+  bool rows() const { return plan_.layout == Layout::rows; }
+  Index pixel_stride(const Access& a) const {
+    return plan_.space_dims > 0 ? a.space[plan_.space_dims - 1] : 1;
+  }
+  bool direct(int operand) const {
+    const Access& a = plan_.access[operand];
+    return in_memory_ && (rows() ? pixel_stride(a) == 1 : a.cell == 1);
+  }
+  Index stride(int operand) const {
+    const Access& a = plan_.access[operand];
+    return rows() ? a.cell : pixel_stride(a);
+  }
+  cpu::TileRange range(const Tile& t) const { return {0, 0, channels(), t.first, t.count}; }
+  const char* address(int operand, const void* base, DType dtype, const Tile& t) const {
+    const Access& a = plan_.access[operand];
+    Index offset = 0, rest = t.first;
+    for (int d = plan_.space_dims - 1; d >= 0; --d) {
+      offset += rest % plan_.space_sizes[d] * a.space[d];
+      rest /= plan_.space_sizes[d];
+    }
+    return static_cast<const char*>(base) + offset * static_cast<Index>(size_of(dtype));
+  }
+
+  Plan plan_;
+  Index most_, run_, tiles_per_run_;
+  bool in_memory_;  // no tile lies across runs
+};
+
+}  // namespace normcore
