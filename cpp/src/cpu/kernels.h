@@ -102,6 +102,14 @@ struct KernelSet {
   void (*store)(const C* src, void* dst, Index n);
 };
 
+// Elementary functions over arrays, as the kernels have them in vectors (vector_math.h).
+template <class C>
+struct Elementary {
+  void (*exp)(const C* x, C* y, Index n);
+  void (*log)(const C* x, C* y, Index n);
+  void (*pow)(const C* x, C exponent, C* y, Index n);
+};
+
 struct KernelTable {
   const char* isa;
   KernelSet<float> f32, bf16, f16;
@@ -111,6 +119,8 @@ struct KernelTable {
                 const double* mean_b, const double* m2_b);
   // Copies bytes; the yardstick of the benchmarks.
   void (*copy)(const void* src, void* dst, std::size_t bytes, bool stream);
+  Elementary<float> elementary32;
+  Elementary<double> elementary64;
 };
 
 }  // namespace normcore::cpu

@@ -4,6 +4,7 @@
 // within a tile (the caller keeps tiles short) and leave it as double.
 #include "kernels.h"
 #include "simd.h"
+#include "vector_math.h"
 
 namespace normcore::cpu::NORMCORE_ISA {
 namespace {
@@ -740,6 +741,25 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
   }
 }
 
+template <class C>
+constexpr Elementary<C> kElementary = {
+    [](const C* x, C* y, Index n) {
+      sweep<false>(y, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+        return one(exp<C>(load(x + i, tag)));
+      });
+    },
+    [](const C* x, C* y, Index n) {
+      sweep<false>(y, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+        return one(log<C>(load(x + i, tag)));
+      });
+    },
+    [](const C* x, C exponent, C* y, Index n) {
+      sweep<false>(y, 0, n, [=](Index i, auto tag) __attribute__((always_inline)) {
+        return one(pow<C>(load(x + i, tag), exponent));
+      });
+    },
+};
+
 #include "masked.inl"
 #include "spread.inl"
 
@@ -767,7 +787,8 @@ constexpr KernelSet<Compute<T>> kSet = {
 }  // namespace
 
 extern const KernelTable kTable;
-const KernelTable kTable = {NORMCORE_ISA_NAME, kSet<float>, kSet<BF16>, kSet<F16>,
-                            kSet<double>,      merge,       copy};
+const KernelTable kTable = {NORMCORE_ISA_NAME,  kSet<float>, kSet<BF16>, kSet<F16>,
+                            kSet<double>,       merge,       copy,       kElementary<float>,
+                            kElementary<double>};
 
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -70,6 +70,15 @@ SI Vec<C> splat(C v) {
   return v - Vec<C>{};
 }
 
+// Whether a multiply-add is one instruction, rounded once.
+#if defined(NORMCORE_X86) && defined(__FMA__)
+constexpr bool kFused = true;
+#elif !defined(NORMCORE_X86) && defined(__FP_FAST_FMA)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 // a * b + c, rounded once where the instruction set can. Contraction by the compiler is switched
 // off: it may differ between two copies of one loop, and with it the bits of a row.
 template <class C>

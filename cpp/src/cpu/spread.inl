@@ -9,17 +9,14 @@ template <class C>
 SI Vec<C> abs_of(Vec<C> u) {
   return u < 0 ? -u : u;
 }
-SI float power_of(float m, float e) { return __builtin_powf(m, e); }
-SI double power_of(double m, double e) { return __builtin_pow(m, e); }
-// m^e for m >= 0, lane by lane where no product does it. 0^0 is 1, and sgn(0) makes it 0.
+// m^e for m >= 0, by products where they do it. 0^0 is 1, and sgn(0) makes it 0.
 template <class C>
 SI Vec<C> power(Vec<C> m, C e) {
   if (e == 0) return splat(C(1));
   if (e == 1) return m;
   if (e == 2) return m * m;
   if (e == 3) return m * m * m;
-  for (int i = 0; i < kLanes<C>; ++i) m[i] = power_of(m[i], e);
-  return m;
+  return pow<C>(m, e);
 }
 
 // The spread's coefficients over rows r .. r + R - 1 of a tile.
