@@ -5,6 +5,7 @@
 #include "normcore/context.h"
 #include "normcore/dtype.h"
 #include "normcore/errors.h"
+#include "normcore/local.h"
 #include "normcore/method.h"
 #include "normcore/ops.h"
 #include "normcore/tensor.h"

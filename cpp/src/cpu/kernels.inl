@@ -762,6 +762,7 @@ constexpr Elementary<C> kElementary = {
 
 #include "masked.inl"
 #include "spread.inl"
+#include "windows.inl"
 
 template <class T>
 constexpr KernelSet<Compute<T>> kSet = {
@@ -782,6 +783,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     add<T>,
     load_array<T>,
     store_array<T>,
+    kWindowKernels<T>,
 };
 
 }  // namespace
