@@ -42,6 +42,8 @@ METHODS = {
     "topk_batch_norm": Method(buffers=("running_mean", "running_scale"), shares_ties=True),
     "weight_norm": Method(("g",), has_stats=False),
     "normalize": Method((), has_stats=False),
+    "local_response_norm": Method((), counts=("size",), has_stats=False),
+    "local_divisive_norm": Method(("sigma", *AFFINE), has_stats=False),
 }
 
 
@@ -58,6 +60,7 @@ VALUES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "weight": _around_one,
     "bias": _around_zero,
     "g": _around_one,
+    "sigma": _around_one,
     "rho": lambda rng, n: rng.uniform(0.0, 1.0, n),
     "mean_logits": lambda rng, n: rng.standard_normal(3),
     "var_logits": lambda rng, n: rng.standard_normal(3),

@@ -250,6 +250,11 @@ def _normalize(work: Workload, dy: Any, x: Any) -> Call:
     return lambda x: functional.normalize(x, 2.0, axis, eps), (x,)
 
 
+def _local_response_norm(work: Workload, dy: Any, x: Any) -> Call:
+    size = work.case.option("size")
+    return lambda x: functional.local_response_norm(x, size), (x,)
+
+
 _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("layer_norm", "forward"): _layer_norm,
     ("layer_norm", "backward"): _layer_norm_backward,
@@ -263,6 +268,7 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("instance_norm", "backward"): _instance_norm_backward,
     ("weight_norm", "forward"): _weight_norm,
     ("normalize", "forward"): _normalize,
+    ("local_response_norm", "forward"): _local_response_norm,
 }
 # rms_norm's backward above is a formula, for the compiler alone.
 _NATIVE_BACKWARD = ("layer_norm", "batch_norm", "group_norm", "instance_norm")
