@@ -118,3 +118,19 @@ def test_fine_tuning(load, tmp_path):
             assert all(60 < value for value in values[name][1:3]), (domain, name, values[name])
         # With pairs frozen statistics were better by 13 points or more, for each seed.
         assert values["frozen"][0] > values["batch statistics"][0], domain
+
+
+def test_contrast(load, tmp_path):
+    example = load("contrast")
+    (rows,) = run_example("contrast", tmp_path)
+    assert len(rows.pop("")) == 3
+    assert list(rows) == list(example.NORMS)
+    values = {name: np.array(cells, float) for name, cells in rows.items()}
+    assert all((numbers > 0).all() for numbers in values.values())
+    # One mean and one deviation for the whole picture leave contrasts as unequal as they were; half
+    # of that, in both measures, is left by what divides by the deviation nearby.
+    _, spread, ratio = values["photograph"]
+    _, instance_spread, _ = values["instance norm"]
+    _, local_spread, local_ratio = values["local divisive norm"]
+    assert abs(instance_spread - spread) < 0.1 * spread
+    assert local_spread < 0.5 * spread and local_ratio < 0.5 * ratio
