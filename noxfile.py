@@ -135,6 +135,13 @@ def lipschitz(session: nox.Session) -> None:
 
 
 @nox.session
+def contrast(session: nox.Session) -> None:
+    """An example: contrast gain control on a photograph."""
+    install(session, "examples")
+    session.run("python", "examples/contrast.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and check every file, also files not yet added to git. Fixes what it can."""
     session.install("pre-commit>=4")

@@ -52,6 +52,12 @@ NORMS = {
     "switchable": lambda shape: nc.SwitchableNorm(shape[-1], channel_axis=-1),
     "Lp batch, p = 1": lambda shape: nc.LpBatchNorm(shape[-1], p=1, channel_axis=-1),
     "top-k batch": lambda shape: nc.TopKBatchNorm(shape[-1], k=10, channel_axis=-1),
+    # Neighbouring channels stand for nothing in particular here; the paper's constants do next to
+    # nothing to values near 1. A dense layer has none of the axes that the layer asks for.
+    "local response": lambda shape: (
+        nc.LocalResponseNorm(5, alpha=1.0, channel_axis=-1) if len(shape) > 1 else None
+    ),
+    "local divisive": lambda shape: nc.LocalDivisiveNorm(shape[-1], 3, 3, 0.5, channel_axis=-1),
     "weight": lambda shape: None,
     "spectral, at most 2": lambda shape: None,
     "weight and mean-only batch": lambda shape: nc.MeanOnlyBatchNorm(shape[-1], channel_axis=-1),

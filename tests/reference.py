@@ -22,6 +22,8 @@ MeanStats = namedtuple("MeanStats", "mean")
 RhoGrads = namedtuple("RhoGrads", "dx drho dweight dbias")
 LogitGrads = namedtuple("LogitGrads", "dx dmean_logits dvar_logits dweight dbias")
 BiasGrads = namedtuple("BiasGrads", "dx dbias")
+ResponseGrads = namedtuple("ResponseGrads", "dx")
+DivisiveGrads = namedtuple("DivisiveGrads", "dx dsigma dweight dbias")
 WeightNormGrads = namedtuple("WeightNormGrads", "dv dg")
 # With the largest deviation, for bounds on errors.
 Moments = namedtuple("Moments", "count mean m2 peak")
@@ -815,6 +817,107 @@ def normalize_backward(dy, x, *, ord=2, axis=-1, eps=1e-12):
         largest = np.abs(x) == size
         slope = np.sign(x) * largest / largest.sum(axis=axes, keepdims=True)
     return (dy - np.where(size < eps, 0, slope * inner)) / divisor * (size + eps > 0)
+
+
+# ---- windows
+
+
+def window_sum(x, axis, before, after):
+    """Sums over [i - before, i + after], or what of it there is."""
+    x = np.moveaxis(x, axis, 0)
+    total = x.copy()
+    for step in range(1, min(before, len(x) - 1) + 1):
+        total[step:] += x[:-step]
+    for step in range(1, min(after, len(x) - 1) + 1):
+        total[:-step] += x[step:]
+    return np.moveaxis(total, 0, axis)
+
+
+def _response(x, size, alpha, k, across, even_window, channel_axis):
+    x = wide(x)
+    channel = channel_axis % x.ndim
+    axes = [a for a in range(1, x.ndim) if (a == channel) == (across == "channels")]
+    longer, shorter = size // 2, (size - 1) // 2
+    before, after = (longer, shorter) if even_window == "torch" else (shorter, longer)
+    scale = Real(alpha) / Real(size) ** len(axes)
+    sums = x * x
+    for a in axes:
+        sums = window_sum(sums, a, before, after)
+    return x, k + scale * sums, scale, [(a, after, before) for a in axes]
+
+
+def local_response_norm(
+    x, size, *, alpha=1e-4, beta=0.75, k=1.0, across="channels", even_window="torch", channel_axis=1
+):
+    x, s, *_ = _response(x, size, alpha, k, across, even_window, channel_axis)
+    return x * s**-beta
+
+
+def local_response_norm_backward(dy, x, size, *, beta=0.75, **options):
+    defaults = {"alpha": 1e-4, "k": 1.0, "across": "channels", "even_window": "torch"}
+    x, s, scale, mirrored = _response(x, size, **(defaults | {"channel_axis": 1} | options))
+    dy = wide(dy)
+    back = dy * x * s ** (-beta - 1)
+    for window in mirrored:
+        back = window_sum(back, *window)
+    return ResponseGrads(dy * s**-beta - 2 * beta * scale * x * back)
+
+
+def _window_mean(x, channel, sizes, transposed=False):
+    """Means over all channels and the part of the window inside; or their transpose."""
+    spatial = [a for a in range(1, x.ndim) if a != channel]
+    sizes = sizes if isinstance(sizes, (tuple, list)) else [sizes] * len(spatial)
+    x = x.mean(channel, keepdims=True)
+    for a, size in zip(spatial, sizes, strict=True):
+        inside = window_sum(np.ones_like(x), a, size // 2, size // 2)
+        if transposed:
+            x = window_sum(x / inside, a, size // 2, size // 2)
+        else:
+            x = window_sum(x, a, size // 2, size // 2) / inside
+    return x
+
+
+def _divided(x, sigma, summation_window, suppression_window, channel_axis):
+    x = wide(x)
+    channel = channel_axis % x.ndim
+    sigma = wide(np.asarray(sigma))
+    if sigma.ndim:
+        sigma = expand(sigma, (channel,), x.shape)
+    v = x - _window_mean(x, channel, summation_window)
+    s = sigma**2 + _window_mean(v * v, channel, suppression_window)
+    with np.errstate(divide="ignore"):
+        return v, np.where(s == 0, 0, 1 / np.sqrt(s)), sigma, channel
+
+
+def local_divisive_norm(x, sigma, weight=None, bias=None, *, channel_axis=1, **windows):
+    v, r, _, channel = _divided(x, sigma, **windows, channel_axis=channel_axis)
+    y = v * r
+    if weight is not None:
+        y = y * expand(weight, (channel,), y.shape)
+    if bias is not None:
+        y = y + expand(bias, (channel,), y.shape)
+    return y
+
+
+def local_divisive_norm_backward(
+    dy, x, sigma, weight=None, bias=None, *, channel_axis=1, summation_window, suppression_window
+):
+    v, r, wide_sigma, channel = _divided(
+        x, sigma, summation_window, suppression_window, channel_axis
+    )
+    dy = wide(dy)
+    g = dy if weight is None else dy * expand(weight, (channel,), dy.shape)
+    q = -g * v * r**3 / 2
+    dv = g * r + 2 * v * _window_mean(q, channel, suppression_window, transposed=True)
+    dx = dv - _window_mean(dv, channel, summation_window, transposed=True)
+    others = tuple(a for a in range(dy.ndim) if a != channel)
+    dsigma = (2 * wide_sigma * q).sum(others if np.ndim(sigma) else None)
+    dweight = None if weight is None else (dy * v * r).sum(others)
+    dbias = None if bias is None else dy.sum(others)
+    return DivisiveGrads(dx, dsigma, dweight, dbias)
+
+
+# ---- reductions
 
 
 def norm(x, *, ord=2, axis=None, keepdims=False):

@@ -133,3 +133,19 @@ def test_lipschitz(load, tmp_path):
     assert values["spectral norm, at most 2"][0] < 8 * 1.3
     # 24 was the least.
     assert values["none"][1] > 3 * values["spectral norm"][0]
+
+
+def test_contrast(load, tmp_path):
+    example = load("contrast")
+    (rows,) = run_example("contrast", tmp_path)
+    assert len(rows.pop("")) == 3
+    assert list(rows) == list(example.NORMS)
+    values = {name: np.array(cells, float) for name, cells in rows.items()}
+    assert all((numbers > 0).all() for numbers in values.values())
+    # One mean and one deviation for the whole picture leave contrasts as unequal as they were; half
+    # of that, in both measures, is left by what divides by the deviation nearby.
+    _, spread, ratio = values["photograph"]
+    _, instance_spread, _ = values["instance norm"]
+    _, local_spread, local_ratio = values["local divisive norm"]
+    assert abs(instance_spread - spread) < 0.1 * spread
+    assert local_spread < 0.5 * spread and local_ratio < 0.5 * ratio

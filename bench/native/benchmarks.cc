@@ -35,6 +35,7 @@ struct Cell {
   Index groups;
   double p;
   Index k;
+  Index size, summation_window, suppression_window;
   struct Traffic {
     double in_cache, beyond;
   } forward, backward;
@@ -190,6 +191,10 @@ TopKBatchNormOptions topk_options(const Arguments& a) {
   return o;
 }
 
+LocalDivisiveNormOptions divisive_options(const Arguments& a) {
+  return {{a.cell.summation_window}, {a.cell.suppression_window}, a.channel_axis};
+}
+
 const Method kMethods[] = {
     {"layer_norm", Saved::rows,
      [](const Arguments& a, const StatsOut& stats) {
@@ -330,6 +335,22 @@ const Method kMethods[] = {
        SpectralNormOptions o;
        o.axis = a.cell.axis;
        spectral_norm_backward(a.dy, a.x, 2, a.weight, row, a.out, o, a.context);
+     }},
+    {"local_response_norm", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       local_response_norm(a.x, a.cell.size, a.out, {.channel_axis = a.channel_axis}, a.context);
+     },
+     [](const Arguments& a) {
+       local_response_norm_backward(a.dy, a.x, a.cell.size, a.out, {.channel_axis = a.channel_axis},
+                                    a.context);
+     }},
+    {"local_divisive_norm", Saved::none,
+     [](const Arguments& a, const StatsOut&) {
+       local_divisive_norm(a.x, a.rho, a.weight, a.bias, a.out, divisive_options(a), a.context);
+     },
+     [](const Arguments& a) {
+       local_divisive_norm_backward(a.dy, a.x, a.rho, a.weight, {a.out, a.drho, a.dweight, a.dbias},
+                                    divisive_options(a), a.context);
      }},
 };
 

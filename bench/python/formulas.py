@@ -234,6 +234,37 @@ def _length(f: Formula) -> Any:
     return f.xp.sqrt(f.xp.sum(f.x * f.x, axis=f.pools.axes, keepdims=True) + f.eps**2)
 
 
+def _local_response_norm(f: Formula) -> Any:
+    size = f.case.option("size")
+    sums = _window_sum(f.xp, f.x * f.x, f.case.channel_axis, size // 2, (size - 1) // 2)
+    return f.x * (1 + 1e-4 / size * sums) ** -0.75
+
+
+def _local_divisive_norm(f: Formula) -> Any:
+    v = f.x - _window_mean(f, f.x, f.case.option("summation_window"))
+    of_squares = _window_mean(f, v * v, f.case.option("suppression_window"))
+    return v / f.xp.sqrt(f.params["sigma"] ** 2 + of_squares)
+
+
+def _window_mean(f: Formula, values: Any, size: int) -> Any:
+    """Over all channels and the part of a window over space that lies inside."""
+    channel, side = f.case.channel_axis % values.ndim, size // 2
+    mean = f.xp.mean(values, axis=(channel,), keepdims=True)
+    for axis in range(1, mean.ndim):
+        if axis != channel:
+            inside = _window_sum(f.xp, f.xp.ones_like(mean), axis, side, side)
+            mean = _window_sum(f.xp, mean, axis, side, side) / inside
+    return mean
+
+
+def _window_sum(xp: Any, values: Any, axis: int, before: int, after: int) -> Any:
+    last = xp.moveaxis(values, axis, -1)
+    zeros, n = xp.zeros_like(last), last.shape[-1]
+    padded = xp.concatenate([zeros[..., :before], last, zeros[..., :after]], -1)
+    total = sum(padded[..., k : k + n] for k in range(before + after + 1))
+    return xp.moveaxis(total, -1, axis)
+
+
 _FORWARD: dict[str, Callable[[Formula], Any]] = {
     "layer_norm": _standardized,
     "rms_norm": _rms_norm,
@@ -251,6 +282,8 @@ _FORWARD: dict[str, Callable[[Formula], Any]] = {
     "weight_norm": _weight_norm,
     "normalize": _normalize,
     "spectral_norm": _spectral_norm,
+    "local_response_norm": _local_response_norm,
+    "local_divisive_norm": _local_divisive_norm,
 }
 
 

@@ -46,6 +46,8 @@ METHODS = {
     "weight_norm": Method(("g",), has_stats=False),
     "normalize": Method((), has_stats=False),
     "spectral_norm": Method((), ("u",), has_stats=False, takes_result=True),
+    "local_response_norm": Method((), counts=("size",), has_stats=False),
+    "local_divisive_norm": Method(("sigma", *AFFINE), has_stats=False),
 }
 
 

@@ -264,6 +264,11 @@ def _spectral_norm(work: Workload, dy: Any, w: Any) -> Call:
     return normalize, (w, tensor_of(work.buffers["u"]).to(w.dtype))
 
 
+def _local_response_norm(work: Workload, dy: Any, x: Any) -> Call:
+    size = work.case.option("size")
+    return lambda x: functional.local_response_norm(x, size), (x,)
+
+
 _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("layer_norm", "forward"): _layer_norm,
     ("layer_norm", "backward"): _layer_norm_backward,
@@ -278,6 +283,7 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Call]] = {
     ("weight_norm", "forward"): _weight_norm,
     ("normalize", "forward"): _normalize,
     ("spectral_norm", "forward"): _spectral_norm,
+    ("local_response_norm", "forward"): _local_response_norm,
 }
 # rms_norm's backward above is a formula, for the compiler alone.
 _NATIVE_BACKWARD = ("layer_norm", "batch_norm", "group_norm", "instance_norm")

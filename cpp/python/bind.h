@@ -16,6 +16,7 @@ void register_functions(py::module_& m);
 void register_adaptive_functions(py::module_& m);
 void register_divisive_functions(py::module_& m);
 void register_exchange(py::module_& m);
+void register_local_functions(py::module_& m);
 void register_reductions(py::module_& m);
 void register_spectral_functions(py::module_& m);
 void register_system(py::module_& m);

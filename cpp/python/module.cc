@@ -20,6 +20,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   normcore::python::register_adaptive_functions(m);
   normcore::python::register_divisive_functions(m);
   normcore::python::register_exchange(m);
+  normcore::python::register_local_functions(m);
   normcore::python::register_reductions(m);
   normcore::python::register_spectral_functions(m);
   normcore::python::register_system(m);

@@ -13,27 +13,6 @@ namespace {
 
 Index magnitude(Index stride) { return stride < 0 ? -stride : stride; }
 
-// Axes of x that matter, outermost in memory first. Broadcast axes count as outermost.
-int sort_axes(const ConstTensor& x, int* axes) {
-  int n = 0;
-  for (int a = 0; a < x.ndim(); ++a) {
-    if (x.shape(a) == 1) continue;
-    int at = n++;
-    const Index s = magnitude(x.stride(a));
-    while (at > 0 && s != 0 && x.stride(axes[at - 1]) != 0 &&
-           s > magnitude(x.stride(axes[at - 1]))) {
-      axes[at] = axes[at - 1];
-      --at;
-    }
-    while (at > 0 && s == 0 && x.stride(axes[at - 1]) != 0) {
-      axes[at] = axes[at - 1];
-      --at;
-    }
-    axes[at] = a;
-  }
-  return n;
-}
-
 // Whether axis `inner` continues axis `outer` in every operand.
 bool mergeable(const PlanRequest& r, int outer, int inner) {
   for (int i = 0; i < r.operand_count; ++i) {
@@ -164,6 +143,26 @@ void plan_work(const PlanRequest& r, Plan* p) {
 }
 
 }  // namespace
+
+int sort_axes(const ConstTensor& x, int* axes) {
+  int n = 0;
+  for (int a = 0; a < x.ndim(); ++a) {
+    if (x.shape(a) == 1) continue;
+    int at = n++;
+    const Index s = magnitude(x.stride(a));
+    while (at > 0 && s != 0 && x.stride(axes[at - 1]) != 0 &&
+           s > magnitude(x.stride(axes[at - 1]))) {
+      axes[at] = axes[at - 1];
+      --at;
+    }
+    while (at > 0 && s == 0 && x.stride(axes[at - 1]) != 0) {
+      axes[at] = axes[at - 1];
+      --at;
+    }
+    axes[at] = a;
+  }
+  return n;
+}
 
 Extent extent_of(Pool pool, Affinity affinity) {
   // With elementwise parameters every row of the table is one cell.

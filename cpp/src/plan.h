@@ -97,6 +97,10 @@ struct Range {
   Index o0, on, k0, kn, s0, sn;
 };
 
+// Axes of x that matter, those of more than one element, outermost in memory first; the number of
+// them. Broadcast axes count as outermost.
+int sort_axes(const ConstTensor& x, int* axes);
+
 Extent extent_of(Pool pool, Affinity affinity);
 
 void make_plan(const PlanRequest& request, Plan* plan);

@@ -43,6 +43,13 @@ from .functional import (
     rms_norm_backward,
 )
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from .local import (
+    local_divisive_norm,
+    local_divisive_norm_backward,
+    local_response_norm,
+    local_response_norm_backward,
+)
+from .local_layers import LocalDivisiveNorm, LocalResponseNorm
 from .reductions import Moments, moments, norm
 from .scaled import (
     lp_batch_norm,
@@ -70,6 +77,8 @@ __all__ = [
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "LocalDivisiveNorm",
+    "LocalResponseNorm",
     "LpBatchNorm",
     "MeanOnlyBatchNorm",
     "Moments",
@@ -102,6 +111,10 @@ __all__ = [
     "instance_norm_backward",
     "layer_norm",
     "layer_norm_backward",
+    "local_divisive_norm",
+    "local_divisive_norm_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
     "lp_batch_norm",
     "lp_batch_norm_backward",
     "mean_only_batch_norm",

@@ -6,6 +6,7 @@
 #include "normcore/divisive.h"
 #include "normcore/dtype.h"
 #include "normcore/errors.h"
+#include "normcore/local.h"
 #include "normcore/method.h"
 #include "normcore/ops.h"
 #include "normcore/spectral.h"

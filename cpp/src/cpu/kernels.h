@@ -127,6 +127,67 @@ struct PixelKernels {
   void (*store[2])(const C* buffer, Out y, Index channels, Index pixels, C* scratch);
 };
 
+// ---- windows: sums over neighbours, and what divides by them
+
+// Windows of up to this many elements are added up one by one; longer ones in halves, which takes
+// scratch memory.
+inline constexpr Index kDirectWindow = 8;
+
+// At element i of row r, the elements at r * stride + i + step * (0 .. n - 1) of an array in the
+// compute type; n is at most kDirectWindow.
+struct Window {
+  Index stride, step, n;
+};
+
+// y = x * (k + scale * sum)^-beta, with the sum of a window of squares.
+template <class C>
+struct Response {
+  C k, scale, beta;
+};
+
+// y = weight * u / sqrt((sigma * unit)^2 + spread), u = (x - center) * unit - rest; the first four
+// per cell, the others run across it. `unit`, a power of two, keeps all of it near 1.
+template <class C>
+struct Divisor {
+  const C* center;
+  const C* rest;
+  const C* unit;
+  const C* spread;
+  const C* sigma;
+  const C* weight;
+};
+// Gradients of what runs across the cells.
+struct ChannelSums {
+  double* dsigma;
+  double* dweight;
+  double* dbias;
+};
+
+template <class C>
+struct WindowKernels {
+  // out[r * stride + i] = x^2; the largest.
+  C (*squares)(In x, Index rows, Index cols, C* out, Index stride);
+  // out[t] = a[t] + a[t + step] + ..., n terms of any number. Beyond kDirectWindow it uses up a.
+  void (*sums)(C* a, C* out, Index count, Index step, Index n);
+  void (*response)(In x, Out y, Index rows, Index cols, const C* squares, Window w, Response<C> f);
+  // direct = dy * s^-beta and terms = direct * x / s, both as far apart as the squares are, with
+  // s = k + scale * sum.
+  void (*response_terms)(In dy, In x, Index rows, Index cols, const C* squares, Window w,
+                         Response<C> f, C* direct, C* terms);
+  // dx = direct - scale * x * the window's sum of terms
+  void (*response_grad)(In x, Out dx, Index rows, Index cols, const C* direct, const C* terms,
+                        Window w, C scale);
+  void (*divide[2])(In x, Out y, Index rows, Index cols, Divisor<C> f, const C* bias);
+  // Per cell, with g = weight * dy and r = 1 / sqrt(...): direct = sum g * r and slope = sum g * u
+  // * r^3. Added to `sums`, per row or column: -sigma * unit^2 * g * u * r^3, dy * u * r, and dy;
+  // of at most a few hundred cells.
+  void (*divided_sums[2])(In dy, In x, Index rows, Index cols, Divisor<C> f, double* direct,
+                          double* slope, ChannelSums sums);
+  // dx = unit * g * r + q * u + shift, the last two per cell
+  void (*divided_grad[2])(In dy, In x, Out dx, Index rows, Index cols, Divisor<C> f, const C* q,
+                          const C* shift);
+};
+
 template <class C>
 struct KernelSet {
   // Mean and sum of squared deviations, or (squares) sum of squares, per cell of the tile.
@@ -166,6 +227,7 @@ struct KernelSet {
   void (*store)(const C* src, void* dst, Index n);
   MatrixKernels<C> matrix;
   PixelKernels<C> pixels;
+  WindowKernels<C> windows;
 };
 
 // Elementary functions over arrays, as the kernels have them in vectors (vector_math.h).

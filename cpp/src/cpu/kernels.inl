@@ -778,6 +778,7 @@ constexpr Elementary<C> kElementary = {
 #include "spread.inl"
 // after the signs and moduli of spread.inl
 #include "mixing.inl"
+#include "windows.inl"
 
 template <class T>
 constexpr KernelSet<Compute<T>> kSet = {
@@ -802,6 +803,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     kMatrix<T>,
     {{load_pixels<T, kRows>, load_pixels<T, kCols>},
      {store_pixels<T, kRows>, store_pixels<T, kCols>}},
+    kWindowKernels<T>,
 };
 
 }  // namespace
