@@ -120,6 +120,13 @@ def test_layouts(rng, method, options, layout, dtype):
     check(method, *make(rng, method, (3, 14, 5, 7), dtype, layout), options)
 
 
+@each_method
+@each_layout
+def test_many_pixels(rng, method, options, layout, isa):
+    """Enough of them for tiles to be read together, and to end in the middle of such a group."""
+    check(method, *make(rng, method, (2, 5, 137, 89), np.float32, layout), options)
+
+
 SHAPES = [(5, 3), (1, 1), (40, 70), (2, 3, 200), (2, 37, 4, 4), (2, 5, 3, 4, 5), (1, 13, 64, 3)]
 
 

@@ -53,6 +53,11 @@ inline constexpr Index kParameterFlushCells = 256;
 // Pixels per channel of a run over which the gradients of mixing weights are summed: what all runs
 // keep is an eighth of a float32 tensor.
 inline constexpr Index kMixingRunPixels = 16;
+// Tiles of mixed channels that are read and written together: longer runs of memory, against more
+// of the core's own cache.
+inline constexpr Index kMixingTilesForward = 8;
+inline constexpr Index kMixingTilesBackward = 4;
+inline constexpr Index kMixingTasks = 32;  // but only where so many are left
 
 // A block of a matrix from which both products are taken while a core's own cache holds it.
 inline constexpr Index kMatrixBlockBytes = Index(1) << 18;

@@ -83,11 +83,13 @@ struct MatrixKernels {
 };
 
 // Channel mixing: of every pixel y_i = g_i sgn(x_i) |x_i|^p D_i^(-e), with the denominators
-// D_i = b_i + sum_j W_ij |x_j|^a over its channels. It works on buffers [rows][pixels] of the
-// compute type: a row for every channel, and more of them, holding 1, up to a multiple of `block`.
+// D_i = b_i + sum_j W_ij |x_j|^a over its channels. It works on `pixels` at a time, in buffers
+// [rows][pixels] of the compute type: a row for every channel, and more of them, holding 1 (0 for
+// dy), up to a multiple of `block`. Those of x, y, dy and dx may be wider, and hold more pixels.
 template <class C>
 struct Mixture {
   Index channels, rows;
+  Index stride;  // from row to row of x, y, dy and dx
   // W and its transpose, packed by blocks of rows: [rows / block][channels][block].
   const C* weights;
   const C* transposed;  // backward alone
@@ -119,12 +121,12 @@ struct MixingKernels {
   // columns = ceil(rows / pixels). The scratch holds (rows + columns * pixels) * pixels.
   void (*outer_product)(const C* t, const C* u, Index rows, C* dw, C* scratch);
 };
-// Between a tile of pixels and such a buffer: the tile's rows are channels (kRows) or pixels, which
-// pass through a scratch of 4 * rows. What is not in the tile is filled with `pad`.
+// Between a tile of pixels and such a buffer, `stride` wide: the tile's rows are channels (kRows)
+// or pixels, which pass through a scratch of 4 * rows. The last `pixels` are filled up with `pad`.
 template <class C>
 struct PixelKernels {
-  void (*load[2])(In x, Index channels, Index pixels, C pad, C* buffer, C* scratch);
-  void (*store[2])(const C* buffer, Out y, Index channels, Index pixels, C* scratch);
+  void (*load[2])(In x, Index channels, Index pixels, C pad, C* buffer, Index stride, C* scratch);
+  void (*store[2])(const C* buffer, Index stride, Out y, Index channels, Index pixels, C* scratch);
 };
 
 // ---- windows: sums over neighbours, and what divides by them

@@ -35,22 +35,23 @@ SI void transpose_block(const C* from, Index from_stride, C* to, Index to_stride
 // Reads a tile into a buffer, filled up with `pad`: its rows are channels, or (kCols) pixels, which
 // pass four at a time through `scratch`, four rows of `channels`.
 template <class T, Orientation O>
-void load_pixels(In x, Index channels, Index n, Compute<T> pad, Compute<T>* buffer,
+void load_pixels(In x, Index channels, Index n, Compute<T> pad, Compute<T>* buffer, Index stride,
                  [[maybe_unused]] Compute<T>* scratch) {
   using C = Compute<T>;
   constexpr Index P = kPixels<C>;
+  const Index full = (n + P - 1) / P * P;
   if constexpr (O == kRows) {
     for (Index c = 0; c < channels; ++c) {
       const Rows<T, 1> from(x, c);
-      C* to = buffer + c * P;
+      C* to = buffer + c * stride;
       sweep_from_start<C>(n, [&](Index i, auto tag) __attribute__((always_inline)) {
         store(to + i, from.load(0, i, tag), tag);
       });
-      for (Index i = n; i < P; ++i) to[i] = pad;
+      for (Index i = n; i < full; ++i) to[i] = pad;
     }
   } else {
     const Index wide = (channels + 3) / 4 * 4;
-    for (Index p = 0; p < P; p += 4) {
+    for (Index p = 0; p < full; p += 4) {
       for (int k = 0; k < 4; ++k) {
         C* to = scratch + k * wide;
         if (p + k < n) {
@@ -60,38 +61,34 @@ void load_pixels(In x, Index channels, Index n, Compute<T> pad, Compute<T>* buff
         }
         for (Index c = channels; c < wide; ++c) to[c] = pad;
       }
-      for (Index c = 0; c < wide; c += 4) transpose_block(scratch + c, wide, buffer + c * P + p, P);
+      for (Index c = 0; c < wide; c += 4) {
+        transpose_block(scratch + c, wide, buffer + c * stride + p, stride);
+      }
     }
   }
 }
 template <class T, Orientation O>
-void store_pixels(const Compute<T>* buffer, Out y, Index channels, Index n,
+void store_pixels(const Compute<T>* buffer, Index stride, Out y, Index channels, Index n,
                   [[maybe_unused]] Compute<T>* scratch) {
   using C = Compute<T>;
-  constexpr Index P = kPixels<C>;
   if constexpr (O == kRows) {
-    if (y.stream) {
-      return sweep_tile<1, T>(
-          y, channels, n, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
-            run([&](Index i, auto tag)
-                    __attribute__((always_inline)) { return one(load(buffer + r * P + i, tag)); });
-          });
-    }
-    for (Index c = 0; c < channels; ++c) {
-      T* to = row<T>(y, c);
-      sweep_from_start<C>(n, [&](Index i, auto tag) __attribute__((always_inline)) {
-        store(to + i, load(buffer + c * P + i, tag), tag);
-      });
-    }
+    sweep_tile<1, T>(y, channels, n, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+      const C* from = buffer + r * stride;
+      run([=](Index i, auto tag)
+              __attribute__((always_inline)) { return one(load(from + i, tag)); });
+    });
   } else {
     const Index wide = (channels + 3) / 4 * 4;
     for (Index p = 0; p < n; p += 4) {
-      for (Index c = 0; c < wide; c += 4) transpose_block(buffer + c * P + p, P, scratch + c, wide);
+      for (Index c = 0; c < wide; c += 4) {
+        transpose_block(buffer + c * stride + p, stride, scratch + c, wide);
+      }
       const Index last = n - p < 4 ? n - p : 4;
       sweep_tile<1, T>({row<T>(y, p), y.stride, y.stream}, last, channels,
                        [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
-                         run([&](Index i, auto tag) __attribute__((always_inline)) {
-                           return one(load(scratch + r * wide + i, tag));
+                         const C* from = scratch + r * wide;
+                         run([=](Index i, auto tag) __attribute__((always_inline)) {
+                           return one(load(from + i, tag));
                          });
                        });
     }
@@ -185,9 +182,11 @@ SI bool find_outside(const double*, Index, bool*) { return false; }
 
 template <class C>
 bool denominators(const Mixture<C>& f, const C* x, C* u, C* d, bool* outside) {
-  const Index n = f.rows * kPixels<C>;
-  for (Index i = 0; i < n; i += kLanes<C>) {
-    store(u + i, power<C>(abs_of<C>(load(x + i, Full{})), f.a), Full{});
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  for (Index r = 0; r < f.rows; ++r) {
+    for (Index i = 0; i < P; i += N) {
+      store(u + r * P + i, power<C>(abs_of<C>(load(x + r * f.stride + i, Full{})), f.a), Full{});
+    }
   }
   mix<C>(f.weights, f.offset, f.rows, f.channels, u, d);
   return find_outside(d, f.rows, outside);
@@ -210,10 +209,11 @@ void divide(const Mixture<C>& f, const C* d, C* x) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
   for (Index r = 0; r < f.rows; ++r) {
     const Vec<C> gain = splat(f.gain[r]);
-    for (Index i = r * P; i < (r + 1) * P; i += N) {
-      const Vec<C> v = load(x + i, Full{});
-      const Vec<C> factor = divisor_power<C>(load(d + i, Full{}), v, f.e);
-      store(x + i, gain * signed_power<C>(v, f.p) * factor, Full{});
+    C* xr = x + r * f.stride;
+    for (Index i = 0; i < P; i += N) {
+      const Vec<C> v = load(xr + i, Full{});
+      const Vec<C> factor = divisor_power<C>(load(d + r * P + i, Full{}), v, f.e);
+      store(xr + i, gain * signed_power<C>(v, f.p) * factor, Full{});
     }
   }
 }
@@ -229,8 +229,10 @@ void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C*
   for (Index r = 0; r < f.rows; ++r) {
     const Vec<C> gain = splat(f.gain[r]);
     Vec<C> offset_sum{}, gain_sum{}, e_sum{};
-    for (Index i = r * P; i < (r + 1) * P; i += N) {
-      const Vec<C> v = load(x + i, Full{}), den = load(d + i, Full{}), g = load(dy + i, Full{});
+    const C* xr = x + r * f.stride;
+    C *dyr = dy + r * f.stride, *dr = d + r * P;
+    for (Index i = 0; i < P; i += N) {
+      const Vec<C> v = load(xr + i, Full{}), den = load(dr + i, Full{}), g = load(dyr + i, Full{});
       const Vec<C> factor = divisor_power<C>(den, v, f.e), q = g * gain;
       const Vec<C> dy_y = g * (signed_power<C>(v, f.p) * factor), q_y = dy_y * gain;
       const Vec<C> slope_of_d = -f.e * (q_y / den), t = den == 0 ? zero : slope_of_d;
@@ -239,8 +241,8 @@ void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C*
         const Vec<C> slope = f.p * power<C>(abs_of<C>(v), f.p - 1);
         direct *= f.p < 1 ? (v == 0 ? zero : slope) : slope;
       }
-      store(d + i, t, Full{});
-      store(dy + i, direct, Full{});
+      store(dr + i, t, Full{});
+      store(dyr + i, direct, Full{});
       offset_sum += t;
       gain_sum += dy_y;
       if (sums.e) {
@@ -257,21 +259,23 @@ void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C*
   }
   mix<C>(f.transposed, nullptr, f.rows, f.channels, d, scratch);
   for (Index r = 0; r < f.rows; ++r) {
+    const C *xr = x + r * f.stride, *ur = u + r * P, *sr = scratch + r * P;
+    C* dyr = dy + r * f.stride;
     Vec<C> a_sum{};
-    for (Index i = r * P; i < (r + 1) * P; i += N) {
-      const Vec<C> v = load(x + i, Full{}), s = load(scratch + i, Full{});
+    for (Index i = 0; i < P; i += N) {
+      const Vec<C> v = load(xr + i, Full{}), s = load(sr + i, Full{});
       Vec<C> slope;
       if (f.a == 2) {
         slope = v + v;
       } else if (f.a == 1) {
         slope = sign_of<C>(v);
       } else {
-        const Vec<C> ratio = f.a * (load(u + i, Full{}) / v);
+        const Vec<C> ratio = f.a * (load(ur + i, Full{}) / v);
         slope = v == 0 ? zero : ratio;
       }
-      store(dy + i, fma<C>(slope, s, load(dy + i, Full{})), Full{});
+      store(dyr + i, fma<C>(slope, s, load(dyr + i, Full{})), Full{});
       if (sums.a) {
-        const Vec<C> term = s * load(u + i, Full{}) * log<C>(abs_of<C>(v));
+        const Vec<C> term = s * load(ur + i, Full{}) * log<C>(abs_of<C>(v));
         a_sum += v == 0 ? zero : term;
       }
     }

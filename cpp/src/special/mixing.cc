@@ -30,7 +30,7 @@ const cpu::MixingKernels<C>& mixing_kernels() {
 
 // The parameters as the kernels want them, in memory of the scope.
 template <class C>
-cpu::Mixture<C> pack(const MixingCall& call, bool backward, Scope& scope) {
+cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope& scope) {
   const Index block = mixing_kernels<C>().block, n = call.channels();
   const Index rows = cpu::ceil_div(n, block) * block;
   auto per_channel = [&](const ConstTensor& t, double power) {
@@ -57,6 +57,7 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Scope& scope) {
   };
   return {n,
           rows,
+          stride,
           blocks(n, 1),
           backward ? blocks(1, n) : nullptr,
           per_channel(call.offset, call.offset_power),
@@ -66,17 +67,24 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Scope& scope) {
           C(call.e)};
 }
 
-// Buffers [rows][pixels] of a task.
+// Buffers of a task, [rows][stride] and [rows][pixels].
 template <class C>
 struct Buffers {
-  C *x, *u, *d, *dy, *scratch;
-  Buffers(Index rows, bool backward, Scope& scope) {
+  C *x, *dy, *u, *d, *scratch;
+  Buffers(Index rows, Index stride, bool backward, Scope& scope) {
     const Index n = rows * mixing_kernels<C>().pixels;
-    x = scope.take_filled<C>(n, C(1));
+    x = scope.take_filled<C>(rows * stride, C(1));
+    dy = backward ? scope.take_filled<C>(rows * stride, C(0)) : nullptr;
     u = scope.take<C>(n);
     d = scope.take<C>(n);
-    dy = backward ? scope.take_filled<C>(n, C(0)) : nullptr;
-    scratch = scope.take<C>(backward ? n : 4 * rows);
+    scratch = scope.take<C>(std::max(n, 4 * rows));
+  }
+  // From a pixel of x and dy on.
+  Buffers from(Index pixel) const {
+    Buffers b = *this;
+    b.x += pixel;
+    if (dy) b.dy += pixel;
+    return b;
   }
 };
 
@@ -84,14 +92,16 @@ struct Buffers {
 
 // The chosen pixels of a float buffer in double, for one half of them at a time: tiles of double
 // have half as many. The other pixels, and rows beyond the channels, are `pad`.
-void widen(const float* from, const bool* chosen, Index rows, Index first, double pad, double* to) {
-  const Index all = mixing_kernels<float>().pixels, half = mixing_kernels<double>().pixels;
+void widen(const float* from, Index stride, const bool* chosen, Index rows, Index first, double pad,
+           double* to) {
+  const Index half = mixing_kernels<double>().pixels;
   for (Index r = 0; r < rows; ++r) {
     for (Index p = 0; p < half; ++p) {
-      to[r * half + p] = chosen[first + p] ? double(from[r * all + first + p]) : pad;
+      to[r * half + p] = chosen[first + p] ? double(from[r * stride + first + p]) : pad;
     }
   }
 }
+// To a buffer that is as wide as the float tile.
 void narrow(const double* from, Index rows, Index first, float* to) {
   const Index all = mixing_kernels<float>().pixels, half = mixing_kernels<double>().pixels;
   for (Index r = 0; r < rows; ++r) {
@@ -104,18 +114,13 @@ void for_halves(const F& f) {
   f(0);
   f(mixing_kernels<double>().pixels);
 }
-// Chosen pixels of `to` become those of `from`, a buffer or a number.
-template <class Source>
-void replace_pixels(float* to, const bool* chosen, Index rows, const Source& from) {
+// Chosen pixels of `to` become those of such a buffer, or a number where there is none.
+void replace_pixels(float* to, Index stride, const bool* chosen, Index rows, const float* from,
+                    float number = 0) {
   const Index pixels = mixing_kernels<float>().pixels;
   for (Index r = 0; r < rows; ++r) {
     for (Index p = 0; p < pixels; ++p) {
-      if (!chosen[p]) continue;
-      if constexpr (std::is_arithmetic_v<Source>) {
-        to[r * pixels + p] = float(from);
-      } else {
-        to[r * pixels + p] = from[r * pixels + p];
-      }
+      if (chosen[p]) to[r * stride + p] = from ? from[r * pixels + p] : number;
     }
   }
 }
@@ -131,16 +136,17 @@ void forward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffer
   if constexpr (sizeof(C) == 4) {
     if (any) {
       Scope scope(Workspace::local());
-      const cpu::Mixture<double> wide = pack<double>(call, false, scope);
-      const Buffers<double> w(wide.rows, false, scope);
+      const cpu::Mixture<double> wide =
+          pack<double>(call, false, mixing_kernels<double>().pixels, scope);
+      const Buffers<double> w(wide.rows, wide.stride, false, scope);
       float* results = scope.take<float>(f.channels * k.pixels);
       for_halves([&](Index first) {
-        widen(b.x, outside, f.channels, first, 1, w.x);
+        widen(b.x, f.stride, outside, f.channels, first, 1, w.x);
         forward_tile(call, wide, w);
         narrow(w.x, f.channels, first, results);
       });
       k.divide(f, b.d, b.x);
-      return replace_pixels(b.x, outside, f.channels, results);
+      return replace_pixels(b.x, f.stride, outside, f.channels, results);
     }
   }
   k.divide(f, b.d, b.x);
@@ -165,33 +171,42 @@ int threads_of(const Pixels& pixels, const Context& context) {
 }
 bool sticky(const Pixels& pixels) { return pixels.plan().bytes <= tuning::kStickyBytes; }
 
+// How many tiles are read and written together; but there should be work for many threads.
+template <class C>
+Index tiles_together(const MixingCall& call, Index most) {
+  const Index tiles = call.x.size() / (call.channels() * mixing_kernels<C>().pixels);
+  return std::clamp<Index>(tiles / tuning::kMixingTasks, 1, most);
+}
+
 template <class C>
 void forward(const MixingCall& call, const Tensor& y, const Context& context) {
   const auto& k = mixing_kernels<C>();
   const ConstTensor y_view = y;
   const DType dtype = call.x.dtype();
-  const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels);
+  const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels,
+                      tiles_together<C>(call, tuning::kMixingTilesForward));
+  const Index stride = pixels.most();
   const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
   const int o = pixels.orientation(), threads = threads_of(pixels, context);
   explain(call.op, pixels.plan(), threads);
   Scope scope(Workspace::local());
-  const cpu::Mixture<C> f = pack<C>(call, false, scope);
+  const cpu::Mixture<C> f = pack<C>(call, false, stride, scope);
   const Index element = static_cast<Index>(size_of(dtype));
   const Index tile_bytes = pixels.scratch() * element;
   const Schedule schedule{pixels.tiles(), std::max<Index>(1, tuning::kUnitBytes / tile_bytes)};
   cpu::parallel_for(schedule.tasks(), threads, sticky(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
-    const Buffers<C> b(f.rows, false, task_scope);
+    const Buffers<C> b(f.rows, stride, false, task_scope);
     void* x_scratch = task_scope.take<char>(tile_bytes);
     void* y_scratch = task_scope.take<char>(tile_bytes);
     const Task task = schedule[i];
     for (Index j = task.first; j < task.last; ++j) {
       const Pixels::Tile t = pixels.tile(j);
       transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), f.channels, t.count, C(1),
-                       b.x, b.scratch);
-      forward_tile(call, f, b);
+                       b.x, stride, b.scratch);
+      for (Index p = 0; p < t.count; p += k.pixels) forward_tile(call, f, b.from(p));
       const cpu::Out out = pixels.out(1, y.data(), dtype, t, y_scratch);
-      transfer.store[o](b.x, out, f.channels, t.count, b.scratch);
+      transfer.store[o](b.x, stride, out, f.channels, t.count, b.scratch);
       pixels.commit(1, y.data(), dtype, t, out);
     }
   });
@@ -271,24 +286,25 @@ void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffe
   if constexpr (sizeof(C) == 4) {
     if (any) {
       Scope scope(Workspace::local());
-      const cpu::Mixture<double> wide = pack<double>(call, true, scope);
-      const Buffers<double> w(wide.rows, true, scope);
+      const cpu::Mixture<double> wide =
+          pack<double>(call, true, mixing_kernels<double>().pixels, scope);
+      const Buffers<double> w(wide.rows, wide.stride, true, scope);
       Sums<double> wide_sums(wide, totals, scope);
       float* results = scope.take<float>(f.channels * k.pixels);
       for_halves([&](Index first) {
-        widen(b.x, outside, f.channels, first, 1, w.x);
-        widen(b.dy, outside, f.channels, first, 0, w.dy);
+        widen(b.x, f.stride, outside, f.channels, first, 1, w.x);
+        widen(b.dy, f.stride, outside, f.channels, first, 0, w.dy);
         backward_tile(call, wide, w, wide_sums, totals);
         narrow(w.dy, f.channels, first, results);
       });
       wide_sums.flush(totals);
       // In their place stands what has no gradient.
-      replace_pixels(b.x, outside, f.channels, 1);
-      replace_pixels(b.dy, outside, f.channels, 0);
+      replace_pixels(b.x, f.stride, outside, f.channels, nullptr, 1);
+      replace_pixels(b.dy, f.stride, outside, f.channels, nullptr, 0);
       bool still[kMostPixels];
       k.denominators(f, b.x, b.u, b.d, still);
       run();
-      return replace_pixels(b.dy, outside, f.channels, results);
+      return replace_pixels(b.dy, f.stride, outside, f.channels, results);
     }
   }
   run();
@@ -315,7 +331,9 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
   const auto& k = mixing_kernels<C>();
   const ConstTensor dx_view = dx;
   const DType dtype = call.x.dtype();
-  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels);
+  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels,
+                      tiles_together<C>(call, tuning::kMixingTilesBackward));
+  const Index stride = pixels.most();
   const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
   const int o = pixels.orientation(), threads = threads_of(pixels, context);
   explain(call.op, pixels.plan(), threads);
@@ -324,13 +342,13 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
   const Index runs = std::clamp<Index>(pixels.count() / (tuning::kMixingRunPixels * n), 1,
                                        tuning::kParameterTasks);
   const Schedule schedule{pixels.tiles(), cpu::ceil_div(pixels.tiles(), runs)};
-  const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / k.pixels);
+  const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / stride);
   Scope scope(Workspace::local());
-  const cpu::Mixture<C> f = pack<C>(call, true, scope);
+  const cpu::Mixture<C> f = pack<C>(call, true, stride, scope);
   const MixingGradients parts = take_gradients(gradients, n, schedule.tasks(), scope);
   cpu::parallel_for(schedule.tasks(), threads, sticky(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
-    const Buffers<C> b(f.rows, true, task_scope);
+    const Buffers<C> b(f.rows, stride, true, task_scope);
     void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
     void* dy_scratch = task_scope.take<char>(pixels.scratch() * element);
     Sums<C> sums(f, gradients, task_scope);
@@ -339,12 +357,14 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
     for (Index j = task.first; j < task.last; ++j) {
       const Pixels::Tile t = pixels.tile(j);
       transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
-                       b.scratch);
+                       stride, b.scratch);
       transfer.load[o](pixels.in(1, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
-                       b.scratch);
-      backward_tile(call, f, b, sums, part);
+                       stride, b.scratch);
+      for (Index p = 0; p < t.count; p += k.pixels) {
+        backward_tile(call, f, b.from(p), sums, part);
+      }
       const cpu::Out out = pixels.out(2, dx.data(), dtype, t, x_scratch);
-      transfer.store[o](b.dy, out, n, t.count, b.scratch);
+      transfer.store[o](b.dy, stride, out, n, t.count, b.scratch);
       pixels.commit(2, dx.data(), dtype, t, out);
       if ((j - task.first + 1) % flush == 0) sums.flush(part);
     }

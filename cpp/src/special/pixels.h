@@ -17,9 +17,10 @@ class Pixels {
     Index first, count;
   };
 
-  // Tiles of at most `most` pixels; operands are of x's shape, x first.
-  Pixels(std::initializer_list<const ConstTensor*> operands, int channel_axis, Index most)
-      : most_(most) {
+  // Operands are of x's shape, x first. A tile has at most `width` pixels, or `together` times as
+  // many where they lie along the rows of memory, which are better read in longer runs.
+  Pixels(std::initializer_list<const ConstTensor*> operands, int channel_axis, Index width,
+         Index together) {
     const ConstTensor& x = **operands.begin();
     Role roles[kMaxDims];
     std::fill_n(roles, x.ndim(), Role::space);
@@ -29,15 +30,17 @@ class Pixels {
     for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
     make_plan(request, &plan_);
     run_ = plan_.space_dims > 0 ? plan_.space_sizes[plan_.space_dims - 1] : 1;
+    most_ = rows() ? width * together : width;
     // Short runs are taken together: a tile of few pixels is no less work than a full one.
-    const bool by_run = run_ >= 4 * most || run_ % most == 0;
+    const bool by_run = run_ >= 4 * most_ || run_ % most_ == 0;
     if (!by_run) run_ = plan_.count;
     in_memory_ = by_run || plan_.space_dims <= 1;
-    tiles_per_run_ = (run_ + most - 1) / most;
+    tiles_per_run_ = (run_ + most_ - 1) / most_;
   }
   Pixels(const Pixels&) = delete;
 
   const Plan& plan() const { return plan_; }
+  Index most() const { return most_; }
   Index channels() const { return plan_.cells; }
   Index count() const { return plan_.count; }
   Index tiles() const { return plan_.count / run_ * tiles_per_run_; }
