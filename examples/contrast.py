@@ -2,9 +2,9 @@
 
 A photograph has parts of high and of low contrast, as bright sky beside a dark roof. Local divisive
 normalization subtracts what is around and divides by how much it varies; local response
-normalization over space only divides; instance normalization knows one mean and one deviation for
-the whole picture. The spread of the local standard deviation, relative to its mean, says how
-unequal the contrast is.
+normalization over space only divides, so that to it a bright sky is strong; instance normalization
+knows one mean and one deviation for the whole picture. The spread of the local standard deviation,
+relative to its mean, says how unequal the contrast is.
 """
 
 import argparse

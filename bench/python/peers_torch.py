@@ -118,6 +118,8 @@ def _autograd(work: Workload, prepare: Callable[[Any], Any]) -> Callable[[], Any
     leaves = [tensor.detach().requires_grad_() for tensor in tensors[:wanted]]
     y = prepare(function)(*leaves, *tensors[wanted:])
     dy = tensor_of(work.dy)
+    if work.case.layout == "NHWC":
+        dy = dy.permute(0, 3, 1, 2)
     return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
