@@ -142,8 +142,8 @@ def test_contrast(load, tmp_path):
     assert list(rows) == list(example.NORMS)
     values = {name: np.array(cells, float) for name, cells in rows.items()}
     assert all((numbers > 0).all() for numbers in values.values())
-    # One mean and one deviation for the whole picture leave contrasts about as unequal as they were;
-    # half as unequal is what dividing by the deviation nearby gives, 0.53 and 0.32 of the measures.
+    # One mean and one deviation for the whole picture leave contrasts about as unequal as they
+    # were; dividing by the deviation nearby leaves 0.53 of the one measure and 0.32 of the other.
     _, spread, ratio = values["photograph"]
     _, instance_spread, _ = values["instance norm"]
     _, local_spread, local_ratio = values["local divisive norm"]
