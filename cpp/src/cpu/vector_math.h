@@ -207,6 +207,12 @@ SI Vec<C> pow(Vec<C> x, C y) {
   return x >= 0 ? power : splat(kNaN<C>);
 }
 
+// Not in line: it is long, and its callers are many.
+template <class C>
+[[gnu::noinline]] Vec<C> pow_of(Vec<C> x, C y) {
+  return pow<C>(x, y);
+}
+
 // ---- powers that often need no pow
 
 SI Vec<float> square_root(Vec<float> v) {
@@ -244,7 +250,7 @@ SI Vec<C> power(Vec<C> x, C e) {
   if (e == C(0.5)) return square_root(x);
   if (e == C(-0.5)) return C(1) / square_root(x);
   if (e == -1) return C(1) / x;
-  return pow<C>(x, e);
+  return pow_of<C>(x, e);
 }
 
 }  // namespace
