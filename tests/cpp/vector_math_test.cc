@@ -19,8 +19,8 @@ constexpr double kUlps = 2;
 const Elementary<float>& elementary(float) { return kernels().elementary32; }
 const Elementary<double>& elementary(double) { return kernels().elementary64; }
 
-// How far `got` is from `want`, in units of the last place of `want`. Infinity counts as the number after
-// the largest finite one, which it is to rounding.
+// How far `got` is from `want`, in units of the last place of `want`. Infinity counts as the number
+// after the largest finite one, which it is to rounding.
 template <class C>
 double ulps(C got, long double want) {
   using Limits = std::numeric_limits<C>;
