@@ -58,6 +58,8 @@ NORMS = {
         nc.LocalResponseNorm(5, alpha=1.0, channel_axis=-1) if len(shape) > 1 else None
     ),
     "local divisive": lambda shape: nc.LocalDivisiveNorm(shape[-1], 3, 3, 0.5, channel_axis=-1),
+    "divisive": lambda shape: nc.DivisiveNorm(shape[-1], channel_axis=-1),
+    "GDN": lambda shape: nc.GDN(shape[-1], channel_axis=-1),
     "weight": lambda shape: None,
     "spectral, at most 2": lambda shape: None,
     "weight and mean-only batch": lambda shape: nc.MeanOnlyBatchNorm(shape[-1], channel_axis=-1),
