@@ -159,7 +159,8 @@ def test_subnormal_weights_do_not_become_infinite(rng):
     w, _, u, _ = make_weight(rng, shape=(8, 12))
     tiny = np.full_like(w, np.float32(2.0**-140))
     result = nc.spectral_norm(tiny, u)
-    np.testing.assert_allclose(result.weight, 1 / np.sqrt(96), rtol=1e-6)
+    # sigma is a sum of 12 products of 2**-140 / sqrt(12), each rounded to a multiple of 2**-149.
+    np.testing.assert_allclose(result.weight, 1 / np.sqrt(96), rtol=4e-3)
 
 
 @each_dtype
