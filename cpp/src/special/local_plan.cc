@@ -52,9 +52,10 @@ void make_window_plan(const ConstTensor* const (&operands)[WindowAxis::kOperands
     last = i;
   }
   int run = n;  // where the run begins
-  const bool whole = last == n - 1 || (last == n - 2 && continues(axes[last], axes[n - 1]));
+  const bool whole =
+      last >= 0 && (last == n - 1 || (last == n - 2 && continues(axes[last], axes[n - 1])));
   const Index lanes = last == n - 1 ? 1 : axes[n - 1].size;
-  if (last >= 0 && whole && (first < last || lanes < kManyLanes)) {
+  if (whole && (first < last || lanes < kManyLanes)) {
     run = last;
     p->run = axes[last];
     if (last < n - 1) {
