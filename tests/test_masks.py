@@ -283,13 +283,12 @@ def test_errors(rng):
     assert (y == 7).all()
 
 
+ARRANGED = [((4, 3, 5, 6), layout) for layout in LAYOUTS]
+ARRANGED += [((300, 5), "contiguous"), ((2, 3, 9000), "contiguous")]
+
+
 @pytest.mark.parametrize("kind", ["bools", "weights", "lengths"])
-@pytest.mark.parametrize(
-    "shape, layout",
-    [((4, 3, 5, 6), layout) for layout in LAYOUTS]
-    + [((300, 5), "contiguous"), ((2, 3, 9000), "contiguous")],
-    ids=str,
-)
+@pytest.mark.parametrize("shape, layout", ARRANGED, ids=str)
 def test_batch_renorm(rng, shape, layout, kind):
     x, dy, w, b, mask = make(rng, shape, kind=kind, layout=layout)
     _, mean, var, _ = reference.masked_batch_norm(x, w, b, mask)
@@ -321,12 +320,7 @@ def test_batch_renorm(rng, shape, layout, kind):
 
 
 @pytest.mark.parametrize("kind", ["bools", "weights", "lengths"])
-@pytest.mark.parametrize(
-    "shape, layout",
-    [((4, 3, 5, 6), layout) for layout in LAYOUTS]
-    + [((300, 5), "contiguous"), ((2, 3, 9000), "contiguous")],
-    ids=str,
-)
+@pytest.mark.parametrize("shape, layout", ARRANGED, ids=str)
 def test_mean_only_batch_norm(rng, shape, layout, kind):
     x, dy, _, b, mask = make(rng, shape, kind=kind, layout=layout)
     _, mean, _, count = reference.masked_batch_norm(x, None, None, mask)

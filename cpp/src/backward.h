@@ -215,7 +215,8 @@ class Backward {
     const Index cells = s.rows * b.kn;
     GradientTable<C> t(scope, cells, s.center);
     solve(b, s, t);
-    const C* zeros = scope.template take_filled<C>(cells, 0);
+    const bool without_x = ShiftsOnly<Method> || computed() == P;
+    const C* zeros = without_x ? scope.template take_filled<C>(cells, 0) : nullptr;
 
     const Units units(plan_, b);
     const Index pieces = units.pieces();

@@ -67,14 +67,7 @@ struct ChannelCall {
   static ChannelCall of(std::type_identity<Method>, const ConstTensor& x, const ConstTensor& weight,
                         const ConstTensor& bias, int axis) {
     ChannelCall call{Method::pools, kPoolCount<Method>, x, weight, bias, 0, true};
-    if (x.ndim() < 2) {
-      throw value_error("x has shape " + shape_text(x) + ", expected at least two axes");
-    }
-    call.channel_axis = check_axis("channel_axis", axis, x.ndim());
-    if (call.channel_axis == 0) {
-      throw value_error("channel_axis is " + std::to_string(axis) +
-                        ", expected another axis than 0, the batch");
-    }
+    call.channel_axis = check_channel_axis(x, axis);
     ExpectedShape& shape = call.channel_shape;
     shape.append(call.channels());
     shape.rule = "x.shape[channel_axis=";

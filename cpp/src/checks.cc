@@ -130,9 +130,38 @@ void check_finite(const char* name, double value) {
   throw value_error(std::string(name) + " is " + number(value) + ", expected a finite number");
 }
 
+void check_at_least(const char* name, Index value, Index least) {
+  if (value >= least) return;
+  throw value_error(std::string(name) + " is " + std::to_string(value) + ", expected at least " +
+                    std::to_string(least));
+}
+
+void check_at_least(const char* name, double value, double least) {
+  if (std::isfinite(value) && value >= least) return;
+  throw value_error(std::string(name) + " is " + number(value) +
+                    ", expected a finite number >= " + number(least));
+}
+
+void check_on_cpu(const char* op, const Context& context) {
+  check_device(context);
+  if (context.device == Device::kCpu) return;
+  throw value_error(std::string("context.device is CUDA, expected the CPU: ") + op +
+                    " has no CUDA kernels");
+}
+
 void check_device(const Context& context) {
   if (context.device == Device::kCpu || cuda::is_built()) return;
   throw value_error("context.device is CUDA, expected the CPU: this build has no CUDA backend");
+}
+
+int check_channel_axis(const ConstTensor& x, int axis) {
+  if (x.ndim() < 2) {
+    throw value_error("x has shape " + shape_text(x) + ", expected at least two axes");
+  }
+  const int channel_axis = check_axis("channel_axis", axis, x.ndim());
+  if (channel_axis != 0) return channel_axis;
+  throw value_error("channel_axis is " + std::to_string(axis) +
+                    ", expected another axis than 0, the batch");
 }
 
 int check_axis(const char* name, int axis, int ndim) {

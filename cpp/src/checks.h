@@ -41,10 +41,16 @@ void check_disjoint(const char* name, const Tensor& out, const char* other_name,
                     const ConstTensor& other);
 void check_eps(double eps, bool positive);
 void check_finite(const char* name, double value);
+void check_at_least(const char* name, Index value, Index least);
+void check_at_least(const char* name, double value, double least);  // and finite
 void check_device(const Context& context);
+// Of operations that have no CUDA kernels.
+void check_on_cpu(const char* op, const Context& context);
 
 // The axis as 0 .. ndim - 1.
 int check_axis(const char* name, int axis, int ndim);
+// The same of the channels, which are not the batch.
+int check_channel_axis(const ConstTensor& x, int axis);
 // Marks the axes; throws for one out of range or named twice.
 void check_axes(const Axes& axes, int ndim, bool (&normalized)[kMaxDims]);
 

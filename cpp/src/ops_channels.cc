@@ -71,12 +71,6 @@ ChannelCall group_norm_call(const ConstTensor& x, Index num_groups, const ConstT
 
 // ---- batch renorm
 
-void check_at_least(const char* name, double value, double least) {
-  if (std::isfinite(value) && value >= least) return;
-  throw value_error(std::string(name) + " is " + std::to_string(value) +
-                    ", expected a finite number >= " + std::to_string(static_cast<int>(least)));
-}
-
 // In evaluation it is batch norm with the running standard deviation.
 template <class Method>
 ChannelCall batch_renorm_call(const ConstTensor& x, const ConstTensor& weight,
@@ -88,8 +82,8 @@ ChannelCall batch_renorm_call(const ConstTensor& x, const ConstTensor& weight,
   call.given_std = true;
   check_eps(o.eps, /*positive=*/o.training);
   check_training(call, o.momentum, o.training);
-  check_at_least("r_max", o.r_max, 1);
-  check_at_least("d_max", o.d_max, 0);
+  check_at_least("r_max", o.r_max, 1.0);
+  check_at_least("d_max", o.d_max, 0.0);
   if (o.mask) call.count_by(o.mask);
   return call;
 }
@@ -180,7 +174,7 @@ LpBatchNorm::Params params_of(const LpBatchNormOptions& o) {
   return {o.eps, std::isinf(o.p) ? SpreadKind{0, 1} : SpreadKind{o.p, 0}};
 }
 TopKBatchNorm::Params params_of(const TopKBatchNormOptions& o) {
-  if (o.k < 1) throw value_error("k is " + std::to_string(o.k) + ", expected at least 1");
+  check_at_least("k", o.k, Index(1));
   return {o.eps, {0, o.k}};
 }
 

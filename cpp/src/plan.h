@@ -32,6 +32,8 @@ enum class Extent {
 
 inline constexpr int kMaxOperands = 4;
 
+inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
 // How one array is reached: element (o, k, s) is at sum of digits of o times outer[] + k * cell +
 // sum of digits of s times space[].
 struct Access {
@@ -82,9 +84,9 @@ struct Plan {
   Index bytes;         // of all operands, for the choice of threads
   const char* reason;  // for NORMCORE_VERBOSE
 
-  Index space_pieces() const { return (count + piece_space - 1) / piece_space; }
-  Index outer_blocks() const { return (outer + block_outer - 1) / block_outer; }
-  Index cell_blocks() const { return (cells + block_cells - 1) / block_cells; }
+  Index space_pieces() const { return ceil_div(count, piece_space); }
+  Index outer_blocks() const { return ceil_div(outer, block_outer); }
+  Index cell_blocks() const { return ceil_div(cells, block_cells); }
   // Statistics that pools of an extent have.
   Index pool_rows(Extent e) const { return e == Extent::column ? 1 : outer; }
   Index pool_cols(Extent e) const {

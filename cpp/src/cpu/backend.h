@@ -13,8 +13,6 @@
 
 namespace normcore::cpu {
 
-inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 static_assert(int(Layout::rows) == kRows && int(Layout::columns) == kCols);
 
 // C is the compute type of the element type.

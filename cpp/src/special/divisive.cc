@@ -12,14 +12,6 @@
 namespace normcore {
 namespace {
 
-void check_cpu(const char* op, const Context& context) {
-  check_device(context);
-  if (context.device == Device::kCuda) {
-    throw value_error(std::string("x is on a CUDA device, expected the CPU: ") + op +
-                      " has no CUDA kernels");
-  }
-}
-
 void check_positive(const char* name, double value) {
   if (value > 0 && std::isfinite(value)) return;
   throw value_error(std::string(name) + " is " + std::to_string(value) +
@@ -73,7 +65,7 @@ struct DivisiveArguments {
   DivisiveArguments(const ConstTensor& x, const ConstTensor& weights, const ConstTensor& sigma,
                     const ConstTensor& gain, const DivisiveNormOptions& o, const Context& context)
       : call{"divisive_norm", x, 0, weights, sigma, gain, o.exponent, o.exponent, o.power, 0} {
-    check_cpu("divisive_norm", context);
+    check_on_cpu("divisive_norm", context);
     check_positive("exponent", o.exponent);
     check_positive("power", o.power);
     call.e = o.power / o.exponent;
@@ -93,7 +85,7 @@ struct GDNArguments {
   GDNArguments(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma,
                const GDNOptions& o, const Context& context)
       : call{"gdn", x, 0, gamma, beta, absent, 1, o.alpha, 1, o.inverse ? -o.epsilon : o.epsilon} {
-    check_cpu("gdn", context);
+    check_on_cpu("gdn", context);
     check_positive("alpha", o.alpha);
     check_finite("epsilon", o.epsilon);
     call.channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());

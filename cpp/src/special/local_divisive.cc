@@ -35,8 +35,6 @@ constexpr Index kTables = 64;
 
 constexpr int kX = 0, kDy = 1;  // operands; the last one is the output
 
-Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 struct Call {
   const ConstTensor* operands[3];
   int count;  // of operands
@@ -437,19 +435,9 @@ void check_parameters(const Call& call, int given_axis) {
 }
 
 void check_call(Call& call, const LocalDivisiveNormOptions& o, const Context& context) {
-  if (context.device != Device::kCpu) {
-    throw value_error(
-        "x is on a CUDA device, expected the CPU: local_divisive_norm runs there alone");
-  }
+  check_on_cpu("local_divisive_norm", context);
   const ConstTensor& x = call.x();
-  if (x.ndim() < 2) {
-    throw value_error("x has shape " + shape_text(x) + ", expected at least two axes");
-  }
-  call.channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());
-  if (call.channel_axis == 0) {
-    throw value_error("channel_axis is " + std::to_string(o.channel_axis) +
-                      ", expected another axis than 0, the batch");
-  }
+  call.channel_axis = check_channel_axis(x, o.channel_axis);
   check_parameters(call, o.channel_axis);
   read_window("summation_window", o.summation_window, x, call.channel_axis, call.radius_a);
   read_window("suppression_window", o.suppression_window, x, call.channel_axis, call.radius_b);

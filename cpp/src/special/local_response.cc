@@ -16,6 +16,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "normcore/local.h"
+#include "plan.h"
 #include "special/local_plan.h"
 #include "tuning.h"
 
@@ -35,8 +36,6 @@ constexpr Index kStripUnit = 64;
 constexpr Index kOverlapShare = 8;
 
 constexpr int kX = 0, kDy = 1;  // operands; the last one is the output
-
-Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 struct Call {
   WindowPlan plan;
@@ -470,39 +469,19 @@ void run_call(Call& call, const Context& context) {
 
 // ---- arguments
 
-void check_on_cpu(const Context& context) {
-  if (context.device == Device::kCpu) return;
-  throw value_error(
-      "x is on a CUDA device, expected the CPU: local_response_norm runs there alone");
-}
-
-void check_not_negative(const char* name, double value) {
-  if (std::isfinite(value) && value >= 0) return;
-  throw value_error(std::string(name) + " is " + std::to_string(value) +
-                    ", expected a finite number >= 0");
-}
-
 // The operands are x, dy unless it is absent, and the output.
 Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output, Index size,
                const LocalResponseNormOptions& o, const Context& context) {
-  check_on_cpu(context);
+  check_on_cpu("local_response_norm", context);
   const bool over_space = o.across == Across::kSpace;
-  const int least = over_space ? 3 : 2;
-  if (x.ndim() < least) {
-    throw value_error("x has shape " + shape_text(x) + ", expected at least " +
-                      std::to_string(least) + " axes");
+  if (over_space && x.ndim() < 3) {
+    throw value_error("x has shape " + shape_text(x) + ", expected at least 3 axes");
   }
-  const int channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());
-  if (channel_axis == 0) {
-    throw value_error("channel_axis is " + std::to_string(o.channel_axis) +
-                      ", expected another axis than 0, the batch");
-  }
-  if (size < 1) {
-    throw value_error("size is " + std::to_string(size) + ", expected at least 1");
-  }
-  check_not_negative("alpha", o.alpha);
+  const int channel_axis = check_channel_axis(x, o.channel_axis);
+  check_at_least("size", size, Index(1));
+  check_at_least("alpha", o.alpha, 0.0);
   check_finite("beta", o.beta);
-  check_not_negative("k", o.k);
+  check_at_least("k", o.k, 0.0);
   if (dy) check_like("dy", dy, x);
   check_output("out", output, x, /*may_be_x=*/true);
   const bool over_dy = dy && same_memory(output, dy);

@@ -34,8 +34,6 @@ struct Part {
   Index r0, rn, c0, cn;
 };
 
-inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 // f(start, length) for [0, n) in steps, or against the order.
 template <class F>
 void in_steps(Index n, Index step, bool reverse, F&& f) {

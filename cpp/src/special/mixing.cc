@@ -32,7 +32,7 @@ const cpu::MixingKernels<C>& mixing_kernels() {
 template <class C>
 cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope& scope) {
   const Index block = mixing_kernels<C>().block, n = call.channels();
-  const Index rows = cpu::ceil_div(n, block) * block;
+  const Index rows = ceil_div(n, block) * block;
   auto per_channel = [&](const ConstTensor& t, double power) {
     C* out = scope.take_filled<C>(rows, C(1));
     if (!t) return out;
@@ -160,7 +160,7 @@ struct Task {
 };
 struct Schedule {
   Index tiles, per_task;
-  Index tasks() const { return cpu::ceil_div(tiles, per_task); }
+  Index tasks() const { return ceil_div(tiles, per_task); }
   Task operator[](Index i) const { return {i * per_task, std::min(tiles, (i + 1) * per_task)}; }
 };
 
@@ -225,7 +225,7 @@ class Sums {
     auto take = [&](const double* w) { return w ? scope.take_filled<C>(n, C(0)) : nullptr; };
     rows_ = {take(wanted.offset), take(wanted.gain), take(wanted.a), take(wanted.e)};
     if (!wanted.weights) return;
-    columns_ = cpu::ceil_div(f.rows, k_.pixels);
+    columns_ = ceil_div(f.rows, k_.pixels);
     weights_ = scope.take_filled<C>(f.rows * columns_ * k_.pixels, C(0));
     scratch_ = scope.take<C>((f.rows + columns_ * k_.pixels) * k_.pixels);
   }
@@ -341,7 +341,7 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
   // The sums of all runs together are kept far smaller than the tensor.
   const Index runs = std::clamp<Index>(pixels.count() / (tuning::kMixingRunPixels * n), 1,
                                        tuning::kParameterTasks);
-  const Schedule schedule{pixels.tiles(), cpu::ceil_div(pixels.tiles(), runs)};
+  const Schedule schedule{pixels.tiles(), ceil_div(pixels.tiles(), runs)};
   const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / stride);
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, stride, scope);

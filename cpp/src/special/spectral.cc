@@ -17,25 +17,6 @@ using special::Part;
 using special::Side;
 using Scope = cpu::Workspace::Scope;
 
-void check_cpu(const char* op, const Context& context) {
-  if (context.device == Device::kCpu) return;
-  throw value_error(std::string(op) +
-                    " is asked for on a CUDA device, expected the CPU: there it "
-                    "has no kernels yet");
-}
-
-void check_at_least(const char* name, Index value, Index least) {
-  if (value >= least) return;
-  throw value_error(std::string(name) + " is " + std::to_string(value) + ", expected at least " +
-                    std::to_string(least));
-}
-
-void check_nonnegative(const char* name, double value) {
-  check_finite(name, value);
-  if (value >= 0) return;
-  throw value_error(std::string(name) + " is " + std::to_string(value) + ", expected at least 0");
-}
-
 // A tensor as a matrix of `axis` by the rest.
 struct Shape {
   const ConstTensor& w;
@@ -309,9 +290,9 @@ PowerMethodResult run_power_method(const Shape& shape, const ConstTensor& start,
 double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start,
                      const SpectralNormOut& out, const SpectralNormOptions& o,
                      const Context& context) {
-  check_cpu("spectral_norm", context);
+  check_on_cpu("spectral_norm", context);
   const Shape shape("weight", weight, o.axis);
-  check_at_least("n_power_iterations", o.n_power_iterations, 0);
+  check_at_least("n_power_iterations", o.n_power_iterations, Index(0));
   check_eps(o.eps, false);
   check_bound(o.bound);
   const bool none = o.n_power_iterations == 0;
@@ -341,7 +322,7 @@ double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start
 void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w, double sigma,
                             const ConstTensor& u, const ConstTensor& v, const Tensor& dweight,
                             const SpectralNormOptions& o, const Context& context) {
-  check_cpu("spectral_norm_backward", context);
+  check_on_cpu("spectral_norm_backward", context);
   const Shape shape("result.weight", w, o.axis);
   check_bound(o.bound);
   if (!u || !v) throw type_error("result.u and result.v are None, expected arrays");
@@ -360,15 +341,15 @@ void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w, double 
 PowerMethodResult power_method(const ConstTensor& a, const ConstTensor& start, const Tensor& u,
                                const Tensor& v, const PowerMethodOptions& o,
                                const Context& context) {
-  check_cpu("power_method", context);
+  check_on_cpu("power_method", context);
   if (!a) throw type_error("a is None, expected an array");
   if (a.ndim() != 2) {
     throw value_error("a has shape " + shape_text(a) + ", expected two axes");
   }
   const Shape shape("a", a, 0);
-  if (o.n_iterations) check_at_least("n_iterations", *o.n_iterations, 1);
-  check_at_least("max_iterations", o.max_iterations, 1);
-  check_nonnegative("tol", o.tol);
+  if (o.n_iterations) check_at_least("n_iterations", *o.n_iterations, Index(1));
+  check_at_least("max_iterations", o.max_iterations, Index(1));
+  check_at_least("tol", o.tol, 0.0);
   shape.check_vectors("u", start, "v", ConstTensor());
   shape.check_vectors("out.u", u, "out.v", v);
   check_disjoint("out.u", u, "a", a);
