@@ -152,7 +152,7 @@ class SpectralNormed:
     def __init__(self, linear, **options):
         self.linear = linear
         self.parameters = dict(linear.parameters)
-        self.norm = nc.SpectralNorm(self.parameters["weight"].shape, axis=1, **options)
+        self.norm = nc.SpectralNorm(self.parameters["weight"].shape, axis=1, rng=0, **options)
 
     def train(self, mode):
         self.norm.train(mode)
