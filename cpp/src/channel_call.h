@@ -13,7 +13,7 @@ namespace normcore {
 struct BufferUpdate {
   enum Source { kMean, kVariance, kStandardDeviation };
   const char* name;
-  const Tensor& buffer;
+  const Buffer& buffer;
   Source source;
   double momentum;
   bool unbiased = false;
@@ -22,7 +22,13 @@ struct BufferUpdate {
 // All of them, or none.
 template <std::size_t N>
 std::span<const BufferUpdate> moving(const BufferUpdate (&updates)[N], bool move) {
-  return move ? std::span<const BufferUpdate>(updates) : std::span<const BufferUpdate>();
+  if (!move) return {};
+  for (const BufferUpdate& u : updates) {
+    if (u.buffer.writable()) continue;
+    throw value_error(std::string(u.name) +
+                      " is read-only, expected memory that a training call may move");
+  }
+  return updates;
 }
 
 // An array of parameters of the method's own.
@@ -221,9 +227,16 @@ struct ChannelCall {
   }
 };
 
+// What `moving` has let pass.
+inline Tensor writable(const Buffer& buffer) {
+  Tensor t(const_cast<void*>(buffer.data()), buffer.dtype(), buffer.ndim());
+  for (int i = 0; i < buffer.ndim(); ++i) t.set_dim(i, buffer.shape(i), buffer.stride(i));
+  return t;
+}
+
 inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Index rows, double n,
                         Memory& memory) {
-  const Tensor& buffer = update.buffer;
+  const Buffer& buffer = update.buffer;
   const Index channels = buffer.shape(0);
   const double* values = update.source == BufferUpdate::kMean ? table.mean : table.var;
   if (update.source == BufferUpdate::kStandardDeviation) {
@@ -235,7 +248,7 @@ inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Ind
   const double* old = memory.load<double>(buffer, vector_walk(buffer));
   double* moved = memory.take<double>(channels);
   memory.blend(old, values, rows, channels, update.momentum, factor, moved);
-  memory.store(moved, buffer, vector_walk(buffer));
+  memory.store(moved, writable(buffer), vector_walk(buffer));
 }
 
 inline void merge_empty(const Reach& reach, bool known, Index channels, StatsTable& table,

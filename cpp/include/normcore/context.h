@@ -13,7 +13,7 @@ namespace normcore {
 enum class Device { kCpu, kCuda };
 
 // Sums over all processes that call an operation together, by MPI or anything else.
-class Exchange {
+class NORMCORE_API Exchange {
  public:
   virtual ~Exchange() = default;
   // Replaces every value by its sum over the processes. All of them call it equally often with

@@ -4,21 +4,23 @@
 
 #include <stdexcept>
 
+#include "normcore/export.h"
+
 namespace normcore {
 
-class value_error : public std::invalid_argument {
+class NORMCORE_API value_error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
 };
 
 // The element type or the kind of an argument is not one that the call takes.
-class type_error : public std::invalid_argument {
+class NORMCORE_API type_error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
 };
 
 // A call of the CUDA runtime failed. Python sees a RuntimeError. Outputs may be incomplete.
-class device_error : public std::runtime_error {
+class NORMCORE_API device_error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };

@@ -60,9 +60,10 @@ struct RMSNormOptions {
   ConstTensor residual{};
   Tensor h{};
 };
-// Running buffers, both or neither, are moved in place by a training call and read by another one.
+// Running buffers, both or neither, are moved in place by a training call, and read by any other:
+// those may then be const.
 struct BatchNormOptions {
-  Tensor running_mean{}, running_var{};
+  Buffer running_mean{}, running_var{};
   bool training = false;
   double momentum = 0.1;
   double eps = 1e-5;
@@ -73,7 +74,7 @@ struct BatchNormOptions {
   ConstTensor mask{};
 };
 struct InstanceNormOptions {
-  Tensor running_mean{}, running_var{};
+  Buffer running_mean{}, running_var{};
   bool use_input_stats = true;
   double momentum = 0.1;
   double eps = 1e-5;
@@ -85,7 +86,7 @@ struct GroupNormOptions {
 };
 // The running standard deviation, not the variance.
 struct BatchRenormOptions {
-  Tensor running_mean{}, running_std{};
+  Buffer running_mean{}, running_std{};
   bool training = false;
   double momentum = 0.01;
   double r_max = 3, d_max = 5;
@@ -94,7 +95,7 @@ struct BatchRenormOptions {
   ConstTensor mask{};  // as in BatchNormOptions
 };
 struct BatchInstanceNormOptions {
-  Tensor running_mean{}, running_var{};
+  Buffer running_mean{}, running_var{};
   bool training = false;
   double momentum = 0.1;
   double eps = 1e-5;
@@ -102,7 +103,7 @@ struct BatchInstanceNormOptions {
 };
 using SwitchableNormOptions = BatchInstanceNormOptions;
 struct MeanOnlyBatchNormOptions {
-  Tensor running_mean{};
+  Buffer running_mean{};
   bool training = false;
   double momentum = 0.1;
   int channel_axis = 1;
@@ -111,7 +112,7 @@ struct MeanOnlyBatchNormOptions {
 // The running scale holds s itself: y = (x - running_mean) / running_scale. p >= 1, also infinite.
 struct LpBatchNormOptions {
   double p = 1;
-  Tensor running_mean{}, running_scale{};
+  Buffer running_mean{}, running_scale{};
   bool training = false;
   double momentum = 0.1;
   double eps = 1e-5;
@@ -119,7 +120,7 @@ struct LpBatchNormOptions {
 };
 struct TopKBatchNormOptions {
   Index k = 10;
-  Tensor running_mean{}, running_scale{};
+  Buffer running_mean{}, running_scale{};
   bool training = false;
   double momentum = 0.1;
   double eps = 1e-5;

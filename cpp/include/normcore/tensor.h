@@ -1,6 +1,7 @@
 // Views over the caller's memory: a pointer, an element type, sizes and strides in elements. They
-// own nothing and copy nothing. `Tensor` may be written through, `ConstTensor` may not; a
-// default-constructed one stands for an argument that was not given.
+// own nothing and copy nothing. `Tensor` may be written through, `ConstTensor` may not, and
+// `Buffer` where its memory allows it; a default-constructed one stands for an argument that was
+// not given.
 #pragma once
 
 #include <initializer_list>
@@ -92,6 +93,26 @@ class BasicTensor {
 
 using Tensor = BasicTensor<false>;
 using ConstTensor = BasicTensor<true>;
+
+// Running statistics: training moves them, inference only reads them, and then they may lie in
+// memory that is const.
+class Buffer : public ConstTensor {
+ public:
+  Buffer() {}
+  Buffer(const ConstTensor& read_only) : ConstTensor(read_only) {}
+  Buffer(const Tensor& tensor) : ConstTensor(tensor), writable_(true) {}
+  template <class T>
+  Buffer(T* data, std::initializer_list<Index> shape)
+      : ConstTensor(data, shape), writable_(!std::is_const_v<T>) {}
+  template <class T>
+  Buffer(T* data, std::initializer_list<Index> shape, std::initializer_list<Index> strides)
+      : ConstTensor(data, shape, strides), writable_(!std::is_const_v<T>) {}
+
+  bool writable() const { return writable_; }
+
+ private:
+  bool writable_ = false;
+};
 
 template <bool A, bool B>
 bool same_shape(const BasicTensor<A>& a, const BasicTensor<B>& b) {

@@ -1,0 +1,455 @@
+// The C interface over the C++ one: structs become views and options, exceptions become a status
+// and a message that the thread keeps.
+#include "normcore/c_api.h"
+
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "normcore/normcore.h"
+
+namespace normcore {
+namespace {
+
+// Of fixed size: there is no memory to ask for where memory has run out.
+thread_local char last_error[1024] = "";
+
+normcore_status failed(normcore_status status, const char* message) {
+  std::snprintf(last_error, sizeof(last_error), "%s", message);
+  return status;
+}
+
+// Runs f; nothing is thrown out of here.
+template <class F>
+normcore_status guarded(F&& f) noexcept {
+  try {
+    f();
+    return NORMCORE_OK;
+  } catch (const type_error& e) {
+    return failed(NORMCORE_TYPE_ERROR, e.what());
+  } catch (const std::invalid_argument& e) {
+    return failed(NORMCORE_VALUE_ERROR, e.what());
+  } catch (const device_error& e) {
+    return failed(NORMCORE_DEVICE_ERROR, e.what());
+  } catch (const std::bad_alloc&) {
+    return failed(NORMCORE_OUT_OF_MEMORY, "out of memory");
+  } catch (const std::exception& e) {
+    return failed(NORMCORE_INTERNAL_ERROR, e.what());
+  } catch (...) {
+    return failed(NORMCORE_INTERNAL_ERROR, "an error of unknown kind");
+  }
+}
+
+[[noreturn]] void refuse(const char* name, const std::string& is_and_should_be) {
+  throw value_error(std::string(name) + is_and_should_be);
+}
+
+// The view of a C tensor; none of a null one.
+template <class View, class CTensor>
+View view(const char* name, const CTensor* t) {
+  if (!t) return {};
+  if (t->dtype < NORMCORE_FLOAT32 || t->dtype > NORMCORE_FLOAT16) {
+    throw type_error(std::string(name) + "->dtype is " + std::to_string(t->dtype) +
+                     ", expected one of NORMCORE_FLOAT32 to NORMCORE_FLOAT16");
+  }
+  if (t->ndim < 0 || t->ndim >= kMaxDims) {
+    refuse(name, "->ndim is " + std::to_string(t->ndim) + ", expected 0 to " +
+                     std::to_string(kMaxDims - 1));
+  }
+  if (!t->shape && t->ndim > 0) refuse(name, "->shape is null, expected ndim sizes");
+  View v(t->data, static_cast<DType>(t->dtype), t->ndim);
+  for (int i = 0; i < t->ndim; ++i) {
+    if (t->shape[i] < 0) {
+      refuse(name, "->shape[" + std::to_string(i) + "] is " + std::to_string(t->shape[i]) +
+                       ", expected a number >= 0");
+    }
+    v.set_dim(i, t->shape[i], t->strides ? t->strides[i] : 0);
+  }
+  if (!t->strides) v.set_contiguous();
+  if (!t->data && v.size() > 0) refuse(name, "->data is null, expected memory");
+  return v;
+}
+ConstTensor in(const char* name, const normcore_const_tensor* t) {
+  return view<ConstTensor>(name, t);
+}
+ConstTensor required(const char* name, const normcore_const_tensor* t) {
+  if (!t) refuse(name, " is null, expected a tensor");
+  return in(name, t);
+}
+Tensor out(const char* name, const normcore_tensor* t) { return view<Tensor>(name, t); }
+Tensor result(const char* name, const normcore_tensor* t) {
+  if (!t) refuse(name, " is null, expected a tensor");
+  return out(name, t);
+}
+
+// Axes or WindowSizes from n numbers.
+template <class List, class T>
+void fill(const char* name, const T* values, int n, List* list) {
+  if (n < 0 || n > kMaxDims) {
+    refuse(name,
+           " has " + std::to_string(n) + " values, expected 0 to " + std::to_string(kMaxDims));
+  }
+  if (!values && n > 0) refuse(name, " is null, expected " + std::to_string(n) + " values");
+  list->count = n;
+  for (int i = 0; i < n; ++i) list->values[static_cast<std::size_t>(i)] = values[i];
+}
+Axes axes(const int32_t* values, int n) {
+  Axes list{-1};
+  if (n != 0) fill("axes", values, n, &list);
+  return list;
+}
+WindowSizes window(const char* name, const int64_t* values, int n) {
+  WindowSizes list{};
+  fill(name, values, n, &list);
+  return list;
+}
+
+Context context_of(const normcore_context* c) {
+  Context context;
+  if (!c) return context;
+  if (c->device != NORMCORE_CPU && c->device != NORMCORE_CUDA) {
+    refuse("context->device",
+           " is " + std::to_string(c->device) + ", expected NORMCORE_CPU or NORMCORE_CUDA");
+  }
+  if (c->threads < 0) {
+    refuse("context->threads", " is " + std::to_string(c->threads) + ", expected 0 or more");
+  }
+  context.device = c->device == NORMCORE_CUDA ? Device::kCuda : Device::kCpu;
+  context.device_index = c->device_index;
+  context.stream = c->stream;
+  context.threads = c->threads;
+  context.workspace = c->workspace;
+  context.workspace_bytes = c->workspace_bytes;
+  return context;
+}
+
+// Of a layer or rms norm.
+template <class Options, class COptions>
+Options row_options(const COptions& c) {
+  Options o;
+  o.axes = axes(c.axes, c.n_axes);
+  o.eps = c.eps;
+  o.residual = in("residual", c.residual);
+  o.h = out("h", c.h);
+  return o;
+}
+
+normcore_channel_options channel(const normcore_channel_options* c) {
+  return c ? *c : normcore_channel_defaults();
+}
+ConstTensor running_mean(const normcore_channel_options& c) {
+  return in("running_mean", c.running_mean);
+}
+ConstTensor running_spread(const normcore_channel_options& c) {
+  return in("running_spread", c.running_spread);
+}
+// The options with what all of them have.
+template <class Options>
+Options with_rest(Options o, const normcore_channel_options& c) {
+  o.eps = c.eps;
+  o.channel_axis = c.channel_axis;
+  return o;
+}
+void expect_none(const char* name, const normcore_const_tensor* t, const char* op) {
+  if (t) refuse(name, std::string(" is given, expected none: ") + op + " has no use for it");
+}
+
+}  // namespace
+}  // namespace normcore
+
+using namespace normcore;
+
+const char* normcore_last_error(void) { return last_error; }
+const char* normcore_version(void) { return NORMCORE_VERSION; }
+
+const char* normcore_get_isa(void) {
+  const char* isa = nullptr;
+  guarded([&] { isa = cpu::kernels().isa; });
+  return isa;
+}
+normcore_status normcore_set_isa(const char* name) {
+  return guarded([&] {
+    if (!name) refuse("name", " is null, expected the name of an instruction set");
+    set_isa(name);
+  });
+}
+int32_t normcore_get_num_threads(void) { return get_num_threads(); }
+normcore_status normcore_set_num_threads(int32_t n) {
+  return guarded([&] { set_num_threads(n); });
+}
+
+// ---- rows
+
+normcore_layer_norm_options normcore_layer_norm_defaults(void) {
+  return {nullptr, 0, LayerNormOptions().eps, nullptr, nullptr};
+}
+normcore_status normcore_layer_norm(const normcore_const_tensor* x,
+                                    const normcore_const_tensor* weight,
+                                    const normcore_const_tensor* bias, const normcore_tensor* y,
+                                    const normcore_layer_norm_options* options,
+                                    const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_layer_norm_defaults();
+    layer_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y),
+               row_options<LayerNormOptions>(c), {}, context_of(context));
+  });
+}
+
+normcore_rms_norm_options normcore_rms_norm_defaults(void) {
+  return {nullptr, 0, RMSNormOptions().eps, RMSNormOptions().weight_offset, nullptr, nullptr};
+}
+normcore_status normcore_rms_norm(const normcore_const_tensor* x,
+                                  const normcore_const_tensor* weight, const normcore_tensor* y,
+                                  const normcore_rms_norm_options* options,
+                                  const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_rms_norm_defaults();
+    auto o = row_options<RMSNormOptions>(c);
+    o.weight_offset = c.weight_offset;
+    rms_norm(required("x", x), in("weight", weight), result("y", y), o, {}, context_of(context));
+  });
+}
+
+normcore_normalize_options normcore_normalize_defaults(void) {
+  return {NormalizeOptions().ord, nullptr, 0, NormalizeOptions().eps};
+}
+normcore_status normcore_normalize(const normcore_const_tensor* x, const normcore_tensor* y,
+                                   const normcore_normalize_options* options,
+                                   const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_normalize_defaults();
+    normalize(required("x", x), result("y", y), {c.ord, axes(c.axes, c.n_axes), c.eps},
+              context_of(context));
+  });
+}
+
+// ---- channels
+
+normcore_channel_options normcore_channel_defaults(void) {
+  return {nullptr, nullptr, BatchNormOptions().eps, BatchNormOptions().channel_axis};
+}
+normcore_status normcore_batch_norm(const normcore_const_tensor* x,
+                                    const normcore_const_tensor* weight,
+                                    const normcore_const_tensor* bias, const normcore_tensor* y,
+                                    const normcore_channel_options* options,
+                                    const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    const auto o = with_rest(BatchNormOptions{running_mean(c), running_spread(c)}, c);
+    batch_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
+               context_of(context));
+  });
+}
+normcore_status normcore_instance_norm(const normcore_const_tensor* x,
+                                       const normcore_const_tensor* weight,
+                                       const normcore_const_tensor* bias, const normcore_tensor* y,
+                                       const normcore_channel_options* options,
+                                       const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    auto o = with_rest(InstanceNormOptions{running_mean(c), running_spread(c)}, c);
+    o.use_input_stats = !o.running_mean;
+    instance_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
+                  context_of(context));
+  });
+}
+normcore_status normcore_group_norm(const normcore_const_tensor* x, int64_t num_groups,
+                                    const normcore_const_tensor* weight,
+                                    const normcore_const_tensor* bias, const normcore_tensor* y,
+                                    const normcore_channel_options* options,
+                                    const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    expect_none("running_mean", c.running_mean, "group norm");
+    expect_none("running_spread", c.running_spread, "group norm");
+    group_norm(required("x", x), num_groups, in("weight", weight), in("bias", bias), result("y", y),
+               {c.eps, c.channel_axis}, {}, context_of(context));
+  });
+}
+normcore_status normcore_batch_renorm(const normcore_const_tensor* x,
+                                      const normcore_const_tensor* weight,
+                                      const normcore_const_tensor* bias, const normcore_tensor* y,
+                                      const normcore_channel_options* options,
+                                      const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    const auto o = with_rest(BatchRenormOptions{running_mean(c), running_spread(c)}, c);
+    batch_renorm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
+                 context_of(context));
+  });
+}
+normcore_status normcore_batch_instance_norm(const normcore_const_tensor* x,
+                                             const normcore_const_tensor* rho,
+                                             const normcore_const_tensor* weight,
+                                             const normcore_const_tensor* bias,
+                                             const normcore_tensor* y,
+                                             const normcore_channel_options* options,
+                                             const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    const auto o = with_rest(BatchInstanceNormOptions{running_mean(c), running_spread(c)}, c);
+    batch_instance_norm(required("x", x), required("rho", rho), in("weight", weight),
+                        in("bias", bias), result("y", y), o, {}, context_of(context));
+  });
+}
+normcore_status normcore_switchable_norm(
+    const normcore_const_tensor* x, const normcore_const_tensor* mean_logits,
+    const normcore_const_tensor* var_logits, const normcore_const_tensor* weight,
+    const normcore_const_tensor* bias, const normcore_tensor* y,
+    const normcore_channel_options* options, const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    const auto o = with_rest(SwitchableNormOptions{running_mean(c), running_spread(c)}, c);
+    switchable_norm(required("x", x), required("mean_logits", mean_logits),
+                    required("var_logits", var_logits), in("weight", weight), in("bias", bias),
+                    result("y", y), o, {}, context_of(context));
+  });
+}
+normcore_status normcore_mean_only_batch_norm(const normcore_const_tensor* x,
+                                              const normcore_const_tensor* bias,
+                                              const normcore_tensor* y,
+                                              const normcore_channel_options* options,
+                                              const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    expect_none("running_spread", c.running_spread, "mean-only batch norm");
+    MeanOnlyBatchNormOptions o{running_mean(c)};
+    o.channel_axis = c.channel_axis;
+    mean_only_batch_norm(required("x", x), in("bias", bias), result("y", y), o, {},
+                         context_of(context));
+  });
+}
+normcore_status normcore_lp_batch_norm(const normcore_const_tensor* x, double p,
+                                       const normcore_const_tensor* weight,
+                                       const normcore_const_tensor* bias, const normcore_tensor* y,
+                                       const normcore_channel_options* options,
+                                       const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    const auto o = with_rest(LpBatchNormOptions{p, running_mean(c), running_spread(c)}, c);
+    lp_batch_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
+                  context_of(context));
+  });
+}
+normcore_status normcore_topk_batch_norm(const normcore_const_tensor* x, int64_t k,
+                                         const normcore_const_tensor* weight,
+                                         const normcore_const_tensor* bias,
+                                         const normcore_tensor* y,
+                                         const normcore_channel_options* options,
+                                         const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    const auto o = with_rest(TopKBatchNormOptions{k, running_mean(c), running_spread(c)}, c);
+    topk_batch_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
+                    context_of(context));
+  });
+}
+
+// ---- weights
+
+normcore_weight_norm_options normcore_weight_norm_defaults(void) {
+  return {*WeightNormOptions().axis, 0, WeightNormOptions().eps};
+}
+normcore_status normcore_weight_norm(const normcore_const_tensor* v, const normcore_const_tensor* g,
+                                     const normcore_tensor* w,
+                                     const normcore_weight_norm_options* options,
+                                     const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_weight_norm_defaults();
+    WeightNormOptions o{c.axis, c.eps};
+    if (c.whole) o.axis.reset();
+    weight_norm(required("v", v), required("g", g), result("w", w), o, context_of(context));
+  });
+}
+
+normcore_spectral_norm_options normcore_spectral_norm_defaults(void) {
+  const SpectralNormOptions o;
+  return {o.n_power_iterations, o.axis, o.u_first, o.eps, 0};
+}
+normcore_status normcore_spectral_norm(const normcore_const_tensor* weight,
+                                       const normcore_const_tensor* u,
+                                       const normcore_const_tensor* v, const normcore_tensor* w,
+                                       double* sigma, const normcore_spectral_norm_options* options,
+                                       const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_spectral_norm_defaults();
+    SpectralNormOptions o{c.n_power_iterations, c.axis, c.eps, {}, c.u_first != 0};
+    if (c.bound != 0) o.bound = c.bound;
+    const double found = spectral_norm(required("weight", weight), {in("u", u), in("v", v)},
+                                       {result("w", w), {}, {}}, o, context_of(context));
+    if (sigma) *sigma = found;
+  });
+}
+
+// ---- neighbourhoods
+
+normcore_divisive_norm_options normcore_divisive_norm_defaults(void) {
+  const DivisiveNormOptions o;
+  return {o.exponent, o.power, o.channel_axis};
+}
+normcore_status normcore_divisive_norm(const normcore_const_tensor* x,
+                                       const normcore_const_tensor* weights,
+                                       const normcore_const_tensor* sigma,
+                                       const normcore_const_tensor* gain, const normcore_tensor* y,
+                                       const normcore_divisive_norm_options* options,
+                                       const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_divisive_norm_defaults();
+    divisive_norm(required("x", x), required("weights", weights), required("sigma", sigma),
+                  in("gain", gain), result("y", y), {c.exponent, c.power, c.channel_axis},
+                  context_of(context));
+  });
+}
+
+normcore_gdn_options normcore_gdn_defaults(void) {
+  const GDNOptions o;
+  return {o.inverse, o.channel_axis, o.alpha, o.epsilon};
+}
+normcore_status normcore_gdn(const normcore_const_tensor* x, const normcore_const_tensor* beta,
+                             const normcore_const_tensor* gamma, const normcore_tensor* y,
+                             const normcore_gdn_options* options, const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_gdn_defaults();
+    gdn(required("x", x), required("beta", beta), required("gamma", gamma), result("y", y),
+        {c.inverse != 0, c.alpha, c.epsilon, c.channel_axis}, context_of(context));
+  });
+}
+
+normcore_local_response_norm_options normcore_local_response_norm_defaults(void) {
+  const LocalResponseNormOptions o;
+  return {o.alpha, o.beta, o.k, 0, 0, o.channel_axis};
+}
+normcore_status normcore_local_response_norm(const normcore_const_tensor* x, int64_t size,
+                                             const normcore_tensor* y,
+                                             const normcore_local_response_norm_options* options,
+                                             const normcore_context* context) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_local_response_norm_defaults();
+    local_response_norm(
+        required("x", x), size, result("y", y),
+        {c.alpha, c.beta, c.k, c.across_space ? Across::kSpace : Across::kChannels,
+         c.even_window_onnx ? EvenWindow::kOnnx : EvenWindow::kTorch, c.channel_axis},
+        context_of(context));
+  });
+}
+
+normcore_status normcore_local_divisive_norm(const normcore_const_tensor* x,
+                                             const normcore_const_tensor* sigma,
+                                             const normcore_const_tensor* weight,
+                                             const normcore_const_tensor* bias,
+                                             const normcore_tensor* y,
+                                             const normcore_local_divisive_norm_options* options,
+                                             const normcore_context* context) {
+  return guarded([&] {
+    if (!options) refuse("options", " is null, expected the sizes of both windows");
+    const auto& c = *options;
+    local_divisive_norm(
+        required("x", x), required("sigma", sigma), in("weight", weight), in("bias", bias),
+        result("y", y),
+        {window("summation_window", c.summation_window, c.n_summation),
+         window("suppression_window", c.suppression_window, c.n_suppression), c.channel_axis},
+        context_of(context));
+  });
+}
