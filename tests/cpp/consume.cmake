@@ -1,5 +1,5 @@
-# Builds and tests a consumer project (see CMakeLists.txt): WAY find_package installs the library
-# into an empty prefix first, WAY add_subdirectory hands over the source folder.
+# Builds and tests a consumer (see CMakeLists.txt). WAY find_package and pkg_config install the
+# library into an empty prefix first, WAY add_subdirectory hands over the source folder.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE failed)
   if(failed)
@@ -9,18 +9,41 @@ function(run)
 endfunction()
 
 file(REMOVE_RECURSE ${WORK})
-set(options -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_FLAGS=${FLAGS}"
-  -DCMAKE_BUILD_TYPE=${CONFIG})
-if(WAY STREQUAL "find_package")
-  run(${CMAKE_COMMAND} --install ${NORMCORE_BUILD} --prefix ${WORK}/prefix --config ${CONFIG}
+set(prefix ${WORK}/prefix)
+if(NOT WAY STREQUAL add_subdirectory)
+  run(${CMAKE_COMMAND} --install ${NORMCORE_BUILD} --prefix ${prefix} --config ${CONFIG}
     --component development)
-  list(APPEND options -DCMAKE_PREFIX_PATH=${WORK}/prefix)
+endif()
+
+if(WAY STREQUAL pkg_config)
+  # A C program by the C compiler alone.
+  file(GLOB_RECURSE pc ${prefix}/normcore.pc)
+  get_filename_component(folder "${pc}" DIRECTORY)
+  set(ENV{PKG_CONFIG_PATH} ${folder})
+  execute_process(COMMAND ${PKG_CONFIG} --cflags --libs normcore
+    OUTPUT_VARIABLE options OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "pkg-config does not find normcore in ${folder}")
+  endif()
+  separate_arguments(options UNIX_COMMAND "${options}")
+  get_filename_component(library_folder ${folder} DIRECTORY)
+  set(ENV{LD_LIBRARY_PATH} "${library_folder}:$ENV{LD_LIBRARY_PATH}")
+  run(${CC} ${FLAGS} ${CONSUMERS}/find_package/main.c -o ${WORK}/consumer ${options} -lm)
+  run(${WORK}/consumer)
+  return()
+endif()
+
+set(options -G ${GENERATOR} -DCMAKE_C_COMPILER=${CC} -DCMAKE_CXX_COMPILER=${CXX}
+  -DCMAKE_BUILD_TYPE=${CONFIG})
+if(WAY STREQUAL find_package)
+  list(APPEND options -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_C_FLAGS=${FLAGS}
+    -DCMAKE_CXX_FLAGS=${FLAGS})
 else()
   # The portable kernels: one source to compile instead of one per instruction set.
   list(APPEND options -DNORMCORE_SOURCE=${NORMCORE_SOURCE} -DNORMCORE_GENERIC=ON
     -DBUILD_SHARED_LIBS=${SHARED})
 endif()
-run(${CMAKE_COMMAND} -S ${CONSUMER} -B ${WORK}/build ${options})
+run(${CMAKE_COMMAND} -S ${CONSUMERS}/${WAY} -B ${WORK}/build ${options})
 run(${CMAKE_COMMAND} --build ${WORK}/build --config ${CONFIG})
 run(${CMAKE_CTEST_COMMAND} --test-dir ${WORK}/build -C ${CONFIG} --output-on-failure
   --no-tests=error)
