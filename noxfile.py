@@ -221,6 +221,25 @@ def docs(session: nox.Session) -> None:
         session.run("python", "-W", "error", "-c", "\n".join(blocks))
 
 
+@nox.session
+def reference(session: nox.Session) -> None:
+    """The reference of the C++ and C interfaces, by Doxygen; the examples of the docs compile."""
+    version = re.search(
+        r'NORMCORE_VERSION "(.*)"', (ROOT / "cpp/include/normcore/version.h").read_text()
+    )
+    assert version
+    (ROOT / "build").mkdir(exist_ok=True)
+    session.run("doxygen", "docs/Doxyfile", external=True, env={"NORMCORE_VERSION": version[1]})
+    compilers = {"c": ["cc", "-std=c99"], "cpp": [os.environ.get("CXX", "c++"), "-std=c++20"]}
+    for page in ("README.md", "docs/embedding.md"):
+        text = (ROOT / page).read_text()
+        for language, block in re.findall(r"^```(c|cpp)\n(.*?)^```", text, re.M | re.S):
+            source = Path(session.create_tmp(), f"example.{language}").resolve()
+            source.write_text(block)
+            options = ["-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-Icpp/include"]
+            session.run(*compilers[language], *options, str(source), external=True)
+
+
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build the wheel, check that it holds the Python package alone, and use it."""

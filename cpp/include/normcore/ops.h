@@ -150,54 +150,75 @@ struct WeightNormOptions {
   double eps = 0;
 };
 
+// y = weight * (x - mean) / sqrt(var + eps) + bias, with the mean and the biased variance of x over
+// the axes; weight and bias have x's sizes along them (Ba, Kiros and Hinton 2016).
 NORMCORE_API void layer_norm(const ConstTensor& x, const ConstTensor& weight,
                              const ConstTensor& bias, const Tensor& y,
                              const LayerNormOptions& options = {}, const StatsOut& stats = {},
                              const Context& context = {});
+// y = (weight + weight_offset) * x / sqrt(mean of x^2 over the axes + eps) (Zhang and Sennrich
+// 2019).
 NORMCORE_API void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
                            const RMSNormOptions& options = {}, const StatsOut& stats = {},
                            const Context& context = {});
+// y = weight * (x - mean) / sqrt(var + eps) + bias per channel, with statistics of the batch and
+// all positions, or the running ones; weight and bias: (C,) (Ioffe and Szegedy 2015).
 NORMCORE_API void batch_norm(const ConstTensor& x, const ConstTensor& weight,
                              const ConstTensor& bias, const Tensor& y,
                              const BatchNormOptions& options = {}, const StatsOut& stats = {},
                              const Context& context = {});
+// As batch norm, with statistics of each sample's channel (Ulyanov, Vedaldi and Lempitsky 2016).
 NORMCORE_API void instance_norm(const ConstTensor& x, const ConstTensor& weight,
                                 const ConstTensor& bias, const Tensor& y,
                                 const InstanceNormOptions& options = {}, const StatsOut& stats = {},
                                 const Context& context = {});
+// The same with statistics of a sample's group of channels; num_groups divides C (Wu and He 2018).
 NORMCORE_API void group_norm(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
                              const ConstTensor& bias, const Tensor& y,
                              const GroupNormOptions& options = {}, const StatsOut& stats = {},
                              const Context& context = {});
 
+// In training y = weight * ((x - mean) / s * r + d) + bias with s = sqrt(var + eps),
+// r = s / running_std and d = (mean - running_mean) / running_std, which are clipped to
+// [1 / r_max, r_max] and [-d_max, d_max] and have no gradient; else batch norm with the running
+// statistics (Ioffe 2017).
 NORMCORE_API void batch_renorm(const ConstTensor& x, const ConstTensor& weight,
                                const ConstTensor& bias, const Tensor& y,
                                const BatchRenormOptions& options, const StatsOut& stats = {},
                                const Context& context = {});
-// rho: (C,).
+// y = weight * (rho * batch norm + (1 - rho) * instance norm) + bias, both without weight and bias;
+// rho: (C,), used as given (Nam and Kim 2018).
 NORMCORE_API void batch_instance_norm(const ConstTensor& x, const ConstTensor& rho,
                                       const ConstTensor& weight, const ConstTensor& bias,
                                       const Tensor& y, const BatchInstanceNormOptions& options = {},
                                       const StatsOut& stats = {}, const Context& context = {});
-// Logits: (3,), of instance, layer and batch.
+// y = weight * (x - mean) / sqrt(var + eps) + bias, where mean and variance are sums of those of
+// instance, layer and batch, weighted by the softmax of the logits: (3,), in this order (Luo et al.
+// 2019).
 NORMCORE_API void switchable_norm(const ConstTensor& x, const ConstTensor& mean_logits,
                                   const ConstTensor& var_logits, const ConstTensor& weight,
                                   const ConstTensor& bias, const Tensor& y,
                                   const SwitchableNormOptions& options = {},
                                   const StatsOut& stats = {}, const Context& context = {});
+// y = x - mean + bias per channel (Salimans and Kingma 2016).
 NORMCORE_API void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& bias,
                                        const Tensor& y,
                                        const MeanOnlyBatchNormOptions& options = {},
                                        const StatsOut& stats = {}, const Context& context = {});
+// y = weight * (x - mean) / s + bias per channel, with s = sqrt(pi / 2) * mean |x - mean| + eps for
+// p = 1, max |x - mean| + eps for an infinite p, else (mean |x - mean|^p + eps)^(1 / p) (Hoffer et
+// al. 2018).
 NORMCORE_API void lp_batch_norm(const ConstTensor& x, const ConstTensor& weight,
                                 const ConstTensor& bias, const Tensor& y,
                                 const LpBatchNormOptions& options = {}, const StatsOut& stats = {},
                                 const Context& context = {});
+// The same with s = c * mean of the k largest |x - mean| + eps, where c makes it the standard
+// deviation of normal values.
 NORMCORE_API void topk_batch_norm(const ConstTensor& x, const ConstTensor& weight,
                                   const ConstTensor& bias, const Tensor& y,
                                   const TopKBatchNormOptions& options = {},
                                   const StatsOut& stats = {}, const Context& context = {});
-// x over its norm, or over eps where that is greater.
+// y = x / max(norm, eps) over the axes.
 NORMCORE_API void normalize(const ConstTensor& x, const Tensor& y,
                             const NormalizeOptions& options = {}, const Context& context = {});
 // w = g * v / |v|, the norm being over all axes but the kept one. g: one value for each position of
