@@ -120,7 +120,7 @@ struct Call {
   Tensor out() const { return in_place ? x.tensor() : y.tensor(); }
   // With a mean and a second buffer of any name.
   template <class Options>
-  Options with_buffers(Tensor Options::* second_buffer, bool training) const {
+  Options with_buffers(Buffer Options::* second_buffer, bool training) const {
     Options o;
     o.running_mean = running_mean.tensor();
     o.*second_buffer = running_spread.tensor();
