@@ -21,6 +21,8 @@ const std::vector<Cell>& cells() {
   return list;
 }
 
+namespace {
+
 Cell cut_down(Cell cell) {
   const bool images = cell.shape.size() > 2;
   for (std::size_t i = 0; i < cell.shape.size(); ++i) {
@@ -44,12 +46,10 @@ std::string name_of(const Cell& cell) {
   return name;
 }
 
-namespace {
-
-void run_cell(benchmark::State& state, const Cell& cell, DType dtype, bool backward,
-              const Setting& setting) {
+void run_cell(benchmark::State& state, const CellVariant& c, const Setting& setting) {
   setting.select();
-  const Call call(cell, dtype, setting.threads);
+  const Call call(c.cell, c.dtype, setting.threads);
+  const bool backward = c.backward;
   const double bytes = call.traffic_bytes(backward);
   const double copy = call.copy_seconds(bytes);
   const Index loops = loops_for([&] { call.run(backward); });
@@ -71,21 +71,29 @@ void run_cell(benchmark::State& state, const Cell& cell, DType dtype, bool backw
 
 }  // namespace
 
-void register_cells(const Options& options) {
+std::vector<CellVariant> variants(const Options& options) {
   static std::list<Cell> kept;  // as long as the benchmarks
-  for (const Setting& setting : options.settings()) {
-    for (const Cell& listed : cells()) {
-      const Cell& cell = kept.emplace_back(options.tiny ? cut_down(listed) : listed);
-      for (const DType dtype : options.dtypes) {
-        for (const bool backward : {false, true}) {
-          if (backward && !cell.has_backward) continue;
-          const std::string name = name_of(cell) + "/" + short_name(dtype) +
-                                   (backward ? "/backward" : "/forward") + setting.suffix;
-          benchmark::RegisterBenchmark(name.c_str(), [=, &cell](benchmark::State& state) {
-            run_cell(state, cell, dtype, backward, setting);
-          })->UseManualTime();
-        }
+  std::vector<CellVariant> all;
+  for (const Cell& listed : cells()) {
+    const Cell& cell = kept.emplace_back(options.tiny ? cut_down(listed) : listed);
+    for (const DType dtype : options.dtypes) {
+      for (const bool backward : {false, true}) {
+        if (backward && !cell.has_backward) continue;
+        all.push_back({cell, dtype, backward, name_of(cell)});
+        all.back().name += std::string("/") + short_name(dtype);
+        all.back().name += backward ? "/backward" : "/forward";
       }
+    }
+  }
+  return all;
+}
+
+void register_cells(const Options& options) {
+  for (const Setting& setting : options.settings()) {
+    for (const CellVariant& c : variants(options)) {
+      benchmark::RegisterBenchmark((c.name + setting.suffix).c_str(), [=](benchmark::State& state) {
+        run_cell(state, c, setting);
+      })->UseManualTime();
     }
   }
 }

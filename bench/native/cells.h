@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "normcore/dtype.h"
+#include "options.h"
 
 namespace normcore::bench {
 
@@ -27,10 +27,15 @@ struct Cell {
 
 const std::vector<Cell>& cells();
 
-// The same with few elements, for a look at whether all of them run.
-Cell cut_down(Cell cell);
+// A cell in one dtype and pass; "batch_norm/train/32x64x56x56/NHWC/bf16/forward".
+struct CellVariant {
+  const Cell& cell;
+  DType dtype;
+  bool backward;
+  std::string name;
+};
 
-// "batch_norm/train/32x64x56x56/NHWC"
-std::string name_of(const Cell& cell);
+// All of them; with options.tiny of few elements, for a look at whether all of them run.
+std::vector<CellVariant> variants(const Options& options);
 
 }  // namespace normcore::bench
