@@ -22,7 +22,7 @@ from rich.console import Console
 
 from bench.python import machine
 from bench.python.cells import ITEM_BYTES, load_cases, select
-from bench.python.compare import print_comparison
+from bench.python.compare import changes, judge
 from bench.python.peers import LOADERS
 from bench.python.report import markdown, print_report
 
@@ -159,10 +159,7 @@ def main() -> int:
             console.print(f"no plot: {error}")
     if options.compare:
         old = json.loads(options.compare.read_text(encoding="utf-8"))
-        worst = print_comparison(old, document, console)
-        if options.fail_above is not None and worst > options.fail_above:
-            console.print(f"[bold red]regression: {worst:.2f} is above {options.fail_above}")
-            return 1
+        return judge(changes(old, document), options.fail_above, console)
     return 0
 
 

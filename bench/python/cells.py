@@ -80,10 +80,15 @@ class Case:
 
 
 def load_cases(path: Path = SHAPES_FILE) -> list[Case]:
-    """All cases of shapes.json: every cell in every dtype and pass, cells in file order."""
+    """All cases of shapes.json: every cell in every dtype and pass, cells in file order.
+
+    Cells of the native benchmark alone are left out.
+    """
     table = json.loads(path.read_text(encoding="utf-8"))
     cases = []
     for cell in table["cells"]:
+        if cell.get("only", "python") != "python":
+            continue
         names = [f"{cell['op']}/{cell.get('variant', '')}", cell["op"], "default"]
         traffic = _first(table["traffic"], names)
         param = _first(table["parameters"], names)

@@ -20,22 +20,13 @@ struct Dim {
   Index size, stride;
 };
 
-// Dimensions of more than one element with positive strides, longest first, and the first address.
-int normalized_dims(const ConstTensor& t, Dim* dims, std::intptr_t* first) {
+// Dimensions of more than one element with positive strides, longest first.
+int normalized_dims(const ConstTensor& t, Dim* dims) {
   int n = 0;
-  Index offset = 0;
   for (int i = 0; i < t.ndim(); ++i) {
-    if (t.shape(i) == 1) continue;
-    Index stride = t.stride(i);
-    if (stride < 0) {
-      offset += stride * (t.shape(i) - 1);
-      stride = -stride;
-    }
-    dims[n++] = {t.shape(i), stride};
+    if (t.shape(i) != 1) dims[n++] = {t.shape(i), t.stride(i) < 0 ? -t.stride(i) : t.stride(i)};
   }
   std::sort(dims, dims + n, [](const Dim& a, const Dim& b) { return a.stride > b.stride; });
-  *first =
-      reinterpret_cast<std::intptr_t>(t.data()) + offset * static_cast<Index>(size_of(t.dtype()));
   return n;
 }
 
@@ -43,6 +34,21 @@ Index span(const Dim* dims, int n) {
   Index last = 0;
   for (int i = 0; i < n; ++i) last += (dims[i].size - 1) * dims[i].stride;
   return last + 1;
+}
+
+// The bytes from the first element of a tensor to the end of the last; none where it is empty.
+struct Bytes {
+  std::intptr_t first, end;
+};
+Bytes bytes_of(const ConstTensor& t) {
+  const auto size = static_cast<std::intptr_t>(size_of(t.dtype()));
+  std::intptr_t first = reinterpret_cast<std::intptr_t>(t.data()), end = first + size;
+  for (int i = 0; i < t.ndim(); ++i) {
+    if (t.shape(i) == 0) return {first, first};
+    const std::intptr_t reach = (t.shape(i) - 1) * t.stride(i) * size;
+    (reach < 0 ? first : end) += reach;
+  }
+  return {first, end};
 }
 
 // Two boxes with the same strides, the second `distance` elements on: is there a place where
@@ -193,21 +199,21 @@ bool same_memory(const ConstTensor& a, const ConstTensor& b) {
 }
 
 bool overlap(const ConstTensor& a, const ConstTensor& b) {
-  if (a.size() == 0 || b.size() == 0) return false;
+  const Bytes of_a = bytes_of(a), of_b = bytes_of(b);
+  if (of_a.first == of_a.end || of_b.first == of_b.end) return false;
+  if (of_a.end <= of_b.first || of_b.end <= of_a.first) return false;
   Dim da[kMaxDims], db[kMaxDims];
-  std::intptr_t first_a, first_b;
-  const int na = normalized_dims(a, da, &first_a), nb = normalized_dims(b, db, &first_b);
+  const int na = normalized_dims(a, da), nb = normalized_dims(b, db);
   const Index size_a = static_cast<Index>(size_of(a.dtype()));
   const Index size_b = static_cast<Index>(size_of(b.dtype()));
-  if (first_a + span(da, na) * size_a <= first_b) return false;
-  if (first_b + span(db, nb) * size_b <= first_a) return false;
-  bool sliced_alike = na == nb && size_a == size_b && (first_b - first_a) % size_a == 0;
+  const Index distance = of_b.first - of_a.first;
+  bool sliced_alike = na == nb && size_a == size_b && distance % size_a == 0;
   // Slices of one array: equal strides, each at least the span of all shorter ones.
   for (int i = 0; sliced_alike && i < na; ++i) {
     const Index inner = std::max(span(da + i + 1, na - i - 1), span(db + i + 1, na - i - 1));
     sliced_alike = da[i].stride == db[i].stride && (i + 1 == na || da[i].stride >= inner);
   }
-  return !sliced_alike || boxes_meet(da, db, na, (first_b - first_a) / size_a);
+  return !sliced_alike || boxes_meet(da, db, na, distance / size_a);
 }
 
 }  // namespace normcore

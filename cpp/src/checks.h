@@ -27,6 +27,7 @@ struct ExpectedShape {
   std::string rule_text() const {
     return has_axis ? rule + std::to_string(given_axis) + "]" : std::string(rule);
   }
+  ExpectedShape() {}  // and so ExpectedShape{} clears no array
   void append(Index n) { shape[ndim++] = n; }
 };
 

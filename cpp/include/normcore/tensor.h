@@ -23,6 +23,15 @@ class BasicTensor {
   // User-provided: `= default` would let braces zero all of the arrays, which small calls notice.
   BasicTensor() {}
   BasicTensor(Pointer data, DType dtype, int ndim) : data_(data), dtype_(dtype), ndim_(ndim) {}
+  // A copy takes the axes that there are: all of kMaxDims would cost a small call a tenth.
+  BasicTensor(const BasicTensor& other) { *this = other; }
+  BasicTensor& operator=(const BasicTensor& other) {
+    data_ = other.data_;
+    dtype_ = other.dtype_;
+    ndim_ = other.ndim_;
+    for (int i = 0; i < ndim_; ++i) set_dim(i, other.shape(i), other.stride(i));
+    return *this;
+  }
 
   // C-contiguous memory.
   template <class T>
