@@ -48,7 +48,7 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
       // In one loop where cells are no channels.
       auto same = [](double v) { return [v](Index) { return v; }; };
       const Index loops = plan.affinity == Affinity::element ? 1 : s.rows;
-      const Index n = s.rows * b.kn / loops;
+      const Index n = loops == 1 ? s.rows * b.kn : b.kn;
       for (Index o = 0; o < loops; ++o) solve(o * n, n, same(1), same(0));
     }
     const typename Backend::Table table{b.o0, b.k0, s.row_step};

@@ -76,7 +76,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
   hold(p->extent);
   for (int i = 0; r.computed && i < r.pool_count; ++i) hold(extent_of(r.pools[i], r.affinity));
   const Index closed_bytes = std::max<Index>(1, closed_rows * closure * cell_bytes);
-  const Index closed_blocks = p->outer * p->cells / (closed_rows * closure);
+  const bool many_blocks =
+      p->outer * p->cells >= tuning::kManyBlocks * closed_rows * closure;
   const Index row_bytes = std::max<Index>(1, p->cells * cell_bytes);  // one row of the table
 
   p->fused = r.computed;
@@ -87,10 +88,10 @@ void plan_work(const PlanRequest& r, Plan* p) {
     p->reason = "statistics given: one sweep";
   } else if (rows) {
     p->fused = closed_bytes <= tuning::kFusedBytes ||
-               (p->extent != Extent::column && closed_blocks >= tuning::kManyBlocks);
+               (p->extent != Extent::column && many_blocks);
     const Index wanted =
         p->extent == Extent::column ? tuning::kColumnBlockBytes : tuning::kBlockBytes;
-    p->block_cells = std::min(p->cells, closure * std::max<Index>(1, wanted / closed_bytes));
+    p->block_cells = std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes));
   } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes.
     const Index narrow = round_down(tuning::kMinTileBytes / element, closure);
@@ -107,13 +108,12 @@ void plan_work(const PlanRequest& r, Plan* p) {
     }
   }
   if (p->fused && closed_rows == 1 && p->block_cells == p->cells) {
-    p->block_outer = clamp(tuning::kBlockBytes / row_bytes, 1, p->outer);
+    p->block_outer = at_most(p->outer, tuning::kBlockBytes, row_bytes);
   }
   if (p->fused && r.affinity == Affinity::element) {
     // Few enough cells for their share in a parameter's gradient to be summed in the compute type.
     p->block_cells = std::min(p->block_cells, tuning::kParameterFlushCells);
-    p->block_outer =
-        std::min(p->block_outer, std::max<Index>(1, tuning::kParameterFlushCells / p->block_cells));
+    p->block_outer = at_most(p->block_outer, tuning::kParameterFlushCells, p->block_cells);
   }
   p->fused = p->fused && !r.one_block;
   if (!p->fused) {
@@ -124,18 +124,20 @@ void plan_work(const PlanRequest& r, Plan* p) {
 
   if (rows) {
     const Index unit_bytes = p->piece_outer * std::min(p->count, p->piece_space) * element;
-    p->unit_cells = clamp(tuning::kUnitBytes / std::max<Index>(1, unit_bytes), 1, p->block_cells);
+    p->unit_cells = at_most(p->block_cells, tuning::kUnitBytes, unit_bytes);
     // Rows that stay in the first-level cache from one kernel to the next, four at a time.
-    p->tile_cells = p->count > p->chunk
-                        ? 1
-                        : clamp(round_down(tuning::kRowTileBytes / (p->count * element), 4), 1,
-                                p->fused ? p->block_cells : p->unit_cells);
+    p->tile_cells = p->fused ? p->block_cells : p->unit_cells;
+    if (p->count > p->chunk) {
+      p->tile_cells = 1;
+    } else if (p->tile_cells * cell_bytes > tuning::kRowTileBytes) {
+      p->tile_cells = std::min(p->tile_cells, round_down(tuning::kRowTileBytes / cell_bytes, 4));
+    }
     if (packed > 0) {
       const Index length = std::max<Index>(1, std::min(p->count, p->chunk));
       p->tile_cells = clamp(tuning::kPackElements / length, 1, p->tile_cells);
     }
   } else {
-    p->tile_cells = clamp(tuning::kColTileBytes / (p->chunk * element), 1, p->block_cells);
+    p->tile_cells = at_most(p->block_cells, tuning::kColTileBytes, p->chunk * element);
     if (packed > 0) p->tile_cells = std::min(p->tile_cells, tuning::kPackElements / p->chunk);
     p->unit_cells = p->tile_cells;
   }

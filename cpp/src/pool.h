@@ -40,9 +40,8 @@ struct PoolTable {
 inline PoolTable pool_shape(Extent extent, const Plan& plan, Index on, Index kn) {
   PoolTable t{};
   t.extent = extent;
-  const Index group = plan.cells / plan.groups;
-  t.cell_div = extent == Extent::group ? group : extent == Extent::row ? kn : 1;
-  t.cols = kn / t.cell_div;
+  t.cell_div = extent == Extent::group ? plan.cells / plan.groups : extent == Extent::row ? kn : 1;
+  t.cols = extent == Extent::group ? kn / t.cell_div : extent == Extent::row ? 1 : kn;
   t.rows = extent == Extent::column ? 1 : on;
   t.row_step = extent == Extent::column ? 0 : t.cols;
   t.count =

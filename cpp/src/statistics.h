@@ -60,7 +60,8 @@ struct Block {
 
 inline Block block_at(const Plan& plan, Index i) {
   const Index across = plan.cell_blocks();
-  const Index o0 = i / across * plan.block_outer, k0 = i % across * plan.block_cells;
+  const auto [row, strip] = split(i, across);
+  const Index o0 = row * plan.block_outer, k0 = strip * plan.block_cells;
   return {o0, std::min(plan.block_outer, plan.outer - o0), k0,
           std::min(plan.block_cells, plan.cells - k0)};
 }
@@ -75,17 +76,18 @@ struct Units {
   Units(const Plan& p, const Block& b)
       : plan(p),
         block(b),
-        outer_pieces((b.on + p.piece_outer - 1) / p.piece_outer),
+        outer_pieces(ceil_div(b.on, p.piece_outer)),
         space_pieces(p.space_pieces()),
-        strips((b.kn + p.unit_cells - 1) / p.unit_cells) {}
+        strips(ceil_div(b.kn, p.unit_cells)) {}
 
   Index pieces() const { return outer_pieces * space_pieces; }
   Index count() const { return pieces() * strips; }
-  Index piece_of(Index unit) const { return unit / strips; }
+  Index piece_of(Index unit) const { return split(unit, strips).quotient; }
   Range range(Index unit) const {
-    const Index piece = unit / strips, k = unit % strips * plan.unit_cells;
-    const Index o = piece / space_pieces * plan.piece_outer;
-    const Index s = piece % space_pieces * plan.piece_space;
+    const auto [piece, strip] = split(unit, strips);
+    const auto [row, part] = split(piece, space_pieces);
+    const Index k = strip * plan.unit_cells, o = row * plan.piece_outer;
+    const Index s = part * plan.piece_space;
     return {block.o0 + o,
             std::min(plan.piece_outer, block.on - o),
             block.k0 + k,
@@ -225,7 +227,7 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
       }
     });
     // Pieces of one row of the table follow each other: merge them into its first.
-    const Index per_row = pieces / rows;
+    const Index per_row = plan.merged_outer ? pieces : units.space_pieces;
     for (Index o = 0; weight && o < rows; ++o) {
       const Index to = o * b.kn;
       for (Index j = o * per_row; j < (o + 1) * per_row; ++j) {

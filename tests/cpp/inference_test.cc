@@ -456,7 +456,7 @@ TEST(InferenceInManyThreads, HasTheBitsOfOne) {
         const std::size_t at = (i + std::size_t(k) * 7) % n;
         const Method& m = kMethods[at % methods];
         if (bits_of(m, inputs[at / methods], k % 3) != want[at]) faults[std::size_t(k)] = m.name;
-        const std::string name = "v" + std::to_string(90 + k);
+        const std::string name = std::string("v").append(std::to_string(90 + k));
         const bool told = normcore_set_isa(name.c_str()) == NORMCORE_VALUE_ERROR &&
                           std::string(normcore_last_error()).find(name) != std::string::npos;
         if (!told) faults[std::size_t(k)] = "last error";

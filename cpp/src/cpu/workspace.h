@@ -32,10 +32,10 @@ class Workspace {
   // Everything taken while a Scope lives is given back at its end.
   class Scope {
    public:
-    explicit Scope(Workspace& w) : w_(w), chunk_(w.chunk_), used_(w.used_) {}
+    explicit Scope(Workspace& w) : w_(w), chunk_(w.chunk_), next_(w.next_) {}
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
-    ~Scope() { w_.release(chunk_, used_); }
+    ~Scope() { w_.release(chunk_, next_); }
 
     template <class T>
     T* take(Index n) {
@@ -50,7 +50,8 @@ class Workspace {
 
    private:
     Workspace& w_;
-    std::size_t chunk_, used_;
+    std::size_t chunk_;
+    std::byte* next_;
   };
 
  private:
@@ -64,31 +65,45 @@ class Workspace {
 
   void* take(std::size_t bytes) {
     bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].size) {
-      ++chunk_;
-      used_ = 0;
-    }
-    if (chunk_ == chunks_.size()) {
-      const std::size_t size = bytes > kFirstChunk ? bytes : kFirstChunk;
-      auto* p = static_cast<std::byte*>(::operator new(size, std::align_val_t(kAlignment)));
-      chunks_.push_back({std::unique_ptr<std::byte, Free>(p), size});
-      used_ = 0;
-    }
-    void* p = chunks_[chunk_].data.get() + used_;
-    used_ += bytes;
+    if (bytes > room()) make_room(bytes);
+    void* p = next_;
+    next_ += bytes;
     return p;
   }
+  std::size_t room() const { return static_cast<std::size_t>(end_ - next_); }
 
-  void release(std::size_t chunk, std::size_t used) {
+  // Goes on to the next chunk that is large enough.
+  [[gnu::noinline]] void make_room(std::size_t bytes) {
+    while (bytes > room() && chunk_ + 1 < chunks_.size()) go_to(chunk_ + 1);
+    if (bytes <= room()) return;
+    const std::size_t size = bytes > kFirstChunk ? bytes : kFirstChunk;
+    auto* p = static_cast<std::byte*>(::operator new(size, std::align_val_t(kAlignment)));
+    chunks_.push_back({std::unique_ptr<std::byte, Free>(p), size});
+    go_to(chunks_.size() - 1);
+  }
+  void go_to(std::size_t chunk) {
     chunk_ = chunk;
-    used_ = used;
-    if (chunk == 0 && used == 0) {
-      while (!chunks_.empty() && chunks_.back().size > kKept) chunks_.pop_back();
-    }
+    next_ = chunks_[chunk].data.get();
+    end_ = next_ + chunks_[chunk].size;
+  }
+
+  void release(std::size_t chunk, std::byte* next) {
+    if (chunk == 0 && (!next || next == chunks_.front().data.get())) return reset();
+    if (chunk_ != chunk) go_to(chunk);
+    next_ = next;
+  }
+  // Nothing is in use any more.
+  void reset() {
+    while (!chunks_.empty() && chunks_.back().size > kKept) chunks_.pop_back();
+    if (!chunks_.empty()) return go_to(0);
+    chunk_ = 0;
+    next_ = end_ = nullptr;
   }
 
   std::vector<Chunk> chunks_;
-  std::size_t chunk_ = 0, used_ = 0;
+  std::size_t chunk_ = 0;
+  std::byte* next_ = nullptr;  // in chunk chunk_
+  std::byte* end_ = nullptr;
 };
 
 }  // namespace normcore::cpu
