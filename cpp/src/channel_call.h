@@ -24,7 +24,7 @@ template <std::size_t N>
 std::span<const BufferUpdate> moving(const BufferUpdate (&updates)[N], bool move) {
   if (!move) return {};
   for (const BufferUpdate& u : updates) {
-    if (u.buffer.writable()) continue;
+    if (!u.buffer || u.buffer.writable()) continue;  // one alone is told of elsewhere
     throw value_error(std::string(u.name) +
                       " is read-only, expected memory that a training call may move");
   }
