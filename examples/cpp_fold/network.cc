@@ -35,8 +35,8 @@ Layer read_layer(const SafeTensors& file, const std::string& name, std::ptrdiff_
   return layer;
 }
 
-// Of [rows, channels], with running statistics; eps is the same default as in Python.
-// `norm` stays as it is: only a call with `training` would move the running statistics.
+// Of [rows, channels], with running statistics, which only a call with `training` would move; eps
+// has the same default as in Python.
 void batch_norm(float* x, std::ptrdiff_t rows, BatchNorm& norm) {
   const auto channels = std::ssize(norm.weight);
   normcore::BatchNormOptions options;

@@ -166,7 +166,7 @@ void run(const Arguments& arguments) {
     print_row(embeddings.data() + s * bert.width(), bert.width());
   }
   std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
-  std::fprintf(stderr, "%zu sentences, %zu tokens: %.6f s (%d threads, normcore %s on %s, %s)\n",
+  std::fprintf(stderr, "%zu sentences, %zu tokens: %.6f s (threads: %d; normcore %s on %s, %s)\n",
                sentences.size(), count, seconds[seconds.size() / 2], arguments.threads,
                NORMCORE_VERSION, normcore::get_isa().c_str(), example::matmul_library());
 }
