@@ -5,6 +5,9 @@
 #include <unicode/utf8.h>
 
 #include <algorithm>
+#include <cctype>
+#include <iterator>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "json_file.h"
