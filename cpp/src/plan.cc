@@ -76,8 +76,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
   hold(p->extent);
   for (int i = 0; r.computed && i < r.pool_count; ++i) hold(extent_of(r.pools[i], r.affinity));
   const Index closed_bytes = std::max<Index>(1, closed_rows * closure * cell_bytes);
-  const bool many_blocks =
-      p->outer * p->cells >= tuning::kManyBlocks * closed_rows * closure;
+  const bool many_blocks = p->outer * p->cells >= tuning::kManyBlocks * closed_rows * closure;
   const Index row_bytes = std::max<Index>(1, p->cells * cell_bytes);  // one row of the table
 
   p->fused = r.computed;
@@ -87,8 +86,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
   if (!r.computed) {
     p->reason = "statistics given: one sweep";
   } else if (rows) {
-    p->fused = closed_bytes <= tuning::kFusedBytes ||
-               (p->extent != Extent::column && many_blocks);
+    p->fused = closed_bytes <= tuning::kFusedBytes || (p->extent != Extent::column && many_blocks);
     const Index wanted =
         p->extent == Extent::column ? tuning::kColumnBlockBytes : tuning::kBlockBytes;
     p->block_cells = std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes));
