@@ -70,8 +70,8 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
   if (residual) {
     check_like("residual", residual, call.x);
     check_disjoint("out", y, "residual", residual);
-    check_output("h", h, call.x, /*may_be_x=*/false);
-    check_disjoint("h", h, "residual", residual);
+    check_output("h", h, call.x, /*may_be_x=*/true);
+    if (!same_memory(h, residual)) check_disjoint("h", h, "residual", residual);
     check_disjoint("h", h, "out", y);
   }
   check_stats_out(stats, call.stats_shape);

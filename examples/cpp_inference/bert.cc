@@ -168,8 +168,7 @@ void Bert::add_and_norm(const LayerNorm& norm, std::ptrdiff_t tokens, Workspace&
   normcore::LayerNormOptions options;
   options.eps = eps_;
   options.residual = normcore::ConstTensor(w.x_.data(), {tokens, width_});
-  // Nobody needs the sum itself; the context has been used.
-  options.h = normcore::Tensor(w.context_.data(), {tokens, width_});
+  options.h = normcore::Tensor(w.dense_.data(), {tokens, width_});  // over x: nobody needs either
   normcore::layer_norm({w.dense_.data(), {tokens, width_}}, {norm.weight.data(), {width_}},
                        {norm.bias.data(), {width_}}, {w.y_.data(), {tokens, width_}}, options, {},
                        kThisThread);

@@ -109,10 +109,18 @@ const ErrorCase kErrors[] = {
        layer_norm(a.in(), {}, {}, a.out(),
                   {.residual = ConstTensor(a.dy, {2, 24}), .h = Arrays::over(a.dx, {2, 4, 6})});
      }},
-    {"SumOverX", "h overlaps x in memory, expected memory of its own",
+    {"SumOverPartOfX", "h overlaps x in memory, expected x itself or memory of its own",
      [](Arrays& a) {
-       layer_norm(a.in(), {}, {}, a.out(), {.residual = a.grad(), .h = Tensor(a.x, {2, 4, 6})});
+       layer_norm({a.x, {1, 4, 6}}, {}, {}, Arrays::over(a.y, {1, 4, 6}),
+                  {.residual = ConstTensor(a.dy, {1, 4, 6}), .h = Tensor(a.x + 6, {1, 4, 6})});
      }},
+    {"SumOverPartOfTheResidual", "h overlaps residual in memory, expected memory of its own",
+     [](Arrays& a) {
+       layer_norm({a.x, {1, 4, 6}}, {}, {}, Arrays::over(a.y, {1, 4, 6}),
+                  {.residual = ConstTensor(a.dy, {1, 4, 6}), .h = Tensor(a.dy + 6, {1, 4, 6})});
+     }},
+    {"SumOverOut", "h overlaps out in memory, expected memory of its own",
+     [](Arrays& a) { layer_norm(a.in(), {}, {}, a.out(), {.residual = a.grad(), .h = a.out()}); }},
     {"GradientOfOtherShape", "dy has shape (48,), expected (2, 4, 6): x's",
      [](Arrays& a) { layer_norm_backward({a.dy, {48}}, a.in(), {a.weight, {6}}, a.gradients(6)); }},
     {"GradientOfOtherType", "dy has dtype float64, expected float32: x's",

@@ -470,6 +470,36 @@ TEST(LayerNorm, WithAResidualNormalizesAndKeepsTheSum) {
   }
 }
 
+TEST(LayerNorm, MayKeepTheSumInPlaceOfATerm) {
+  // Rows, rows of several pieces, and rows that must be gathered.
+  struct Layout {
+    Index length;
+    std::vector<Index> strides;
+  };
+  for (const DType dtype : testing::kDTypes) {
+    for (const Layout& layout : {Layout{130, {130, 1}}, {20000, {20000, 1}}, {130, {2, 12}}}) {
+      const std::vector<Index> shape = {6, layout.length}, &strides = layout.strides;
+      Array x(dtype, shape, strides), residual(dtype, shape, strides), h(dtype, shape),
+          want(dtype, shape), y(dtype, shape);
+      auto fill = [&] {
+        Random random(11);
+        x.fill(random, 1, 1);
+        residual.fill(random, 0, 1);
+      };
+      fill();
+      layer_norm(x.tensor(), {}, {}, want.tensor(),
+                 {.residual = residual.tensor(), .h = h.tensor()});
+      for (const Array* term : {&x, &residual}) {
+        fill();
+        layer_norm(x.tensor(), {}, {}, y.tensor(),
+                   {.residual = residual.tensor(), .h = term->tensor()});
+        EXPECT_EQ(y.read(), want.read()) << name_of(dtype);
+        EXPECT_EQ(term->read(), h.read()) << name_of(dtype);
+      }
+    }
+  }
+}
+
 TEST(LayerNorm, BackwardAddsTheOtherGradientOfTheSum) {
   Random random(10);
   Array x(DType::kFloat64, {5, 70}), dy(DType::kFloat64, {5, 70}), dh(DType::kFloat64, {5, 70}),

@@ -75,7 +75,7 @@ typedef struct normcore_layer_norm_options {
   const int32_t* axes;
   int32_t n_axes;
   double eps;  // 1e-5
-  // Both or neither: h = x + residual is written and normalized.
+  // Both or neither: h = x + residual is written and normalized; h may be x or the residual itself.
   const normcore_const_tensor* residual;
   const normcore_tensor* h;
 } normcore_layer_norm_options;

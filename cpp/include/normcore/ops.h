@@ -50,6 +50,7 @@ struct LayerNormOptions {
   Axes axes{-1};
   double eps = 1e-5;
   // With a residual, h = x + residual is written to `h`, which must be given too, and normalized.
+  // It may be x itself or the residual itself.
   ConstTensor residual{};
   Tensor h{};
 };
