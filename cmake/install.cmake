@@ -44,6 +44,13 @@ set(pc_files ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH pc_to_prefix
   ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
 string(REGEX REPLACE "/$" "" pc_to_prefix "${pc_to_prefix}")
+foreach(folder LIBDIR INCLUDEDIR)
+  string(TOLOWER pc_${folder} name)
+  set(${name} ${CMAKE_INSTALL_${folder}})
+  if(NOT IS_ABSOLUTE "${${name}}")
+    string(PREPEND ${name} "\${prefix}/")
+  endif()
+endforeach()
 configure_file(cmake/normcore.pc.in normcore.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/normcore.pc COMPONENT development
   DESTINATION ${pc_files})

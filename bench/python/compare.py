@@ -87,9 +87,16 @@ def judge(
     console: Console,
     witness: str = WITNESS,
 ) -> int:
-    """Show what changed; the exit status: 1 where a cell got worse by more than `fail_above`."""
+    """Show what changed; the exit status: 1 where a cell got worse by more than `fail_above`.
+
+    And where there is nothing to compare: a check of no cells must not pass.
+    """
     worst = print_changes(found, console, witness)
-    if fail_above is None or worst <= fail_above:
+    if fail_above is None:
+        return 0
+    if not found:
+        return 1
+    if worst <= fail_above:
         return 0
     console.print(f"[bold red]regression: {worst:.2f} is above {fail_above}")
     return 1

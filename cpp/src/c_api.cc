@@ -2,8 +2,10 @@
 // and a message that the thread keeps.
 #include "normcore/c_api.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <limits>
 #include <new>
 #include <string>
 
@@ -60,11 +62,16 @@ View view(const char* name, const CTensor* t) {
   }
   if (!t->shape && t->ndim > 0) refuse(name, "->shape is null, expected ndim sizes");
   View v(t->data, static_cast<DType>(t->dtype), t->ndim);
+  Index size = 1;
   for (int i = 0; i < t->ndim; ++i) {
     if (t->shape[i] < 0) {
       refuse(name, "->shape[" + std::to_string(i) + "] is " + std::to_string(t->shape[i]) +
                        ", expected a number >= 0");
     }
+    if (t->shape[i] > 0 && size > std::numeric_limits<Index>::max() / 8 / t->shape[i]) {
+      refuse(name, "->shape has more elements than memory can hold");
+    }
+    size *= std::max<Index>(1, t->shape[i]);
     v.set_dim(i, t->shape[i], t->strides ? t->strides[i] : 0);
   }
   if (!t->strides) v.set_contiguous();
@@ -87,9 +94,9 @@ Tensor result(const char* name, const normcore_tensor* t) {
 // Axes or WindowSizes from n numbers.
 template <class List, class T>
 void fill(const char* name, const T* values, int n, List* list) {
-  if (n < 0 || n > kMaxDims) {
+  if (n < 0 || n >= kMaxDims) {
     refuse(name,
-           " has " + std::to_string(n) + " values, expected 0 to " + std::to_string(kMaxDims));
+           " has " + std::to_string(n) + " values, expected 0 to " + std::to_string(kMaxDims - 1));
   }
   if (!values && n > 0) refuse(name, " is null, expected " + std::to_string(n) + " values");
   list->count = n;
@@ -131,6 +138,10 @@ Options row_options(const COptions& c) {
   Options o;
   o.axes = axes(c.axes, c.n_axes);
   o.eps = c.eps;
+  if (!c.residual != !c.h) {
+    refuse(c.residual ? "h" : "residual", std::string(" is null, expected a tensor: ") +
+                                              (c.residual ? "residual" : "h") + " is given");
+  }
   o.residual = in("residual", c.residual);
   o.h = out("h", c.h);
   return o;

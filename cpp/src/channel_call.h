@@ -22,13 +22,7 @@ struct BufferUpdate {
 // All of them, or none.
 template <std::size_t N>
 std::span<const BufferUpdate> moving(const BufferUpdate (&updates)[N], bool move) {
-  if (!move) return {};
-  for (const BufferUpdate& u : updates) {
-    if (!u.buffer || u.buffer.writable()) continue;  // one alone is told of elsewhere
-    throw value_error(std::string(u.name) +
-                      " is read-only, expected memory that a training call may move");
-  }
-  return updates;
+  return move ? std::span<const BufferUpdate>(updates) : std::span<const BufferUpdate>();
 }
 
 // An array of parameters of the method's own.
@@ -227,7 +221,7 @@ struct ChannelCall {
   }
 };
 
-// What `moving` has let pass.
+// What channel_forward has let pass.
 inline Tensor writable(const Buffer& buffer) {
   Tensor t(const_cast<void*>(buffer.data()), buffer.dtype(), buffer.ndim());
   for (int i = 0; i < buffer.ndim(); ++i) t.set_dim(i, buffer.shape(i), buffer.stride(i));
@@ -302,7 +296,12 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
   check_disjoint("out", y, "running_mean", call.given_mean);
   check_disjoint("out", y, call.var_name, call.given_var);
   check_disjoint("out", y, "mask", call.mask);
-  for (const BufferUpdate& u : updates) check_disjoint("out", y, u.name, u.buffer);
+  for (const BufferUpdate& u : updates) {
+    check_disjoint("out", y, u.name, u.buffer);
+    if (u.buffer.writable()) continue;
+    throw value_error(std::string(u.name) +
+                      " is read-only, expected memory that a training call may move");
+  }
   for (const OwnParameter& p : own) check_disjoint("out", y, p.name, p.value);
   check_stats_out(stats, call.stats_shape());
   if ((stats.mean || stats.rstd) && call.pool_count > 1 && call.stats_shape().ndim > 1) {

@@ -160,7 +160,15 @@ void check_device(const Context& context) {
   throw value_error("context.device is CUDA, expected the CPU: this build has no CUDA backend");
 }
 
+// The last one is for pairs of statistics.
+void check_axis_count(int ndim) {
+  if (ndim < kMaxDims) return;
+  throw value_error("x has " + std::to_string(ndim) + " axes, expected at most " +
+                    std::to_string(kMaxDims - 1));
+}
+
 int check_channel_axis(const ConstTensor& x, int axis) {
+  check_axis_count(x.ndim());
   if (x.ndim() < 2) {
     throw value_error("x has shape " + shape_text(x) + ", expected at least two axes");
   }
@@ -179,6 +187,7 @@ int check_axis(const char* name, int axis, int ndim) {
 
 void check_axes(const Axes& axes, int ndim, bool (&normalized)[kMaxDims]) {
   if (axes.count == 0) throw value_error("axis is (), expected at least one axis");
+  check_axis_count(ndim);
   for (int i = 0; i < ndim; ++i) normalized[i] = false;
   for (int i = 0; i < axes.count; ++i) {
     const int a = check_axis("axis", axes.values[i], ndim);

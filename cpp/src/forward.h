@@ -52,9 +52,11 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
       for (Index o = 0; o < loops; ++o) solve(o * n, n, same(1), same(0));
     }
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
+    // A second sweep begins where the first one ended, which is still in cache.
+    const bool swept = !args.given_mean || kPoolCount<Method> > 1;
     const Index n = units.count();
     for_units(be, n, [&](Index u) {
-      be.apply(units.range(n - 1 - u), table, {a, s.center, shift}, args.element_weight,
+      be.apply(units.range(swept ? n - 1 - u : u), table, {a, s.center, shift}, args.element_weight,
                args.element_bias, args.x, args.y);
     });
   };

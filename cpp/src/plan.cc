@@ -59,6 +59,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
   const Index total = p->outer * p->cells * cell_bytes;
   p->bytes = total * inputs;
   p->stream = p->bytes >= tuning::kStreamBytes;
+  // Measured: planes gain a seventh; columns, long rows and what is swept once lose up to a half to
+  // prefetchers that look ahead.
+  p->backwards = r.computed && rows && r.affinity == Affinity::channel;
 
   // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
   p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;

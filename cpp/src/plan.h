@@ -93,6 +93,7 @@ struct Plan {
   Index unit_cells;    // cells of one task of a sweep within a block
   Index tile_cells;    // cells side by side in one tile
   bool stream;         // the output is too large to stay in cache
+  bool backwards;      // tiles of the second sweep: the last ones are still in the nearest cache
   Index bytes;         // of all operands, for the choice of threads
   const char* reason;  // for NORMCORE_VERBOSE
 

@@ -1,6 +1,6 @@
 // A BERT that embeds sentences, from a model folder of sentence-transformers: config.json and
 // model.safetensors. The weights are shared by all threads; each has a workspace of its own, made
-// once, and no call allocates.
+// once, and calls of normcore do not allocate.
 //
 // Sentences are packed one behind the other, without padding: matrix products and norms run over
 // all tokens at once, only attention goes by sentence.

@@ -37,7 +37,7 @@ set(options -G ${GENERATOR} -DCMAKE_C_COMPILER=${CC} -DCMAKE_CXX_COMPILER=${CXX}
   -DCMAKE_BUILD_TYPE=${CONFIG})
 if(WAY STREQUAL find_package)
   list(APPEND options -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_C_FLAGS=${FLAGS}
-    -DCMAKE_CXX_FLAGS=${FLAGS})
+    -DCMAKE_CXX_FLAGS=${FLAGS} -DOPENMP=${OPENMP})
 else()
   # The portable kernels: one source to compile instead of one per instruction set.
   list(APPEND options -DNORMCORE_SOURCE=${NORMCORE_SOURCE} -DNORMCORE_GENERIC=ON

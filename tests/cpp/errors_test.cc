@@ -109,6 +109,14 @@ const ErrorCase kErrors[] = {
        layer_norm(a.in(), {}, {}, a.out(),
                   {.residual = ConstTensor(a.dy, {2, 24}), .h = Arrays::over(a.dx, {2, 4, 6})});
      }},
+    {"TooManyAxes", "x has 33 axes, expected at most 32",
+     [](Arrays& a) {
+       Tensor x(a.x, DType::kFloat32, 33);
+       for (int i = 0; i < 33; ++i) x.set_dim(i, 1, 1);
+       layer_norm(x, {}, {}, x);
+     }},
+    {"TooManyAxesForAView", "a tensor has more axes than kMaxDims",
+     [](Arrays& a) { layer_norm(ConstTensor(a.x, DType::kFloat32, 34), {}, {}, a.out()); }},
     {"SumOverPartOfX", "h overlaps x in memory, expected x itself or memory of its own",
      [](Arrays& a) {
        layer_norm({a.x, {1, 4, 6}}, {}, {}, Arrays::over(a.y, {1, 4, 6}),

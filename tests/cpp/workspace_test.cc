@@ -96,6 +96,33 @@ TEST(Workspace, ChunksBeyondWhatIsKeptAreGivenBack) {
   EXPECT_EQ(take(Workspace::kKept), 0);      // what fits still is
 }
 
+TEST(Workspace, GrowingDemandsDoNotPileUp) {
+  Workspace w;
+  for (Index n = 1; n < Index(Workspace::kKept); n += Index(Workspace::kKept) / 100) {
+    Scope(w).take<char>(n);
+  }
+  // As much again is not there: what is kept is bounded.
+  Scope scope(w);
+  scope.take<char>(Index(Workspace::kKept));
+  const long before = allocations();
+  scope.take<char>(Index(Workspace::kFirstChunk));
+  EXPECT_GT(allocations(), before);
+}
+
+TEST(Workspace, ALargeChunkInTheMiddleIsGivenBack) {
+  Workspace w;
+  auto call = [&] {
+    Scope scope(w);
+    scope.take<char>(1000);
+    scope.take<char>(Index(Workspace::kKept) + 1);
+    scope.take<char>(1000);
+  };
+  call();
+  const long before = allocations();
+  call();
+  EXPECT_GT(allocations(), before);
+}
+
 TEST(Workspace, EveryThreadHasItsOwn) {
   Workspace* other = nullptr;
   std::thread([&] { other = &Workspace::local(); }).join();

@@ -42,7 +42,7 @@ NORMCORE_API void set_num_threads(int n);  // throws for n < 1
 // The instruction set of the CPU kernels: "x86-64-v2", "x86-64-v3", "x86-64-v4" or "generic". The
 // best that the CPU has is chosen at start; the environment variable NORMCORE_ISA forces one.
 NORMCORE_API std::string get_isa();
-NORMCORE_API void set_isa(const std::string& name);  // "v3" will do
+NORMCORE_API void set_isa(const std::string& name);  // "v3" will do; not while a call runs
 NORMCORE_API std::vector<std::string> available_isas();
 
 NORMCORE_API bool has_openmp();

@@ -22,7 +22,9 @@ class BasicTensor {
 
   // User-provided: `= default` would let braces zero all of the arrays, which small calls notice.
   BasicTensor() {}
-  BasicTensor(Pointer data, DType dtype, int ndim) : data_(data), dtype_(dtype), ndim_(ndim) {}
+  BasicTensor(Pointer data, DType dtype, int ndim) : data_(data), dtype_(dtype), ndim_(ndim) {
+    if (ndim > kMaxDims) throw value_error("a tensor has more axes than kMaxDims");
+  }
   // A copy takes the axes that there are: all of kMaxDims would cost a small call a tenth.
   BasicTensor(const BasicTensor& other) { *this = other; }
   BasicTensor& operator=(const BasicTensor& other) {
@@ -38,7 +40,6 @@ class BasicTensor {
     requires(kConst || !std::is_const_v<T>)
   BasicTensor(T* data, std::initializer_list<Index> shape)
       : BasicTensor(data, DTypeOf<std::remove_const_t<T>>::value, static_cast<int>(shape.size())) {
-    if (shape.size() > kMaxDims) throw value_error("a tensor has more axes than kMaxDims");
     int i = 0;
     for (Index n : shape) shape_[i++] = n;
     set_contiguous();

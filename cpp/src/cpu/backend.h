@@ -97,7 +97,7 @@ class Backend {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_y = scope.take<char>(tiles_.scratch_bytes(1));
-    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+    for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = with_prefetch(0, tiles_.in(0, x, t, scratch_x));
       const Out yt = tiles_.out(1, y, t, scratch_y);
       const Index i = table.at(t);
@@ -254,7 +254,7 @@ class Backend {
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
-    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+    for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = tiles_.in(0, x, t, scratch_x);
       const In dyt = tiles_.in(1, dy, t, scratch_dy);
       const Out dxt = tiles_.out(2, dx, t, scratch_dx);
@@ -271,7 +271,7 @@ class Backend {
     Scope scope(workspace());
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
-    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+    for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In dyt = tiles_.in(1, dy, t, scratch_dy);
       const Out dxt = tiles_.out(2, dx, t, scratch_dx);
       const Index i = table.at(t);
@@ -288,7 +288,7 @@ class Backend {
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
     void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMaskOperand));
-    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+    for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = tiles_.in(0, x, t, scratch_x);
       const In dyt = tiles_.in(1, dy, t, scratch_dy);
       const In mt = mask_tiles_.in(kMaskOperand, mask, t, scratch_mask);
@@ -309,7 +309,7 @@ class Backend {
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
     void* scratch_dh = dh ? scope.take<char>(tiles_.scratch_bytes(3)) : nullptr;
-    for_tiles(range, /*reverse=*/true, [&](const TileRange& t) {
+    for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = with_prefetch(0, tiles_.in(0, x, t, scratch_x));
       const In dyt = with_prefetch(1, tiles_.in(1, dy, t, scratch_dy));
       const Out dxt = tiles_.out(2, dx, t, scratch_dx);
@@ -360,8 +360,7 @@ class Backend {
     return tile;
   }
 
-  // f(tile) over a range, in memory order or against it: the second sweep goes backwards, so that
-  // its start is still in cache.
+  // f(tile) over a range, in memory order or against it.
   template <class F>
   void for_tiles(const Range& r, bool reverse, F f) const {
     const Index chunks = ceil_div(r.sn, plan_.chunk), strips = ceil_div(r.kn, plan_.tile_cells);

@@ -45,8 +45,12 @@ void parallel_for(Index tasks, [[maybe_unused]] int threads, [[maybe_unused]] bo
     } else {
 #pragma omp parallel num_threads(team)
       {
-        // Also in threads that get no task this time: a later call must find it.
-        Workspace::local().warm();
+        // Also in threads that get no task this time: a later call must find it. Who lacks memory
+        // and gets a task will tell.
+        try {
+          Workspace::local().warm();
+        } catch (...) {
+        }
 #pragma omp for schedule(dynamic, run)
         for (Index task = 0; task < tasks; ++task) guarded(task);
       }

@@ -15,8 +15,8 @@ class Workspace {
  public:
   static constexpr std::size_t kAlignment = 64;
   static constexpr std::size_t kFirstChunk = std::size_t(1) << 18;
-  // What outlives a call; larger chunks are given back.
-  static constexpr std::size_t kKept = std::size_t(1) << 24;
+  // What outlives a call, of all chunks together.
+  static constexpr std::size_t kKept = std::size_t(1) << 25;
 
   // The calling thread's.
   static Workspace& local() {
@@ -76,7 +76,10 @@ class Workspace {
   [[gnu::noinline]] void make_room(std::size_t bytes) {
     while (bytes > room() && chunk_ + 1 < chunks_.size()) go_to(chunk_ + 1);
     if (bytes <= room()) return;
-    const std::size_t size = bytes > kFirstChunk ? bytes : kFirstChunk;
+    // Twice the last one, so that growing demands leave few chunks behind.
+    std::size_t size = chunks_.empty() ? kFirstChunk : 2 * chunks_.back().size;
+    if (size > kKept / 2) size = kKept / 2;
+    if (size < bytes) size = bytes;
     auto* p = static_cast<std::byte*>(::operator new(size, std::align_val_t(kAlignment)));
     chunks_.push_back({std::unique_ptr<std::byte, Free>(p), size});
     go_to(chunks_.size() - 1);
@@ -94,7 +97,14 @@ class Workspace {
   }
   // Nothing is in use any more.
   void reset() {
-    while (!chunks_.empty() && chunks_.back().size > kKept) chunks_.pop_back();
+    std::size_t kept = 0;
+    for (std::size_t i = chunks_.size(); i-- > 0;) {
+      if (kept + chunks_[i].size <= kKept) {
+        kept += chunks_[i].size;
+      } else {
+        chunks_.erase(chunks_.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+    }
     if (!chunks_.empty()) return go_to(0);
     chunk_ = 0;
     next_ = end_ = nullptr;
