@@ -229,7 +229,8 @@ SI Vec<C> max_abs(Vec<C> a, Vec<C> v) {
 
 // Sum of (x - mean)^2 where the plain sum left the safe range: scaled by the largest deviation.
 template <class T>
-[[gnu::noinline]] double scaled_squares(const T* x, Index stride, Index n, Compute<T> mean) {
+[[gnu::noinline]] double scaled_squares(const T* x, Index stride, Index n, Compute<T> mean,
+                                        Compute<T> plain) {
   using C = Compute<T>;
   C largest = 0;
   auto at = [&](Index i)
@@ -249,12 +250,8 @@ template <class T>
       largest = d > largest ? d : largest;
     }
   }
-  // All zero, or all NaN (which the maximum passes over): the plain sum says which.
-  if (largest == 0) {
-    C plain = 0;
-    for (Index i = 0; i < n; ++i) plain += at(i);
-    return plain * C(0);
-  }
+  // All zero, or NaN, which the maximum passes over: the plain sum says which.
+  if (largest == 0) return double(plain);
   double sum = 0;
   if (stride == 1 && largest > C(0x1p-120) && largest < C(0x1p120)) {
     const double unit = 1.0 / double(largest);
@@ -288,7 +285,7 @@ SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Com
                        Compute<T> squares, double* mean, double* m2) {
   const double inverse = 1 / double(n);
   const double delta = double(rest) * inverse;
-  const double q = safe(squares) ? double(squares) : scaled_squares(x, stride, n, center);
+  const double q = safe(squares) ? double(squares) : scaled_squares(x, stride, n, center, squares);
   const double around_mean = q - delta * double(rest);
   *mean = double(center) + delta;
   // Rounding may leave less than nothing; a NaN stays.
