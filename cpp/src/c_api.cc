@@ -150,18 +150,25 @@ Options row_options(const COptions& c) {
 normcore_channel_options channel(const normcore_channel_options* c) {
   return c ? *c : normcore_channel_defaults();
 }
-ConstTensor running_mean(const normcore_channel_options& c) {
-  return in("running_mean", c.running_mean);
+// op(x, weight, bias, y, options, stats, context) with the options that `make` has from the running
+// statistics, and what all of them have.
+template <class Op, class Make>
+normcore_status channel_norm(Op op, Make make, const normcore_const_tensor* x,
+                             const normcore_const_tensor* weight, const normcore_const_tensor* bias,
+                             const normcore_tensor* y, const normcore_channel_options* options,
+                             const normcore_context* context) {
+  return guarded([&] {
+    const auto c = channel(options);
+    auto o = make(in("running_mean", c.running_mean), in("running_spread", c.running_spread));
+    o.eps = c.eps;
+    o.channel_axis = c.channel_axis;
+    op(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, StatsOut(),
+       context_of(context));
+  });
 }
-ConstTensor running_spread(const normcore_channel_options& c) {
-  return in("running_spread", c.running_spread);
-}
-// The options with what all of them have.
 template <class Options>
-Options with_rest(Options o, const normcore_channel_options& c) {
-  o.eps = c.eps;
-  o.channel_axis = c.channel_axis;
-  return o;
+Options with_buffers(const ConstTensor& mean, const ConstTensor& spread) {
+  return {mean, spread};
 }
 void expect_none(const char* name, const normcore_const_tensor* t, const char* op) {
   if (t) refuse(name, std::string(" is given, expected none: ") + op + " has no use for it");
@@ -246,25 +253,18 @@ normcore_status normcore_batch_norm(const normcore_const_tensor* x,
                                     const normcore_const_tensor* bias, const normcore_tensor* y,
                                     const normcore_channel_options* options,
                                     const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    const auto o = with_rest(BatchNormOptions{running_mean(c), running_spread(c)}, c);
-    batch_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
-               context_of(context));
-  });
+  return channel_norm(batch_norm, with_buffers<BatchNormOptions>, x, weight, bias, y, options,
+                      context);
 }
 normcore_status normcore_instance_norm(const normcore_const_tensor* x,
                                        const normcore_const_tensor* weight,
                                        const normcore_const_tensor* bias, const normcore_tensor* y,
                                        const normcore_channel_options* options,
                                        const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    auto o = with_rest(InstanceNormOptions{running_mean(c), running_spread(c)}, c);
-    o.use_input_stats = !o.running_mean;
-    instance_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
-                  context_of(context));
-  });
+  auto make = [](const ConstTensor& mean, const ConstTensor& var) {
+    return InstanceNormOptions{mean, var, /*use_input_stats=*/!mean};
+  };
+  return channel_norm(instance_norm, make, x, weight, bias, y, options, context);
 }
 normcore_status normcore_group_norm(const normcore_const_tensor* x, int64_t num_groups,
                                     const normcore_const_tensor* weight,
@@ -284,12 +284,8 @@ normcore_status normcore_batch_renorm(const normcore_const_tensor* x,
                                       const normcore_const_tensor* bias, const normcore_tensor* y,
                                       const normcore_channel_options* options,
                                       const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    const auto o = with_rest(BatchRenormOptions{running_mean(c), running_spread(c)}, c);
-    batch_renorm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
-                 context_of(context));
-  });
+  return channel_norm(batch_renorm, with_buffers<BatchRenormOptions>, x, weight, bias, y, options,
+                      context);
 }
 normcore_status normcore_batch_instance_norm(const normcore_const_tensor* x,
                                              const normcore_const_tensor* rho,
@@ -298,25 +294,23 @@ normcore_status normcore_batch_instance_norm(const normcore_const_tensor* x,
                                              const normcore_tensor* y,
                                              const normcore_channel_options* options,
                                              const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    const auto o = with_rest(BatchInstanceNormOptions{running_mean(c), running_spread(c)}, c);
-    batch_instance_norm(required("x", x), required("rho", rho), in("weight", weight),
-                        in("bias", bias), result("y", y), o, {}, context_of(context));
-  });
+  auto op = [&](auto&& x_, auto&& weight_, auto&& bias_, auto&& y_, auto&& o, auto&&... rest) {
+    batch_instance_norm(x_, required("rho", rho), weight_, bias_, y_, o, rest...);
+  };
+  return channel_norm(op, with_buffers<BatchInstanceNormOptions>, x, weight, bias, y, options,
+                      context);
 }
 normcore_status normcore_switchable_norm(
     const normcore_const_tensor* x, const normcore_const_tensor* mean_logits,
     const normcore_const_tensor* var_logits, const normcore_const_tensor* weight,
     const normcore_const_tensor* bias, const normcore_tensor* y,
     const normcore_channel_options* options, const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    const auto o = with_rest(SwitchableNormOptions{running_mean(c), running_spread(c)}, c);
-    switchable_norm(required("x", x), required("mean_logits", mean_logits),
-                    required("var_logits", var_logits), in("weight", weight), in("bias", bias),
-                    result("y", y), o, {}, context_of(context));
-  });
+  auto op = [&](auto&& x_, auto&& weight_, auto&& bias_, auto&& y_, auto&& o, auto&&... rest) {
+    switchable_norm(x_, required("mean_logits", mean_logits), required("var_logits", var_logits),
+                    weight_, bias_, y_, o, rest...);
+  };
+  return channel_norm(op, with_buffers<SwitchableNormOptions>, x, weight, bias, y, options,
+                      context);
 }
 normcore_status normcore_mean_only_batch_norm(const normcore_const_tensor* x,
                                               const normcore_const_tensor* bias,
@@ -326,7 +320,7 @@ normcore_status normcore_mean_only_batch_norm(const normcore_const_tensor* x,
   return guarded([&] {
     const auto c = channel(options);
     expect_none("running_spread", c.running_spread, "mean-only batch norm");
-    MeanOnlyBatchNormOptions o{running_mean(c)};
+    MeanOnlyBatchNormOptions o{in("running_mean", c.running_mean)};
     o.channel_axis = c.channel_axis;
     mean_only_batch_norm(required("x", x), in("bias", bias), result("y", y), o, {},
                          context_of(context));
@@ -337,12 +331,10 @@ normcore_status normcore_lp_batch_norm(const normcore_const_tensor* x, double p,
                                        const normcore_const_tensor* bias, const normcore_tensor* y,
                                        const normcore_channel_options* options,
                                        const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    const auto o = with_rest(LpBatchNormOptions{p, running_mean(c), running_spread(c)}, c);
-    lp_batch_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
-                  context_of(context));
-  });
+  auto make = [&](const ConstTensor& mean, const ConstTensor& scale) {
+    return LpBatchNormOptions{p, mean, scale};
+  };
+  return channel_norm(lp_batch_norm, make, x, weight, bias, y, options, context);
 }
 normcore_status normcore_topk_batch_norm(const normcore_const_tensor* x, int64_t k,
                                          const normcore_const_tensor* weight,
@@ -350,12 +342,10 @@ normcore_status normcore_topk_batch_norm(const normcore_const_tensor* x, int64_t
                                          const normcore_tensor* y,
                                          const normcore_channel_options* options,
                                          const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    const auto o = with_rest(TopKBatchNormOptions{k, running_mean(c), running_spread(c)}, c);
-    topk_batch_norm(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, {},
-                    context_of(context));
-  });
+  auto make = [&](const ConstTensor& mean, const ConstTensor& scale) {
+    return TopKBatchNormOptions{k, mean, scale};
+  };
+  return channel_norm(topk_batch_norm, make, x, weight, bias, y, options, context);
 }
 
 // ---- weights

@@ -53,11 +53,10 @@ void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& ar
     }
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
     // A second sweep begins where the first one ended, which is still in cache.
-    const bool swept = !args.given_mean || kPoolCount<Method> > 1;
     const Index n = units.count();
     for_units(be, n, [&](Index u) {
-      be.apply(units.range(swept ? n - 1 - u : u), table, {a, s.center, shift}, args.element_weight,
-               args.element_bias, args.x, args.y);
+      be.apply(units.range(plan.second_sweep ? n - 1 - u : u), table, {a, s.center, shift},
+               args.element_weight, args.element_bias, args.x, args.y);
     });
   };
 

@@ -61,6 +61,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
   p->stream = p->bytes >= tuning::kStreamBytes;
   // Measured: planes gain a seventh; columns, long rows and what is swept once lose up to a half to
   // prefetchers that look ahead.
+  p->second_sweep = r.computed;
   p->backwards = r.computed && rows && r.affinity == Affinity::channel;
 
   // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.

@@ -92,6 +92,7 @@ struct Plan {
   Index block_outer, block_cells;
   Index unit_cells;    // cells of one task of a sweep within a block
   Index tile_cells;    // cells side by side in one tile
+  bool second_sweep;   // applying is one: statistics come from x
   bool stream;         // the output is too large to stay in cache
   bool backwards;      // tiles of the second sweep: the last ones are still in the nearest cache
   Index bytes;         // of all operands, for the choice of threads

@@ -1,4 +1,8 @@
 # What the C++ examples share: safetensors files, and matrix products by a BLAS where there is one.
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
 find_package(nlohmann_json 3 REQUIRED)
 find_package(BLAS)
 include(CheckCXXCompilerFlag)

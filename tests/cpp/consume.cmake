@@ -28,7 +28,8 @@ if(WAY STREQUAL pkg_config)
   separate_arguments(options UNIX_COMMAND "${options}")
   get_filename_component(library_folder ${folder} DIRECTORY)
   set(ENV{LD_LIBRARY_PATH} "${library_folder}:$ENV{LD_LIBRARY_PATH}")
-  run(${CC} ${FLAGS} ${CONSUMERS}/find_package/main.c -o ${WORK}/consumer ${options} -lm)
+  separate_arguments(flags UNIX_COMMAND "${C_FLAGS}${SANITIZERS}")
+  run(${CC} ${flags} ${CONSUMERS}/find_package/main.c -o ${WORK}/consumer ${options} -lm)
   run(${WORK}/consumer)
   return()
 endif()
@@ -36,12 +37,12 @@ endif()
 set(options -G ${GENERATOR} -DCMAKE_C_COMPILER=${CC} -DCMAKE_CXX_COMPILER=${CXX}
   -DCMAKE_BUILD_TYPE=${CONFIG})
 if(WAY STREQUAL find_package)
-  list(APPEND options -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_C_FLAGS=${FLAGS}
-    -DCMAKE_CXX_FLAGS=${FLAGS} -DOPENMP=${OPENMP})
+  list(APPEND options -DCMAKE_PREFIX_PATH=${prefix} -DOPENMP=${OPENMP}
+    "-DCMAKE_C_FLAGS=${C_FLAGS}${SANITIZERS}" "-DCMAKE_CXX_FLAGS=${CXX_FLAGS}${SANITIZERS}")
 else()
   # The portable kernels: one source to compile instead of one per instruction set.
   list(APPEND options -DNORMCORE_SOURCE=${NORMCORE_SOURCE} -DNORMCORE_GENERIC=ON
-    -DBUILD_SHARED_LIBS=${SHARED})
+    -DBUILD_SHARED_LIBS=${SHARED} "-DCMAKE_C_FLAGS=${C_FLAGS}" "-DCMAKE_CXX_FLAGS=${CXX_FLAGS}")
 endif()
 run(${CMAKE_COMMAND} -S ${CONSUMERS}/${WAY} -B ${WORK}/build ${options})
 run(${CMAKE_COMMAND} --build ${WORK}/build --config ${CONFIG})
