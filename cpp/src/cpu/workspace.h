@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "cpu/poison.h"
 #include "normcore/dtype.h"
 
 namespace normcore::cpu {
@@ -63,11 +64,12 @@ class Workspace {
     std::size_t size;
   };
 
-  void* take(std::size_t bytes) {
-    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* take(std::size_t wanted) {
+    const std::size_t bytes = (wanted + kAlignment - 1) / kAlignment * kAlignment + kRedZone;
     if (bytes > room()) make_room(bytes);
     void* p = next_;
     next_ += bytes;
+    unpoison(p, wanted);
     return p;
   }
   std::size_t room() const { return static_cast<std::size_t>(end_ - next_); }
@@ -81,6 +83,7 @@ class Workspace {
     if (size > kKept / 2) size = kKept / 2;
     if (size < bytes) size = bytes;
     auto* p = static_cast<std::byte*>(::operator new(size, std::align_val_t(kAlignment)));
+    poison(p, size);
     chunks_.push_back({std::unique_ptr<std::byte, Free>(p), size});
     go_to(chunks_.size() - 1);
   }
@@ -91,9 +94,19 @@ class Workspace {
   }
 
   void release(std::size_t chunk, std::byte* next) {
+    if constexpr (kRedZone > 0) poison_from(chunk, next);
     if (chunk == 0 && (!next || next == chunks_.front().data.get())) return reset();
     if (chunk_ != chunk) go_to(chunk);
     next_ = next;
+  }
+  // What was taken since `next` in that chunk.
+  void poison_from(std::size_t chunk, const std::byte* next) const {
+    for (std::size_t i = chunk; i <= chunk_ && i < chunks_.size(); ++i) {
+      const std::byte* data = chunks_[i].data.get();
+      const std::byte* first = i == chunk && next ? next : data;
+      const std::byte* end = i == chunk_ ? next_ : data + chunks_[i].size;
+      poison(first, static_cast<std::size_t>(end - first));
+    }
   }
   // Nothing is in use any more.
   void reset() {

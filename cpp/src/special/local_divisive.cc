@@ -18,6 +18,7 @@
 #include "cpu/backend.h"
 #include "normcore/local.h"
 #include "special/local_planes.h"
+#include "steps.h"
 
 namespace normcore {
 namespace {
@@ -86,12 +87,10 @@ struct BlockPlan {
   void each_tile(Index piece, F f) const {
     const Index per_row = ceil_div(plan.cells, piece_cells), o = piece / per_row;
     const Index k0 = piece % per_row * piece_cells, k1 = std::min(k0 + piece_cells, plan.cells);
-    for (Index k = k0; k < k1; k += plan.tile_cells) {
-      for (Index s = 0; s < plan.count; s += plan.chunk) {
-        f(TileRange{o, k, std::min(plan.tile_cells, k1 - k), s,
-                    std::min(plan.chunk, plan.count - s)});
-      }
-    }
+    for_steps(k0, k1, plan.tile_cells, [&](Index k, Index k_end) {
+      for_steps(0, plan.count, plan.chunk,
+                [&](Index s, Index s_end) { f(TileRange{o, k, k_end - k, s, s_end - s}); });
+    });
   }
 };
 

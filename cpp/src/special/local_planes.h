@@ -32,7 +32,8 @@ void window_means(double* plane, const PlaneAxes& axes, bool transposed, Paralle
   for (int d = 0; d < axes.count; ++d) {
     const Index n = axes.size[d], radius = axes.radius[d], window = 2 * radius + 1;
     if (radius > 0) {
-      const Index width = std::clamp<Index>(kStripElements / (n + 2 * radius) / 8 * 8, 8, inner);
+      const Index fits = kStripElements / (n + 2 * radius) / 8 * 8;
+      const Index width = std::min(std::max<Index>(fits, 8), inner);
       const Index strips = (inner + width - 1) / width;
       parallel(outer * strips, [=](Index task) {
         const Index first = task % strips * width, w = std::min(width, inner - first);

@@ -18,6 +18,7 @@
 #include "normcore/local.h"
 #include "plan.h"
 #include "special/local_plan.h"
+#include "steps.h"
 #include "tuning.h"
 
 namespace normcore {
@@ -132,8 +133,8 @@ class Task {
 
   bool forward() {
     Index kept = 0;
-    for (Index b0 = part_.r0; b0 < part_.r1; b0 += band_) {
-      const Index b1 = std::min(b0 + band_, part_.r1), from = b0 - plan_.row.before + kept;
+    return for_steps(part_.r0, part_.r1, band_, [&](Index b0, Index b1) {
+      const Index from = b0 - plan_.row.before + kept;
       if (!load_squares(from, b1 + plan_.row.after, squares_ + kept * pitch_)) return false;
       const C* squares;
       const Window w = last_sums(squares_, b1 - b0, &squares);
@@ -146,8 +147,8 @@ class Task {
         commit(b, y);
       });
       kept = keep(squares_, b1 - b0);
-    }
-    return true;
+      return true;
+    });
   }
 
   // dx of row j needs terms of the rows whose windows reach it, j - after .. j + before; those of a
@@ -155,8 +156,7 @@ class Task {
   bool backward() {
     const Index before = plan_.row.before, after = plan_.row.after;
     Index kept_terms = 0, kept_squares = 0;
-    for (Index b0 = part_.r0; b0 < part_.r1; b0 += band_) {
-      const Index b1 = std::min(b0 + band_, part_.r1);
+    return for_steps(part_.r0, part_.r1, band_, [&](Index b0, Index b1) {
       const Index t0 = b0 - after + kept_terms, t1 = b1 + before;  // new rows of terms
       C* squares_to = squares_ + kept_squares * pitch_;
       if (!load_squares(t0 - before + kept_squares, t1 + after, squares_to)) return false;
@@ -173,8 +173,8 @@ class Task {
       });
       kept_terms = keep(terms_, b1 - b0);
       keep(direct_, b1 - b0);
-    }
-    return true;
+      return true;
+    });
   }
 
   // Squares of rows [from, to), zeros beyond the edges, summed along the inner axes.
@@ -203,8 +203,9 @@ class Task {
   // them; everything else is zero. Then sums along the inner axes; the result is in dest.
   template <class F>
   void fill_rows(Index from, Index to, C* dest, bool mirrored, F f) {
-    const Index r0 = std::clamp<Index>(from, 0, plan_.row.size);
-    const Index r1 = std::clamp<Index>(to, r0, plan_.row.size);
+    // [from, to) may begin or end beyond either edge, or lie beyond it: r0 and r1 stay within it.
+    const Index r0 = std::clamp<Index>(0, from, to);
+    const Index r1 = std::clamp<Index>(plan_.row.size, r0, to);
     C* raw = inner_ % 2 ? spare_ : dest;
     if (pitch_ > dense()) {
       std::fill_n(raw, (to - from) * pitch_, C(0));
@@ -253,12 +254,12 @@ class Task {
     return overlap_;
   }
 
+  // Of all rows that the part reads.
   bool in_range() {
-    const Index before = plan_.row.before, after = plan_.row.after;
-    for (Index b0 = part_.r0 - before; b0 < part_.r1 + after; b0 += band_) {
-      if (!load_squares(b0, std::min(b0 + band_, part_.r1 + after), squares_)) return false;
-    }
-    return true;
+    const Index first = std::max<Index>(part_.r0 - plan_.row.before, 0);
+    const Index last = std::min(part_.r1 + plan_.row.after, plan_.row.size);
+    return for_steps(first, last, band_,
+                     [&](Index b0, Index b1) { return load_squares(b0, b1, squares_); });
   }
 
   cpu::Response<C> response() const { return {C(call_.k), C(call_.scale), C(call_.beta)}; }
