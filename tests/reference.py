@@ -301,6 +301,13 @@ def masked_batch_norm(x, weight, bias, mask, *, eps=1e-5):
     return y, mean.ravel(), var.ravel(), count.ravel()[0]
 
 
+def bessel(mask, x):
+    """From the biased variance of weighted positions to the unbiased one; 1 for a single one."""
+    w = _masked(x, mask)[1][:, 0].ravel()
+    pairs = (w[1:] * np.cumsum(w)[:-1]).sum()  # c**2 - sum(w**2) is twice that
+    return w.sum() ** 2 / (2 * pairs) if pairs > 0 else Real(1)
+
+
 def masked_batch_norm_backward(dy, x, weight, bias, mask, *, eps=1e-5):
     _, mean, var, count = masked_batch_norm(x, weight, bias, mask, eps=eps)
     x, m, pool = _masked(x, mask)

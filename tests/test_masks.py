@@ -50,7 +50,7 @@ def check(x, dy, w, b, mask, **options):
     y = np.moveaxis(y, options.get("channel_axis", 1), 1)
     assert_close(y, want, slack=slack, what="y", dtype=x.dtype)
     assert_close(rm, mean, slack=4 * eps * np.abs(mean).max() + eps, what="running_mean")
-    unbiased = var * count / (count - 1) if count > 1 else var
+    unbiased = var * reference.bessel(mask, moved)
     assert_close(rv, unbiased, slack=8 * eps * unbiased, what="running_var")
     want = reference.masked_batch_norm_backward(dy_moved, moved, w, b, mask)
     for s in (None, stats):

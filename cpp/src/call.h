@@ -52,11 +52,12 @@ inline void check_mask_dtype(const ConstTensor& mask, const ConstTensor& x) {
                    name_of(wanted) + ", that of statistics");
 }
 
-// The sum of the weights, each of which must be finite and not negative.
-inline double sum_of_mask(const ConstTensor& mask) {
-  if (mask.size() == 0) return 0;  // whatever its strides
+// The count of a mask's weights, each of which must be finite and not negative, and of which every
+// one counts for `channels` elements that do not share statistics.
+inline Weighed weigh(const ConstTensor& mask, Index channels) {
+  if (mask.size() == 0) return {0, 0};  // whatever its strides
   Walk w;
-  double repeats = 1, sum = 0;
+  double repeats = 1;
   for (int a = 0; a < mask.ndim(); ++a) {
     if (mask.stride(a) == 0) {
       repeats *= double(mask.shape(a));
@@ -64,18 +65,34 @@ inline double sum_of_mask(const ConstTensor& mask) {
       w.append(mask.shape(a), mask.stride(a));
     }
   }
-  auto add = [&](double v) {
+  repeats /= double(channels);
+  auto each = [&](auto f) {
+    if (mask.dtype() == DType::kFloat64) {
+      w.each([&](Index at) { f(static_cast<const double*>(mask.data())[at]); });
+    } else {
+      w.each([&](Index at) { f(double(static_cast<const float*>(mask.data())[at])); });
+    }
+  };
+  double largest = 0;
+  each([&](double v) {
     if (!(v >= 0) || std::isinf(v)) {
       throw value_error("mask holds " + std::to_string(v) + ", expected finite numbers >= 0");
     }
+    largest = std::max(largest, v);
+  });
+  if (largest == 0) return {0, 0};
+  // sum - sum of w^2 / sum is twice the products of all pairs / sum: nothing is subtracted where
+  // one weight is nearly all there is. In units of the largest no product leaves the range.
+  const double unit = unit_of<double>(largest);
+  double sum = 0, squares = 0, pairs = 0;
+  each([&](double v) {
+    v /= unit;
+    pairs += v * sum;
+    squares += v * v;
     sum += v;
-  };
-  if (mask.dtype() == DType::kFloat64) {
-    w.each([&](Index at) { add(static_cast<const double*>(mask.data())[at]); });
-  } else {
-    w.each([&](Index at) { add(static_cast<const float*>(mask.data())[at]); });
-  }
-  return sum * repeats;
+  });
+  pairs = repeats * pairs + (repeats - 1) / 2 * squares;
+  return {unit * (sum * repeats), unit * (2 * pairs / sum)};
 }
 
 // f(std::type_identity<C>) for the compute type of an element type.

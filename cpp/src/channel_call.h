@@ -128,19 +128,21 @@ struct ChannelCall {
     return nullptr;
   }
   // Mask and exchange where statistics are taken from x, and how much a batch pool counts.
-  Reach reach(const Context& context, double* count) const {
+  Reach reach(const Context& context, Weighed* count) const {
     Reach r{};
-    *count = double(space()) * double(samples());
+    r.own = Weighed::elements(double(space()) * double(samples()));
     r.exchange = exchange(context);
     r.count = count;
     r.least_count = training && !mask ? 2 : 0;
-    if (!mask) return r;
-    // The mask is repeated along the channels.
-    const double sum = sum_of_mask(mask) / double(std::max<Index>(1, channels()));
-    if (!nothing_computed()) {
-      r.mask = mask.data();
-      *count = r.mask_sum = sum;
+    if (mask) {
+      // It is repeated along the channels.
+      const Weighed weights = weigh(mask, std::max<Index>(1, channels()));
+      if (!nothing_computed()) {
+        r.mask = mask.data();
+        r.own = weights;
+      }
     }
+    *count = r.own;
     return r;
   }
   void check_reach(const Context& context) const {
@@ -228,8 +230,8 @@ inline Tensor writable(const Buffer& buffer) {
   return t;
 }
 
-inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Index rows, double n,
-                        Memory& memory) {
+inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Index rows,
+                        const Weighed& n, Memory& memory) {
   const Buffer& buffer = update.buffer;
   const Index channels = buffer.shape(0);
   const double* values = update.source == BufferUpdate::kMean ? table.mean : table.var;
@@ -238,7 +240,7 @@ inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Ind
     memory.transform(Memory::kReciprocal, table.rstd, rows * channels, inverse);
     values = inverse;
   }
-  const double factor = update.unbiased && n > 1 ? n / (n - 1) : 1;
+  const double factor = update.unbiased ? n.bessel() : 1;
   const double* old = memory.load<double>(buffer, vector_walk(buffer));
   double* moved = memory.take<double>(channels);
   memory.blend(old, values, rows, channels, update.momentum, factor, moved);
@@ -247,9 +249,9 @@ inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Ind
 
 inline void merge_empty(const Reach& reach, bool known, Index channels, StatsTable& table,
                         Memory& memory) {
-  *reach.count = 0;
+  double count = 0;
   for (double* values : {table.mean, table.var}) std::fill_n(values, channels, 0.0);
-  merge_processes(reach, known, channels, *reach.count, table.mean, table.var, memory);
+  merge_processes(reach, known, channels, count, table.mean, table.var, memory);
 }
 
 // A call on nothing: of many processes it takes part in the statistics of the others.
@@ -257,7 +259,7 @@ template <class Method, class MakeParams>
 void join_empty(const ChannelCall& call, const MakeParams& make_params,
                 std::span<const BufferUpdate> updates, const StatsOut& stats,
                 const Context& context) {
-  double count = 0;
+  Weighed count{};
   const Reach reach = call.reach(context, &count);
   if (!reach.exchange) return finish_empty(stats, context);
   CallMemory call_memory(context);
@@ -266,10 +268,10 @@ void join_empty(const ChannelCall& call, const MakeParams& make_params,
   StatsTable table(channels, memory);
   merge_empty(reach, /*known=*/false, channels, table, memory);
   finish_empty(stats, context);
-  if (count == 0) return;
+  if (count.sum == 0) return;
   const typename Method::Params params = make_params(memory);
   for (Index k = 0; k < channels; ++k) {
-    table.rstd[k] = Method::rstd({0, table.var[k], count}, params);
+    table.rstd[k] = Method::rstd({0, table.var[k], count.sum}, params);
   }
   Plan plan{};
   plan.affinity = Affinity::channel;
@@ -335,7 +337,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     }
     const double* given_mean = call.load_channels(call.given_mean, memory);
     const double* given_var = call.load_given_var(memory);
-    double count;
+    Weighed count;
     const Reach reach = call.reach(context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       ForwardArgs<C> args{};
@@ -365,8 +367,8 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     if (!one_pool) of_table.pooled = {};
     write_stats(plan, table, of_table, memory);
     const Index rows = plan.pool_rows(call.reported_extent());
-    if (rows > 1) count /= double(call.samples());
-    if (count == 0) return;
+    if (rows > 1) count = Weighed::elements(double(call.space()));
+    if (count.sum == 0) return;
     for (const BufferUpdate& u : updates) move_buffer(u, table, rows, count, memory);
   });
 }
@@ -375,7 +377,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
 template <class Method>
 void join_empty_backward(const ChannelCall& call, const SavedStats& stats, const Context& context,
                          Memory& memory) {
-  double count = 0;
+  Weighed count;
   const Reach reach = call.reach(context, &count);
   if (!reach.exchange) return;
   StatsTable table(call.channels(), memory);
@@ -435,7 +437,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       dbias = memory.take<double>(channels);
     }
     if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
-    double count;
+    Weighed count;
     const Reach reach = call.reach(context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       BackwardArgs<C> args{};

@@ -54,7 +54,7 @@ struct Reduction {
         args.mean = table.mean;
         args.var = table.var;
         args.rstd = table.rstd;
-        if (mask) args.reach = {mask.data(), /*mask_sum=*/1, weights};
+        if (mask) args.reach = {mask.data(), /*own=*/{1, 0}, weights};
         run_forward<Method, C>(plan, x.dtype(), args, params, context, memory);
       });
       if (mask) table.rstd = weights;
@@ -95,7 +95,7 @@ void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& 
     if (context.device == Device::kCuda) {
       throw value_error("mask is given, expected none for arrays on a CUDA device");
     }
-    sum_of_mask(o.mask);  // for its check
+    weigh(o.mask, 1);  // for its check
   }
   {
     CallMemory memory(context);

@@ -13,6 +13,23 @@
 
 namespace normcore {
 
+// What the elements of a pool count: the sum of their weights, and the divisor of an unbiased
+// variance. Both are of the kind of a weight: a factor common to all weights changes no statistics.
+struct Weighed {
+  double sum, divisor;  // sum w - sum w^2 / sum w; n - 1 where all weights are 1
+
+  static Weighed elements(double n) { return {n, n > 1 ? n - 1 : 0}; }
+  // From the sums over parts of their sums of weights, of the products of all pairs of weights
+  // within a part, and of the squares of their sums. Those of a single part are its own.
+  static Weighed of_parts(double sum, double pairs, double squares) {
+    pairs += std::fmax(0, sum * sum - squares) / 2;
+    return {sum, sum > 0 ? 2 * pairs / sum : 0};
+  }
+  // Of the unbiased variance to the biased one. Where one element is all that counts there is no
+  // unbiased one; by less than this others are no more than its rounding.
+  double bessel() const { return divisor > 1e-12 * sum ? sum / divisor : 1; }
+};
+
 // The statistics of one pool over a block of the table: rows x cols entries.
 struct PoolTable {
   Extent extent;

@@ -13,11 +13,11 @@ namespace normcore {
 // Beyond x: which elements count, and the samples of other processes. Host only.
 struct Reach {
   const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMaskOperand
-  double mask_sum = 0;         // over a pool, to divide by
+  Weighed own{};               // what a pool over all of x counts
   double* weights = nullptr;   // out, with a mask: its sums by cell
   Exchange* exchange = nullptr;
-  double* count = nullptr;  // out, with an exchange: the elements of a pool in all processes
-  double least_count = 0;   // of those
+  Weighed* count = nullptr;  // out, with an exchange: what such a pool counts in all processes
+  double least_count = 0;    // of those
 };
 inline constexpr int kMaskOperand = 3;
 
@@ -141,7 +141,10 @@ void merge_processes(const Reach& reach, bool known, Index n, double& count, dou
                      double* var, Scope& scope) {
   Exchange& exchange = *reach.exchange;
   const double own = count;
-  exchange.sum(&count, 1);
+  double counts[] = {own, own * reach.own.divisor / 2, own * own};
+  exchange.sum(counts, 3);
+  count = counts[0];
+  *reach.count = Weighed::of_parts(counts[0], counts[1], counts[2]);
   if (count > 0 && count < reach.least_count) {
     throw value_error(
         "Expected more than 1 value per channel when training, got one in all processes");
@@ -188,7 +191,7 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     t = pool_shape(extent, plan, b.on, b.kn);
     t.mean = scope.template take<double>(t.rows * t.cols);
     t.var = scope.template take<double>(t.rows * t.cols);
-    if (args.reach.mask && i >= computed) t.count = args.reach.mask_sum;
+    if (args.reach.mask && i >= computed) t.count = args.reach.own.sum;
   }
   out.center = scope.template take<C>(rows * b.kn);
 
@@ -286,7 +289,6 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     if (args.reach.exchange) {
       const bool known = i == P - 1 && args.saved_mean();
       merge_processes(args.reach, known, t.cols, t.count, t.mean, t.var, scope);
-      if (args.reach.count) *args.reach.count = t.count;
     }
     if (t.count == 0) forget(t);
   }

@@ -429,6 +429,8 @@ def batch_norm(
         Added to the variance; positive when training, else at least 0.
     unbiased_running_var : bool
         Whether ``running_var`` takes in the variance with divisor n - 1, as PyTorch does, or n.
+        With a mask of weights w the divisor is ``c - sum(w**2) / c`` or ``c = sum(w)``: a factor
+        common to all weights changes nothing. Where only one position counts it is c.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
     mask : array, optional

@@ -71,7 +71,8 @@ struct BatchNormOptions {
   bool unbiased_running_var = true;
   int channel_axis = 1;
   // What each position counts in the statistics: numbers >= 0, float32 (float64 for float64 x), of
-  // x's shape without the channel axis; zero strides repeat. CPU only.
+  // x's shape without the channel axis; zero strides repeat. CPU only. With weights w an unbiased
+  // variance has the divisor c - sum(w^2) / c, c = sum(w): n - 1 where they are 0 and 1.
   ConstTensor mask{};
 };
 struct InstanceNormOptions {
