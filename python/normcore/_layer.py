@@ -15,11 +15,10 @@ from typing import Any, ClassVar, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._interop import Array, as_numpy
+from ._dtypes import FLOATS, float_dtype, stored
+from ._interop import Array
 
 Layer = TypeVar("Layer", bound="_Layer")
-
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class StateDictError(RuntimeError, ValueError):
@@ -27,13 +26,6 @@ class StateDictError(RuntimeError, ValueError):
 
     A RuntimeError, which torch raises here, and a ValueError as other misfitting shapes are.
     """
-
-
-def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    result: np.dtype[Any] = np.dtype(dtype)
-    if result.name not in _FLOATS:
-        raise TypeError(f"dtype is {result.name}, expected one of {', '.join(_FLOATS)}")
-    return result
 
 
 def positive(name: str, value: SupportsIndex) -> int:
@@ -162,7 +154,8 @@ class _Layer:
         ----------
         state_dict : mapping of str to array
             Exactly the keys of `state_dict`, ``num_batches_tracked`` being optional. NumPy
-            arrays, torch tensors (of any device and dtype), JAX arrays, lists.
+            arrays (also bfloat16 ones as ``numpy.load`` returns them), torch tensors (of any
+            device and dtype), JAX arrays, lists.
 
         Raises
         ------
@@ -179,8 +172,8 @@ class _Layer:
         for name, target in own.items():
             if name not in state_dict:
                 continue
-            value = as_numpy(state_dict[name])
-            if value.dtype.kind not in "biuf" and value.dtype.name not in _FLOATS:
+            value = stored(state_dict[name])
+            if value.dtype.kind not in "biuf" and value.dtype.name not in FLOATS:
                 problems.append(f"{name} has dtype {value.dtype}, expected real numbers")
             elif value.shape != target.shape:
                 problems.append(f"{name} has shape {value.shape}, expected {target.shape}")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._dtypes import float_dtype
 from ._interop import Array, position_weights
 from ._layer import _Layer, affine_parameters, positive
 from ._life import Parts, ghost_chunks
@@ -120,7 +121,7 @@ class _RunningNorm(_ChannelLayer):
         )
         buffers: dict[str, Array] = {}
         if self.track_running_stats:
-            kind = np.float64 if np.dtype(dtype) == np.float64 else np.float32
+            kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
             rows = () if self.time_steps is None else (self.time_steps,)
             for name in self._running:
                 start = 0.0 if name == "running_mean" else 1.0

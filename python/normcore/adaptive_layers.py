@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import adaptive, scaled
+from ._dtypes import float_dtype
 from ._interop import as_numpy
-from ._layer import affine_parameters, float_dtype, positive
+from ._layer import affine_parameters, positive
 from ._life import Foldable
 from ._running import _MaskedNorm, _RunningNorm
 from .reductions import Moments

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ._interop import Array, as_numpy
+from ._dtypes import stored
+from ._interop import Array
 
 __all__ = [
     "from_batch_instance_norm",
@@ -82,7 +83,7 @@ def _renamed(state: Mapping[Any, Any], names: Mapping[Any, Any]) -> dict[Any, Ar
         raise ValueError(
             f"state has {', '.join(unknown)}, expected only {', '.join(map(str, names))}"
         )
-    return {names[key]: as_numpy(value) for key, value in state.items()}
+    return {names[key]: stored(value) for key, value in state.items()}
 
 
 def _back(state: Mapping[str, Any], names: Mapping[Any, str]) -> dict[Any, Array]:
@@ -244,8 +245,8 @@ def from_compressai(state: Mapping[str, Any]) -> dict[str, Array]:
     """
     constants = [key for key in state if "_reparam." in key]
     for key in constants:
-        if key.endswith("pedestal") and not np.isclose(as_numpy(state[key]), _PEDESTAL, rtol=1e-5):
-            raise ValueError(f"{key} is {as_numpy(state[key])}, expected {_PEDESTAL}")
+        if key.endswith("pedestal") and not np.isclose(stored(state[key]), _PEDESTAL, rtol=1e-5):
+            raise ValueError(f"{key} is {stored(state[key])}, expected {_PEDESTAL}")
     kept = {key: value for key, value in state.items() if key not in constants}
     return _renamed(kept, {"beta": "beta", "gamma": "gamma"})
 
@@ -308,7 +309,7 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:
     >>> from_torch({"weight_g": np.ones((2, 1)), "weight_v": np.ones((2, 3))})["g"]
     array([1., 1.])
     """
-    result = {key: as_numpy(value) for key, value in state.items()}
+    result = {key: stored(value) for key, value in state.items()}
     for g_name, v_name in _WEIGHT_NORM.values():
         if g_name in result and v_name in result:
             g = result.pop(g_name)
@@ -332,7 +333,7 @@ def to_torch(
     """
     if weight_norm not in _WEIGHT_NORM:
         raise ValueError(f"weight_norm is {weight_norm!r}, expected 'parametrized' or 'legacy'")
-    result = {key: as_numpy(value) for key, value in state.items()}
+    result = {key: stored(value) for key, value in state.items()}
     if "g" in result and "v" in result:
         g_name, v_name = _WEIGHT_NORM[weight_norm]
         g, v = result.pop("g"), result.pop("v")
@@ -360,7 +361,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
 
 def save_safetensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a state to a safetensors file; needs the package ``safetensors``."""
-    arrays = {key: np.ascontiguousarray(as_numpy(value)) for key, value in state.items()}
+    arrays = {key: np.ascontiguousarray(stored(value)) for key, value in state.items()}
     # Arrays without axes become arrays of one axis in ascontiguousarray.
     shaped = {key: arrays[key].reshape(np.shape(value)) for key, value in state.items()}
     _safetensors().save_file(shaped, os.fspath(path))

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import local
+from ._dtypes import float_dtype
 from ._interop import Array
-from ._layer import _Layer, affine_parameters, float_dtype, positive
+from ._layer import _Layer, affine_parameters, positive
 
 __all__ = ["LocalDivisiveNorm", "LocalResponseNorm"]
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._dtypes import float_dtype
 from ._interop import Array, as_numpy
-from ._layer import _Layer, float_dtype, positive
+from ._layer import _Layer, positive
 from .spectral import SpectralNormResult, spectral_norm_backward
 
 __all__ = ["SpectralNorm"]

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import weights
+from ._dtypes import float_dtype
 from ._interop import Array
-from ._layer import _Layer, float_dtype, positive
+from ._layer import _Layer, positive
 
 __all__ = ["WeightNorm"]
 

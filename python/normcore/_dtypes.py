@@ -1,0 +1,49 @@
+"""The dtypes of layers: what their argument ``dtype`` and the arrays of a stored state may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._interop import Array, as_numpy
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return NumPy's dtype bfloat16, which the package ml_dtypes has."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError(
+            "bfloat16 arrays of NumPy need the package ml_dtypes: pip install 'normcore[bfloat16]'"
+        ) from error
+    result: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return result
+
+
+def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the dtype of a layer's parameters, also by a name that NumPy does not know yet."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return bfloat16()  # NumPy knows the name only once ml_dtypes has been imported
+    try:
+        result: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}") from None
+    if result.name not in FLOATS:
+        raise TypeError(f"dtype is {result.name}, expected one of {', '.join(FLOATS)}")
+    return result
+
+
+def stored(value: Any) -> Array:
+    """Return an array of a stored state, of any library, as a NumPy array.
+
+    NumPy writes bfloat16 to its files as raw elements of two bytes. No other dtype comes back as
+    these, so they are read as bfloat16 here, without a copy.
+    """
+    array = as_numpy(value)
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
+        return array.view(bfloat16())
+    return array
