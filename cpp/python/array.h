@@ -206,6 +206,7 @@ class Array {
   static Array writable(py::handle object, const char* name) {
     Array a;
     if (object.is_none()) return a;
+    if (!py::isinstance<py::array>(object)) refuse_immutable(object, name);
     a.read(object, name, /*convert=*/false);
     if (!a.writable_) {
       throw value_error(std::string(name) + " is read-only, expected a writeable array");
@@ -244,6 +245,17 @@ class Array {
   }
 
  private:
+  // Arrays that are values to their library, which may share their memory: their capsules do not
+  // say so.
+  static void refuse_immutable(py::handle object, const char* name) {
+    const std::string module = py::str(py::type::handle_of(object).attr("__module__"));
+    const std::string library = module.substr(0, module.find('.'));
+    if (library != "jax" && library != "jaxlib" && library != "tensorflow") return;
+    throw value_error(std::string(name) + " is an array of " +
+                      (library == "jaxlib" ? "jax" : library) +
+                      ", whose arrays are immutable, expected a writeable array");
+  }
+
   void read(py::handle object, const char* name, bool convert) {
     object_ = py::reinterpret_borrow<py::object>(object);
     if (py::isinstance<py::array>(object)) return read_numpy(name);

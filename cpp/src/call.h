@@ -209,6 +209,13 @@ inline void check_stats_out(const StatsOut& out, const ExpectedShape& pools) {
   check_pooled(out.pooled, shape);
 }
 
+inline void declare_stats(const StatsOut& out, Operands& operands) {
+  operands.writes("stats.mean", out.mean);
+  operands.writes("stats.rstd", out.rstd);
+  operands.writes("stats.pooled", out.pooled);
+  operands.writes("stats.given", out.given);
+}
+
 inline void fill(const Tensor& t, double value, Memory& memory) {
   if (!t) return;
   Walk w;

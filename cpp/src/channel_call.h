@@ -25,10 +25,12 @@ std::span<const BufferUpdate> moving(const BufferUpdate (&updates)[N], bool move
   return move ? std::span<const BufferUpdate>(updates) : std::span<const BufferUpdate>();
 }
 
-// An array of parameters of the method's own.
+// An array of parameters of the method's own, and in backward its gradient.
 struct OwnParameter {
   const char* name;
   const ConstTensor& value;
+  const char* gradient_name = nullptr;
+  const Tensor* gradient = nullptr;
 };
 struct OwnGradients {
   std::span<const OwnParameter> of;
@@ -153,6 +155,19 @@ struct ChannelCall {
     if (training && !context.exchange && x.size() > 0 && samples() * space() == 1) {
       throw value_error("Expected more than 1 value per channel when training" + input_size(x));
     }
+  }
+
+  // What forward and backward read.
+  void declare_reads(std::span<const OwnParameter> own, bool buffers, Operands& operands) const {
+    operands.reads(names.x, x);
+    operands.reads(names.weight, weight);
+    operands.reads("bias", bias);
+    operands.reads("mask", mask);
+    if (buffers) {
+      operands.reads("running_mean", given_mean);
+      operands.reads(var_name, given_var);
+    }
+    for (const OwnParameter& p : own) operands.reads(p.name, p.value);
   }
 
   // The pool whose statistics are reported to a reader: see ForwardArgs.
@@ -292,19 +307,12 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
                      std::span<const BufferUpdate> updates, const StatsOut& stats,
                      const Context& context, std::span<const OwnParameter> own = {}) {
   check_device(context);
-  check_output("out", y, call.x, /*may_be_x=*/true, call.names.x);
-  check_disjoint("out", y, call.names.weight, call.weight);
-  check_disjoint("out", y, "bias", call.bias);
-  check_disjoint("out", y, "running_mean", call.given_mean);
-  check_disjoint("out", y, call.var_name, call.given_var);
-  check_disjoint("out", y, "mask", call.mask);
+  check_output("out", y, call.x, call.names.x);
   for (const BufferUpdate& u : updates) {
-    check_disjoint("out", y, u.name, u.buffer);
     if (u.buffer.writable()) continue;
     throw value_error(std::string(u.name) +
                       " is read-only, expected memory that a training call may move");
   }
-  for (const OwnParameter& p : own) check_disjoint("out", y, p.name, p.value);
   check_stats_out(stats, call.stats_shape());
   if ((stats.mean || stats.rstd) && call.pool_count > 1 && call.stats_shape().ndim > 1) {
     throw value_error("stats.mean or rstd is given, expected none: the method has several");
@@ -313,6 +321,12 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     ExpectedShape pairs = call.channel_shape;
     check_pooled(stats.given, pairs, "stats.given");
   }
+  Operands operands;
+  call.declare_reads(own, /*buffers=*/updates.empty(), operands);
+  operands.writes("out", y, {&call.x});
+  for (const BufferUpdate& u : updates) operands.updates(u.name, u.buffer);
+  declare_stats(stats, operands);
+  operands.check();
   call.check_reach(context);
   if (call.x.size() == 0) {
     return join_empty<Method>(call, make_params, updates, stats, context);
@@ -397,19 +411,25 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
                       const OwnGradients& own, const WriteOwn& write_own) {
   check_device(context);
   check_like(call.names.dy, dy, call.x, call.names.x);
-  check_output("out", g.dx, call.x, /*may_be_x=*/true, call.names.x);
-  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, call.names.dy, dy);
-  check_disjoint("out", g.dx, call.names.weight, call.weight);
-  check_disjoint("out", g.dx, "running_mean", call.given_mean);
-  check_disjoint("out", g.dx, call.var_name, call.given_var);
-  check_disjoint("out", g.dx, "mask", call.mask);
-  for (const OwnParameter& p : own.of) check_disjoint("out", g.dx, p.name, p.value);
+  check_output("out", g.dx, call.x, call.names.x);
   if (g.dweight && !same_shape(g.dweight, call.weight)) {
     check_shape(call.names.dweight, g.dweight, call.channel_shape);
   }
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
   check_pooled(stats.pooled, call.stats_shape());
   check_pooled(stats.given, call.channel_shape, "stats.given");
+  Operands operands;
+  call.declare_reads(own.of, /*buffers=*/true, operands);
+  operands.reads(call.names.dy, dy);
+  operands.reads("stats.pooled", stats.pooled);
+  operands.reads("stats.given", stats.given);
+  operands.writes("out", g.dx, {&call.x, &dy});
+  operands.writes(call.names.dweight, g.dweight);
+  operands.writes("dbias", g.dbias);
+  for (const OwnParameter& p : own.of) {
+    if (p.gradient) operands.writes(p.gradient_name, *p.gradient);
+  }
+  operands.check();
   call.check_reach(context);
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);

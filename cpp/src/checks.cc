@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 
 #include "normcore/errors.h"
 
@@ -16,31 +17,12 @@ std::string number(double v) {
   return text;
 }
 
-struct Dim {
-  Index size, stride;
-};
-
-// Dimensions of more than one element with positive strides, longest first.
-int normalized_dims(const ConstTensor& t, Dim* dims) {
-  int n = 0;
-  for (int i = 0; i < t.ndim(); ++i) {
-    if (t.shape(i) != 1) dims[n++] = {t.shape(i), t.stride(i) < 0 ? -t.stride(i) : t.stride(i)};
-  }
-  std::sort(dims, dims + n, [](const Dim& a, const Dim& b) { return a.stride > b.stride; });
-  return n;
-}
-
-Index span(const Dim* dims, int n) {
-  Index last = 0;
-  for (int i = 0; i < n; ++i) last += (dims[i].size - 1) * dims[i].stride;
-  return last + 1;
-}
-
 // The bytes from the first element of a tensor to the end of the last; none where it is empty.
 struct Bytes {
   std::intptr_t first, end;
 };
-Bytes bytes_of(const ConstTensor& t) {
+template <bool kConst>
+Bytes bytes_of(const BasicTensor<kConst>& t) {
   const auto size = static_cast<std::intptr_t>(size_of(t.dtype()));
   std::intptr_t first = reinterpret_cast<std::intptr_t>(t.data()), end = first + size;
   for (int i = 0; i < t.ndim(); ++i) {
@@ -51,18 +33,75 @@ Bytes bytes_of(const ConstTensor& t) {
   return {first, end};
 }
 
-// Two boxes with the same strides, the second `distance` elements on: is there a place where
-// distance = sum (i_d - j_d) * stride_d with every index in its range?
-bool boxes_meet(const Dim* a, const Dim* b, int n, Index distance) {
+// A place in memory is a sum of such terms: c * stride with c in [low, high].
+struct Term {
+  Index stride, low, high;
+};
+
+Index floor_div(Index a, Index b) { return a / b - (a % b < 0); }
+
+// Whether the sum of the terms, longest strides first, can be `distance`. Strides of slices leave
+// next to no choice; a search through others ends after `steps` with a yes.
+bool can_be(const Term* t, int n, Index distance, int& steps) {
   if (n == 0) return distance == 0;
-  const Index stride = a[0].stride;
-  if (stride == 0) return boxes_meet(a + 1, b + 1, n - 1, distance);
-  const Index low = static_cast<Index>(std::floor(double(distance) / double(stride)));
-  for (Index steps = low; steps <= low + 1; ++steps) {
-    if (steps > a[0].size - 1 || steps < 1 - b[0].size) continue;
-    if (boxes_meet(a + 1, b + 1, n - 1, distance - steps * stride)) return true;
+  if (--steps < 0) return true;
+  Index low = 0, high = 0;  // of what the others sum up to
+  for (int i = 1; i < n; ++i) {
+    low += t[i].low * t[i].stride;
+    high += t[i].high * t[i].stride;
+  }
+  const Index least = std::max(t->low, -floor_div(high - distance, t->stride));
+  const Index most = std::min(t->high, floor_div(distance - low, t->stride));
+  for (Index c = least; c <= most; ++c) {
+    if (can_be(t + 1, n - 1, distance - c * t->stride, steps)) return true;
   }
   return false;
+}
+constexpr int kMostSteps = 10'000;
+
+void sort_terms(Term* terms, int n) {
+  std::sort(terms, terms + n, [](const Term& a, const Term& b) { return a.stride > b.stride; });
+}
+
+// Whether two elements of a view lie in one place, of a view without strides of 0.
+bool overlaps_itself(const ConstTensor& t) {
+  Term terms[kMaxDims];
+  int n = 0;
+  for (int i = 0; i < t.ndim(); ++i) {
+    if (t.shape(i) == 1) continue;
+    terms[n++] = {std::abs(t.stride(i)), 1 - t.shape(i), t.shape(i) - 1};
+  }
+  sort_terms(terms, n);
+  int steps = kMostSteps;
+  // Two places whose indices differ first, and upwards, along one of the axes.
+  for (int i = 0; i < n; ++i) {
+    terms[i].low = 1;
+    if (can_be(terms + i, n - i, 0, steps)) return true;
+  }
+  return false;
+}
+
+template <bool kConst>
+void check_own_memory(const char* name, const BasicTensor<kConst>& t) {
+  // Nearly always every axis steps over all that lies behind it.
+  Index reach = 0;
+  int i = t.ndim() - 1;
+  for (; i >= 0; --i) {
+    if (t.shape(i) == 1) continue;
+    const Index stride = std::abs(t.stride(i));
+    if (stride <= reach) break;
+    reach += (t.shape(i) - 1) * stride;
+  }
+  if (i < 0 || t.size() == 0) return;
+  for (int a = 0; a < t.ndim(); ++a) {
+    if (t.stride(a) != 0 || t.shape(a) == 1) continue;
+    throw value_error(std::string(name) + " is broadcast along axis " + std::to_string(a) +
+                      ", expected memory of its own for every element");
+  }
+  if (!overlaps_itself(t)) return;
+  throw value_error(std::string(name) +
+                    " has elements that overlap in memory, expected memory of its own for every "
+                    "element");
 }
 
 }  // namespace
@@ -95,8 +134,7 @@ void check_like(const char* name, const ConstTensor& t, const ConstTensor& x, co
   }
 }
 
-void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x,
-                  const char* x_name) {
+void check_output(const char* name, const Tensor& out, const ConstTensor& x, const char* x_name) {
   if (!same_shape(out, x)) {
     throw value_error(std::string(name) + " has shape " + shape_text(out) + ", expected " +
                       shape_text(x) + ": " + x_name + "'s");
@@ -105,24 +143,6 @@ void check_output(const char* name, const Tensor& out, const ConstTensor& x, boo
     throw value_error(std::string(name) + " has dtype " + name_of(out.dtype()) + ", expected " +
                       name_of(x.dtype()) + ": " + x_name + "'s");
   }
-  if (out.size() == 0) return;
-  for (int i = 0; i < out.ndim(); ++i) {
-    if (out.stride(i) == 0 && out.shape(i) > 1) {
-      throw value_error(std::string(name) + " is broadcast along axis " + std::to_string(i) +
-                        ", expected memory of its own for every element");
-    }
-  }
-  if (overlap(out, x) && !(may_be_x && same_memory(out, x))) {
-    throw value_error(std::string(name) + " overlaps " + x_name + " in memory, expected " +
-                      (may_be_x ? std::string(x_name) + " itself or " : "") + "memory of its own");
-  }
-}
-
-void check_disjoint(const char* name, const Tensor& out, const char* other_name,
-                    const ConstTensor& other) {
-  if (!out || !other || !overlap(out, other)) return;
-  throw value_error(std::string(name) + " overlaps " + other_name +
-                    " in memory, expected memory of its own");
 }
 
 void check_eps(double eps, bool positive) {
@@ -211,18 +231,86 @@ bool overlap(const ConstTensor& a, const ConstTensor& b) {
   const Bytes of_a = bytes_of(a), of_b = bytes_of(b);
   if (of_a.first == of_a.end || of_b.first == of_b.end) return false;
   if (of_a.end <= of_b.first || of_b.end <= of_a.first) return false;
-  Dim da[kMaxDims], db[kMaxDims];
-  const int na = normalized_dims(a, da), nb = normalized_dims(b, db);
+  // Where byte e of an element of a, at a sum of steps, is byte f of one of b. From the first byte
+  // of each on all steps go up.
   const Index size_a = static_cast<Index>(size_of(a.dtype()));
   const Index size_b = static_cast<Index>(size_of(b.dtype()));
-  const Index distance = of_b.first - of_a.first;
-  bool sliced_alike = na == nb && size_a == size_b && distance % size_a == 0;
-  // Slices of one array: equal strides, each at least the span of all shorter ones.
-  for (int i = 0; sliced_alike && i < na; ++i) {
-    const Index inner = std::max(span(da + i + 1, na - i - 1), span(db + i + 1, na - i - 1));
-    sliced_alike = da[i].stride == db[i].stride && (i + 1 == na || da[i].stride >= inner);
+  Term terms[2 * kMaxDims + 1];
+  terms[0] = {1, 1 - size_b, size_a - 1};  // e - f
+  int n = 1;
+  for (int i = 0; i < a.ndim(); ++i) {
+    if (a.shape(i) == 1 || a.stride(i) == 0) continue;
+    terms[n++] = {std::abs(a.stride(i)) * size_a, 0, a.shape(i) - 1};
   }
-  return !sliced_alike || boxes_meet(da, db, na, distance / size_a);
+  const int from_a = n;
+  for (int i = 0; i < b.ndim(); ++i) {
+    if (b.shape(i) == 1 || b.stride(i) == 0) continue;
+    const Index stride = std::abs(b.stride(i)) * size_b;
+    int same = 1;
+    while (same < from_a && (terms[same].stride != stride || terms[same].low != 0)) ++same;
+    if (same == from_a) {
+      same = n++;
+      terms[same] = {stride, 0, 0};
+    }
+    terms[same].low = 1 - b.shape(i);
+  }
+  sort_terms(terms, n);
+  int steps = kMostSteps;
+  return can_be(terms, n, of_b.first - of_a.first, steps);
+}
+
+template <bool kConst>
+Operands::Operand& Operands::add(const char* name, const BasicTensor<kConst>& t,
+                                 std::initializer_list<const ConstTensor*> over) {
+  if (count_ == kMost) throw value_error("a call has more operands than kMost");
+  Operand& o = operands_[count_++];
+  const Bytes bytes = bytes_of(t);
+  o.name = name;
+  o.first = bytes.first;
+  o.end = bytes.end;
+  o.in = nullptr;
+  o.out = nullptr;
+  int n = 0;
+  for (const ConstTensor* other : over) o.over[n++] = other;
+  for (; n < kMostOver; ++n) o.over[n] = nullptr;
+  o.written = !kConst;
+  return o;
+}
+template Operands::Operand& Operands::add(const char*, const ConstTensor&,
+                                          std::initializer_list<const ConstTensor*>);
+template Operands::Operand& Operands::add(const char*, const Tensor&,
+                                          std::initializer_list<const ConstTensor*>);
+
+bool Operands::Operand::may_be(const Operand& other) const {
+  return std::find(over, over + kMostOver, other.in) != over + kMostOver;
+}
+
+void Operands::check_pair(const Operand& written, const Operand& other) const {
+  const bool may_be = !other.written && written.may_be(other);
+  const ConstTensor view = written.view(), other_view = other.view();
+  if (may_be && same_memory(view, other_view)) return;
+  if (!overlap(view, other_view)) return;
+  throw value_error(std::string(written.name) + " overlaps " + other.name +
+                    " in memory, expected " +
+                    (may_be ? std::string(other.name) + " itself or " : "") + "memory of its own");
+}
+
+void Operands::check() const {
+  for (int i = 0; i < count_; ++i) {
+    const Operand& o = operands_[i];
+    if (!o.written) continue;
+    if (o.out) {
+      check_own_memory(o.name, *o.out);
+    } else {
+      check_own_memory(o.name, *o.in);
+    }
+    for (int j = 0; j < count_; ++j) {
+      const Operand& other = operands_[j];
+      // Most lie apart. A pair that is written is looked at once.
+      if (o.end <= other.first || other.end <= o.first || i == j) continue;
+      if (!other.written || j < i) check_pair(o, other);
+    }
+  }
 }
 
 }  // namespace normcore

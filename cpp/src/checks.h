@@ -2,6 +2,8 @@
 // is and what it should be.
 #pragma once
 
+#include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "normcore/ops.h"
@@ -34,12 +36,9 @@ struct ExpectedShape {
 void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& expected);
 void check_like(const char* name, const ConstTensor& t, const ConstTensor& x,
                 const char* x_name = "x");
-// `out` must have x's shape and dtype, be no broadcast, and share no memory with x except all of
-// it.
-void check_output(const char* name, const Tensor& out, const ConstTensor& x, bool may_be_x,
+// `out` must have x's shape and dtype.
+void check_output(const char* name, const Tensor& out, const ConstTensor& x,
                   const char* x_name = "x");
-void check_disjoint(const char* name, const Tensor& out, const char* other_name,
-                    const ConstTensor& other);
 void check_eps(double eps, bool positive);
 void check_finite(const char* name, double value);
 void check_at_least(const char* name, Index value, Index least);
@@ -55,9 +54,56 @@ int check_channel_axis(const ConstTensor& x, int axis);
 // Marks the axes; throws for one out of range or named twice.
 void check_axes(const Axes& axes, int ndim, bool (&normalized)[kMaxDims]);
 
-// Whether two views share an element, decided exactly for slices of one array and otherwise by
-// the span of memory that they cover.
+// Whether two views share a byte, decided exactly (but for strides that no slice has: then a search
+// may end with a cautious yes).
 bool overlap(const ConstTensor& a, const ConstTensor& b);
 bool same_memory(const ConstTensor& a, const ConstTensor& b);
+
+// The memory of a call: what it reads and what it writes, under the names that messages use. Each
+// operation declares all of its operands, absent ones too, and check() lets no element be written
+// that something else needs: everything written has memory of its own for every element, and shares
+// none with anything else, unless it is exactly an operand that it may be written over.
+// Operands are remembered by address: they must outlive this.
+class Operands {
+ public:
+  Operands() {}  // and so Operands{} clears no array
+  void reads(const char* name, const ConstTensor& t) {
+    if (t) add(name, t, {}).in = &t;
+  }
+  // `over`: operands that are read, each of which it may be, element by element.
+  void writes(const char* name, const Tensor& t,
+              std::initializer_list<const ConstTensor*> over = {}) {
+    if (t) add(name, t, over).out = &t;
+  }
+  // A running buffer, which is read before.
+  void updates(const char* name, const ConstTensor& t) {
+    if (!t) return;
+    Operand& o = add(name, t, {});
+    o.in = &t;
+    o.written = true;
+  }
+  void check() const;
+
+ private:
+  static constexpr int kMost = 24, kMostOver = 3;
+  struct Operand {
+    const char* name;
+    std::intptr_t first, end;  // bytes, see bytes_of
+    const ConstTensor* in;
+    const Tensor* out;
+    const ConstTensor* over[kMostOver];
+    bool written;
+
+    ConstTensor view() const { return in ? *in : ConstTensor(*out); }
+    bool may_be(const Operand& other) const;
+  };
+  template <bool kConst>
+  Operand& add(const char* name, const BasicTensor<kConst>& t,
+               std::initializer_list<const ConstTensor*> over);
+  void check_pair(const Operand& written, const Operand& other) const;
+
+  int count_ = 0;
+  Operand operands_[kMost];
+};
 
 }  // namespace normcore

@@ -318,7 +318,7 @@ void batch_instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                   const Context& context) {
   const ChannelCall call = batch_instance_norm_call(x, rho, weight, kAbsent, o);
   if (drho) check_shape("drho", drho, call.channel_shape);
-  const OwnParameter own[] = {{"rho", rho}};
+  const OwnParameter own[] = {{"rho", rho, "drho", &drho}};
   channel_backward<BatchInstanceNorm>(call, batch_instance_params(call, rho, o.eps), dy, gradients,
                                       stats, context, OwnGradients{own, static_cast<bool>(drho)},
                                       [&](const double* by_channel, Memory& memory) {
@@ -355,7 +355,8 @@ void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   for (int i = 0; i < 2; ++i) {
     if (*outs[i]) check_shape(names[i], *outs[i], three);
   }
-  const OwnParameter own[] = {{"mean_logits", mean_logits}, {"var_logits", var_logits}};
+  const OwnParameter own[] = {{"mean_logits", mean_logits, names[0], outs[0]},
+                              {"var_logits", var_logits, names[1], outs[1]}};
   channel_backward<SwitchableNorm>(
       call, switchable_params(mean_logits, var_logits, o.eps), dy, gradients, stats, context,
       OwnGradients{own, dmean_logits || dvar_logits},

@@ -30,11 +30,6 @@ struct Reduction {
     shape.rule = "x's shape with 1 along axis";
   }
 
-  void check_result(const char* name, const Tensor& t) const {
-    check_shape(name, t, shape);
-    check_disjoint(name, t, "x", x);
-  }
-
   // write(plan, statistics by cell, memory), unless there is nothing to reduce.
   // With a mask the statistics have sums in place of variances, and sums of weights for rstd.
   template <class Method, class Write>
@@ -69,7 +64,11 @@ void norm(const ConstTensor& x, const Tensor& y, const NormOptions& o, const Con
   check_device(context);
   const Reduction call("norm", x, o.axes);
   const LpNormalize::Params params{0, spread_of_norm(o.ord)};
-  call.check_result("out", y);
+  Operands operands;
+  operands.reads("x", x);
+  check_shape("out", y, call.shape);
+  operands.writes("out", y);
+  operands.check();
   if (x.size() == 0) {
     CallMemory memory(context);
     return fill(y, 0, memory.get());
@@ -83,9 +82,9 @@ void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& 
              const Context& context) {
   check_device(context);
   const Reduction call("moments", x, o.axes);
-  if (out.count) call.check_result("count", out.count);
-  if (out.mean) call.check_result("mean", out.mean);
-  if (out.m2) call.check_result("m2", out.m2);
+  if (out.count) check_shape("count", out.count, call.shape);
+  if (out.mean) check_shape("mean", out.mean, call.shape);
+  if (out.m2) check_shape("m2", out.m2, call.shape);
   if (o.mask) {
     ExpectedShape shape;
     for (int a = 0; a < x.ndim(); ++a) shape.append(x.shape(a));
@@ -97,6 +96,13 @@ void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& 
     }
     weigh(o.mask, 1);  // for its check
   }
+  Operands operands;
+  operands.reads("x", x);
+  operands.reads("mask", o.mask);
+  operands.writes("count", out.count);
+  operands.writes("mean", out.mean);
+  operands.writes("m2", out.m2);
+  operands.check();
   {
     CallMemory memory(context);
     fill(out.count, double(call.count), memory.get());

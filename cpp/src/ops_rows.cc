@@ -64,17 +64,23 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
                      const Tensor& y, const ConstTensor& residual, const Tensor& h,
                      const StatsOut& stats, const Context& context) {
   check_device(context);
-  check_output("out", y, call.x, /*may_be_x=*/true);
-  check_disjoint("out", y, "weight", call.weight);
-  check_disjoint("out", y, "bias", call.bias);
+  check_output("out", y, call.x);
   if (residual) {
     check_like("residual", residual, call.x);
-    check_disjoint("out", y, "residual", residual);
-    check_output("h", h, call.x, /*may_be_x=*/true);
-    if (!same_memory(h, residual)) check_disjoint("h", h, "residual", residual);
-    check_disjoint("h", h, "out", y);
+    check_output("h", h, call.x);
   }
   check_stats_out(stats, call.stats_shape);
+  Operands operands;
+  operands.reads("x", call.x);
+  operands.reads("weight", call.weight);
+  operands.reads("bias", call.bias);
+  operands.writes("out", y, {&call.x});
+  if (residual) {
+    operands.reads("residual", residual);
+    operands.writes("h", h, {&call.x, &residual});
+  }
+  declare_stats(stats, operands);
+  operands.check();
   if (call.x.size() == 0) return finish_empty(stats, context);
 
   Plan plan;
@@ -116,13 +122,20 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
   check_device(context);
   check_like("dy", dy, call.x);
   if (dh) check_like("dh", dh, call.x);
-  check_output("out", g.dx, call.x, /*may_be_x=*/true);
-  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, "dy", dy);
-  if (dh && !same_memory(g.dx, dh)) check_disjoint("out", g.dx, "dh", dh);
-  check_disjoint("out", g.dx, "weight", call.weight);
+  check_output("out", g.dx, call.x);
   if (g.dweight) check_shape("dweight", g.dweight, call.parameter_shape);
   if (g.dbias) check_shape("dbias", g.dbias, call.parameter_shape);
   check_pooled(pooled, call.stats_shape);
+  Operands operands;
+  operands.reads("x", call.x);
+  operands.reads("dy", dy);
+  operands.reads("dh", dh);
+  operands.reads("weight", call.weight);
+  operands.reads("stats.pooled", pooled);
+  operands.writes("out", g.dx, {&call.x, &dy, &dh});
+  operands.writes("dweight", g.dweight);
+  operands.writes("dbias", g.dbias);
+  operands.check();
   if (call.x.size() == 0) return finish_empty(g, context);
 
   Plan plan;

@@ -44,10 +44,12 @@ void check_per_channel(const char* name, const ConstTensor& t, const ExpectedSha
   check_shape(name, t, shape);
 }
 
-void check_gradients(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx) {
+void check_gradients(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
+                     Operands& operands) {
   check_like("dy", dy, x);
-  check_output("out", dx, x, /*may_be_x=*/true);
-  if (!same_memory(dx, dy)) check_disjoint("out", dx, "dy", dy);
+  check_output("out", dx, x);
+  operands.reads("dy", dy);
+  operands.writes("out", dx, {&x, &dy});
 }
 
 // Sums over the channels to a parameter's gradient, which may be of a single value.
@@ -77,6 +79,12 @@ struct DivisiveArguments {
     check_not_negative("weights", weights);
     check_not_negative("sigma", sigma);
   }
+  void declare(Operands& operands) const {
+    operands.reads("x", call.x);
+    operands.reads("weights", call.weights);
+    operands.reads("sigma", call.offset);
+    operands.reads("gain", call.gain);
+  }
 };
 
 struct GDNArguments {
@@ -94,6 +102,11 @@ struct GDNArguments {
     check_not_negative("beta", beta);
     check_not_negative("gamma", gamma);
   }
+  void declare(Operands& operands) const {
+    operands.reads("x", call.x);
+    operands.reads("beta", call.offset);
+    operands.reads("gamma", call.weights);
+  }
 
  private:
   static inline const ConstTensor absent{};
@@ -105,10 +118,11 @@ void divisive_norm(const ConstTensor& x, const ConstTensor& weights, const Const
                    const ConstTensor& gain, const Tensor& y, const DivisiveNormOptions& o,
                    const Context& context) {
   const DivisiveArguments arguments(x, weights, sigma, gain, o, context);
-  check_output("out", y, x, /*may_be_x=*/true);
-  check_disjoint("out", y, "weights", weights);
-  check_disjoint("out", y, "sigma", sigma);
-  check_disjoint("out", y, "gain", gain);
+  check_output("out", y, x);
+  Operands operands;
+  arguments.declare(operands);
+  operands.writes("out", y, {&x});
+  operands.check();
   if (x.size() > 0) mix_forward(arguments.call, y, context);
 }
 
@@ -117,13 +131,16 @@ void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
                             const DivisiveGradients& g, const DivisiveNormOptions& o,
                             const Context& context) {
   const DivisiveArguments arguments(x, weights, sigma, gain, o, context);
-  check_gradients(dy, x, g.dx);
-  check_disjoint("out", g.dx, "weights", weights);
-  check_disjoint("out", g.dx, "sigma", sigma);
-  check_disjoint("out", g.dx, "gain", gain);
+  Operands operands;
+  arguments.declare(operands);
+  check_gradients(dy, x, g.dx, operands);
   if (g.dweights && !same_shape(g.dweights, weights)) check_like("dweights", g.dweights, weights);
   if (g.dsigma && !same_shape(g.dsigma, sigma)) check_like("dsigma", g.dsigma, sigma);
   if (g.dgain && !same_shape(g.dgain, gain)) check_like("dgain", g.dgain, gain);
+  operands.writes("dweights", g.dweights);
+  operands.writes("dsigma", g.dsigma);
+  operands.writes("dgain", g.dgain);
+  operands.check();
   const Index n = arguments.call.channels();
   cpu::Workspace::Scope scope(cpu::Workspace::local());
   auto take = [&](const Tensor& t, Index size) {
@@ -150,9 +167,11 @@ void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
 void gdn(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma, const Tensor& y,
          const GDNOptions& o, const Context& context) {
   const GDNArguments arguments(x, beta, gamma, o, context);
-  check_output("out", y, x, /*may_be_x=*/true);
-  check_disjoint("out", y, "beta", beta);
-  check_disjoint("out", y, "gamma", gamma);
+  check_output("out", y, x);
+  Operands operands;
+  arguments.declare(operands);
+  operands.writes("out", y, {&x});
+  operands.check();
   if (x.size() > 0) mix_forward(arguments.call, y, context);
 }
 
@@ -160,11 +179,18 @@ void gdn_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor
                   const ConstTensor& gamma, const GDNGradients& g, const GDNOptions& o,
                   const Context& context) {
   const GDNArguments arguments(x, beta, gamma, o, context);
-  check_gradients(dy, x, g.dx);
-  check_disjoint("out", g.dx, "beta", beta);
-  check_disjoint("out", g.dx, "gamma", gamma);
+  Operands operands;
+  arguments.declare(operands);
+  check_gradients(dy, x, g.dx, operands);
   if (g.dbeta && !same_shape(g.dbeta, beta)) check_like("dbeta", g.dbeta, beta);
   if (g.dgamma && !same_shape(g.dgamma, gamma)) check_like("dgamma", g.dgamma, gamma);
+  auto scalar = [](double* p) { return p ? Tensor(p, {}) : Tensor(); };
+  const Tensor dalpha = scalar(g.dalpha), depsilon = scalar(g.depsilon);
+  operands.writes("dbeta", g.dbeta);
+  operands.writes("dgamma", g.dgamma);
+  operands.writes("dalpha", dalpha);
+  operands.writes("depsilon", depsilon);
+  operands.check();
   const Index n = arguments.call.channels();
   cpu::Workspace::Scope scope(cpu::Workspace::local());
   auto take = [&](bool wanted, Index size) {

@@ -450,10 +450,14 @@ void local_divisive_norm(const ConstTensor& x, const ConstTensor& sigma, const C
   const ConstTensor out(y);
   Call call{{&x, &out}, 2, &sigma, &weight, &bias};
   check_call(call, options, context);
-  check_output("out", y, x, /*may_be_x=*/true);
-  check_disjoint("out", y, "sigma", sigma);
-  check_disjoint("out", y, "weight", weight);
-  check_disjoint("out", y, "bias", bias);
+  check_output("out", y, x);
+  Operands operands;
+  operands.reads("x", x);
+  operands.reads("sigma", sigma);
+  operands.reads("weight", weight);
+  operands.reads("bias", bias);
+  operands.writes("out", y, {&x});
+  operands.check();
   if (x.size() == 0) return;
   with_compute(x.dtype(),
                [&]<class C>(std::type_identity<C>) { Divisive<C>(call, context).forward(); });
@@ -468,10 +472,7 @@ void local_divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   Call call{{&x, &dy, &out}, 3, &sigma, &weight, &none, &g};
   check_call(call, options, context);
   check_like("dy", dy, x);
-  check_output("out", g.dx, x, /*may_be_x=*/true);
-  if (!same_memory(g.dx, dy)) check_disjoint("out", g.dx, "dy", dy);
-  check_disjoint("out", g.dx, "sigma", sigma);
-  check_disjoint("out", g.dx, "weight", weight);
+  check_output("out", g.dx, x);
   ExpectedShape channels;
   channels.append(call.channels());
   channels.rule = "x's channels";
@@ -481,6 +482,16 @@ void local_divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   }
   if (g.dweight) check_shape("dweight", g.dweight, channels);
   if (g.dbias) check_shape("dbias", g.dbias, channels);
+  Operands operands;
+  operands.reads("x", x);
+  operands.reads("dy", dy);
+  operands.reads("sigma", sigma);
+  operands.reads("weight", weight);
+  operands.writes("out", g.dx, {&x, &dy});
+  operands.writes("dsigma", g.dsigma);
+  operands.writes("dweight", g.dweight);
+  operands.writes("dbias", g.dbias);
+  operands.check();
   if (x.size() == 0) {
     CallMemory memory(context);
     for (const Tensor* t : {&g.dsigma, &g.dweight, &g.dbias}) fill(*t, 0, memory.get());

@@ -484,9 +484,12 @@ Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output
   check_finite("beta", o.beta);
   check_at_least("k", o.k, 0.0);
   if (dy) check_like("dy", dy, x);
-  check_output("out", output, x, /*may_be_x=*/true);
-  const bool over_dy = dy && same_memory(output, dy);
-  if (dy && !over_dy) check_disjoint("out", output, "dy", dy);
+  check_output("out", output, x);
+  Operands operands;
+  operands.reads("x", x);
+  operands.reads("dy", dy);
+  operands.writes("out", output, {&x, &dy});
+  operands.check();
 
   Call call;
   call.dtype = x.dtype();
@@ -494,7 +497,7 @@ Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output
   call.inputs[kX] = x.data();
   if (dy) call.inputs[kDy] = dy.data();
   call.output = output.data();
-  call.overwrites = over_dy || same_memory(output, x);
+  call.overwrites = same_memory(output, x) || (dy && same_memory(output, dy));
   call.bytes = call.operands * x.size() * Index(size_of(call.dtype));
   call.k = o.k;
   call.beta = o.beta;

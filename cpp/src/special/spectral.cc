@@ -303,9 +303,15 @@ double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start
   }
   shape.check_vectors("u", start.u, "v", start.v);
   shape.check_vectors("out.u", out.u, "out.v", out.v);
-  check_output("out", out.weight, weight, /*may_be_x=*/true, "weight");
-  check_disjoint("out.u", out.u, "weight", weight);
-  check_disjoint("out.v", out.v, "weight", weight);
+  check_output("out", out.weight, weight, "weight");
+  Operands operands;
+  operands.reads("weight", weight);
+  operands.reads("u", start.u);
+  operands.reads("v", start.v);
+  operands.writes("out", out.weight, {&weight});
+  operands.writes("out.u", out.u, {&start.u});
+  operands.writes("out.v", out.v, {&start.v});
+  operands.check();
   if (weight.size() == 0) {
     HostMemory memory;
     fill(out.u, 0, memory);
@@ -328,10 +334,14 @@ void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w, double 
   if (!u || !v) throw type_error("result.u and result.v are None, expected arrays");
   shape.check_vectors("result.u", u, "result.v", v);
   check_like("dw", dw, w, "result.weight");
-  check_output("out", dweight, dw, /*may_be_x=*/true, "dw");
-  check_output("out", dweight, w, /*may_be_x=*/true, "result.weight");
-  check_disjoint("out", dweight, "result.u", u);
-  check_disjoint("out", dweight, "result.v", v);
+  check_output("out", dweight, dw, "dw");
+  Operands operands;
+  operands.reads("dw", dw);
+  operands.reads("result.weight", w);
+  operands.reads("result.u", u);
+  operands.reads("result.v", v);
+  operands.writes("out", dweight, {&dw, &w});
+  operands.check();
   if (w.size() == 0) return;
   with_compute(w.dtype(), [&]<class C>(std::type_identity<C>) {
     run_spectral_norm_backward<C>(shape, dw, sigma, u, v, dweight, o, context);
@@ -352,8 +362,12 @@ PowerMethodResult power_method(const ConstTensor& a, const ConstTensor& start, c
   check_at_least("tol", o.tol, 0.0);
   shape.check_vectors("u", start, "v", ConstTensor());
   shape.check_vectors("out.u", u, "out.v", v);
-  check_disjoint("out.u", u, "a", a);
-  check_disjoint("out.v", v, "a", a);
+  Operands operands;
+  operands.reads("a", a);
+  operands.reads("u", start);
+  operands.writes("out.u", u, {&start});
+  operands.writes("out.v", v);
+  operands.check();
   if (a.size() == 0) {
     HostMemory memory;
     fill(u, 0, memory);
