@@ -101,17 +101,20 @@ TEST(Overlap, IsExactForSlicesOfOneArrayWithEqualSteps) {
   EXPECT_LT(shared, kTrials * 9 / 10);
 }
 
-TEST(Overlap, NeverMissesASharedElement) {
+TEST(Overlap, IsExactForSlicesOfUnlikeSteps) {
   Random random(2);
   int shared = 0;
-  for (int trial = 0; trial < 20'000; ++trial) {
+  constexpr int kTrials = 20'000;
+  for (int trial = 0; trial < kTrials; ++trial) {
     const auto [a, b] = two_slices(random, /*alike=*/false);
-    if (!share(a, b)) continue;
-    ++shared;
-    ASSERT_TRUE(overlap(a.view, b.view))
+    const bool want = share(a, b);
+    shared += want;
+    ASSERT_EQ(overlap(a.view, b.view), want)
         << "shapes " << shape_text(a.view) << " and " << shape_text(b.view);
+    ASSERT_EQ(overlap(b.view, a.view), want);
   }
-  EXPECT_GT(shared, 1000);
+  EXPECT_GT(shared, kTrials / 20);
+  EXPECT_LT(shared, kTrials * 19 / 20);
 }
 
 TEST(Overlap, KnowsArraysOfDifferentElementTypesByTheirBytes) {
@@ -123,6 +126,11 @@ TEST(Overlap, KnowsArraysOfDifferentElementTypesByTheirBytes) {
   EXPECT_TRUE(overlap(view(8, DType::kFloat64, 2), view(22, DType::kFloat16, 2)));
   EXPECT_FALSE(overlap(view(0, DType::kFloat32, 4), view(16, DType::kFloat64, 2)));
   EXPECT_FALSE(overlap(view(8, DType::kFloat64, 2), view(24, DType::kFloat16, 2)));
+  // Between the elements of the other.
+  const ConstTensor every_other = testing::make_tensor(memory, DType::kFloat32, {8}, {2});
+  const ConstTensor halves = testing::make_tensor(memory + 4, DType::kFloat16, {8}, {4});
+  EXPECT_FALSE(overlap(every_other, halves));
+  EXPECT_TRUE(overlap(every_other, testing::make_tensor(memory + 4, DType::kFloat16, {8}, {2})));
   // Half an element apart.
   EXPECT_TRUE(overlap(view(0, DType::kFloat16, 4), view(1, DType::kFloat16, 4)));
 }
@@ -183,31 +191,133 @@ TEST(CheckLike, NamesTypeAndShape) {
             "dy has shape (2, 3), expected (6,): x's");
 }
 
-TEST(CheckOutput, AllowsXItselfAndNothingBetween) {
+TEST(CheckOutput, RefusesOtherShapesAndTypes) {
+  float x[12] = {}, y[12] = {};
+  double d[6] = {};
+  EXPECT_EQ(message([&] { check_output("out", Tensor(y, {5}), ConstTensor(x, {6})); }),
+            "out has shape (5,), expected (6,): x's");
+  EXPECT_EQ(message([&] { check_output("out", Tensor(d, {6}), ConstTensor(x, {6})); }),
+            "out has dtype float64, expected float32: x's");
+}
+
+// ---- what a call reads and writes
+
+// One operand that is read and one that is written, which may be the first or not.
+std::string message_of(const ConstTensor& x, const Tensor& out, bool may_be_x = true) {
+  return message([&] {
+    Operands operands;
+    operands.reads("x", x);
+    operands.writes("out", out, {may_be_x ? &x : nullptr});
+    operands.check();
+  });
+}
+constexpr const char* kNone = "no error of this kind";
+
+TEST(Operands, OutIsXItselfOrApartFromIt) {
   float x[12] = {};
   const ConstTensor in(x, {6});
-  EXPECT_NO_THROW(check_output("out", Tensor(x, {6}), in, /*may_be_x=*/true));
-  EXPECT_NO_THROW(check_output("out", Tensor(x + 6, {6}), in, true));
-  EXPECT_EQ(message([&] { check_output("h", Tensor(x, {6}), in, /*may_be_x=*/false); }),
-            "h overlaps x in memory, expected memory of its own");
-  EXPECT_EQ(message([&] { check_output("out", Tensor(x + 1, {6}), in, true); }),
+  EXPECT_EQ(message_of(in, Tensor(x, {6})), kNone);
+  EXPECT_EQ(message_of(in, Tensor(x + 6, {6})), kNone);
+  EXPECT_EQ(message_of(in, Tensor(x, {6}), /*may_be_x=*/false),
+            "out overlaps x in memory, expected memory of its own");
+  EXPECT_EQ(message_of(in, Tensor(x + 1, {6})),
             "out overlaps x in memory, expected x itself or memory of its own");
-  EXPECT_EQ(message([&] { check_output("out", Tensor(x + 5, {6}, {-1}), in, true); }),
+  EXPECT_EQ(message_of(in, Tensor(x + 5, {6}, {-1})),
             "out overlaps x in memory, expected x itself or memory of its own");
 }
 
-TEST(CheckOutput, RefusesOtherShapesTypesAndBroadcasts) {
-  float x[12] = {}, y[12] = {};
-  double d[6] = {};
-  EXPECT_EQ(message([&] { check_output("out", Tensor(y, {5}), ConstTensor(x, {6}), true); }),
-            "out has shape (5,), expected (6,): x's");
-  EXPECT_EQ(message([&] { check_output("out", Tensor(d, {6}), ConstTensor(x, {6}), true); }),
-            "out has dtype float64, expected float32: x's");
-  EXPECT_EQ(message([&] {
-              check_output("out", Tensor(y, {2, 3}, {0, 1}), ConstTensor(x, {2, 3}), true);
-            }),
+TEST(Operands, EveryElementThatIsWrittenHasMemoryOfItsOwn) {
+  float x[64] = {}, y[64] = {};
+  const ConstTensor in(x, {2, 3});
+  auto of_strides = [&](Index a, Index b) {
+    return message_of(in, Tensor(y + 20, {2, 3}, {a, b}));
+  };
+  EXPECT_EQ(of_strides(0, 1),
             "out is broadcast along axis 0, expected memory of its own for every element");
-  EXPECT_NO_THROW(check_output("out", Tensor(y, {1, 3}, {0, 1}), ConstTensor(x, {1, 3}), true));
+  const char* const overlapping =
+      "out has elements that overlap in memory, expected memory of its own for every element";
+  for (const auto& [a, b] : {std::pair<Index, Index>{1, 1}, {2, 1}, {-2, 1}, {2, -2}, {4, 2}}) {
+    EXPECT_EQ(of_strides(a, b), overlapping) << a << ", " << b;
+  }
+  // In any order, backwards, apart, and not one within the other.
+  for (const auto& [a, b] :
+       {std::pair<Index, Index>{3, 1}, {1, 2}, {-1, 2}, {7, -2}, {5, 2}, {3, 2}, {-3, 4}}) {
+    EXPECT_EQ(of_strides(a, b), kNone) << a << ", " << b;
+  }
+  EXPECT_EQ(message_of(ConstTensor(x, {1, 3}), Tensor(y, {1, 3}, {0, 1})), kNone);
+  EXPECT_EQ(message_of(ConstTensor(x, {0, 3}), Tensor(y, {0, 3}, {0, 0})), kNone);
+}
+
+TEST(Operands, ElementsOfTheirOwnAreFoundExactly) {
+  static float memory[4000];
+  static const float x[1] = {};
+  Random random(3);
+  int own = 0, shared = 0;
+  for (int trial = 0; trial < 20'000; ++trial) {
+    const std::size_t n = std::size_t(random.integer(1, 4));
+    std::vector<Index> shape(n), strides(n);
+    for (std::size_t d = 0; d < n; ++d) {
+      shape[d] = random.integer(1, 4);
+      strides[d] = random.integer(-20, 20);
+    }
+    std::set<Index> places;
+    Index size = 1;
+    for (const Index s : shape) size *= s;
+    for (Index i = 0; i < size; ++i) {
+      Index at = 0, rest = i;
+      for (std::size_t d = n; d-- > 0; rest /= shape[d]) at += rest % shape[d] * strides[d];
+      places.insert(at);
+    }
+    const bool want = Index(places.size()) == size;
+    ++(want ? own : shared);
+    const Tensor out = testing::make_tensor(memory + 2000, DType::kFloat32, shape, strides);
+    ASSERT_EQ(message_of(ConstTensor(x, {1}), out) == kNone, want)
+        << "shape " << shape_text(out) << ", trial " << trial;
+  }
+  EXPECT_GT(own, 1000);
+  EXPECT_GT(shared, 1000);
+}
+
+TEST(Operands, NothingThatIsWrittenMeetsAnythingElse) {
+  float memory[40] = {};
+  double pairs[8] = {};
+  const ConstTensor x(memory, {4}), dy(memory + 4, {4}), weight(memory + 8, {4}), absent;
+  auto told = [&](const Tensor& out, const Tensor& h, const Tensor& mean, const Tensor& running) {
+    return message([&] {
+      Operands operands;
+      operands.reads("x", x);
+      operands.reads("dy", dy);
+      operands.reads("weight", weight);
+      operands.reads("bias", absent);
+      operands.writes("out", out, {&x, &dy});
+      operands.writes("h", h);
+      operands.writes("stats.mean", mean);
+      const ConstTensor buffer = running;
+      operands.updates("running_mean", buffer);
+      operands.check();
+    });
+  };
+  const Tensor out(memory + 12, {4}), h(memory + 16, {4}), mean(pairs, {4}), none;
+  const Tensor running(memory + 24, {4});
+  EXPECT_EQ(told(out, h, mean, running), kNone);
+  EXPECT_EQ(told(out, none, none, none), kNone);
+  EXPECT_EQ(told(Tensor(memory, {4}), h, mean, running), kNone);
+  EXPECT_EQ(told(Tensor(memory + 4, {4}), h, mean, running), kNone);
+  EXPECT_EQ(told(Tensor(memory + 2, {4}), h, mean, running),
+            "out overlaps x in memory, expected x itself or memory of its own");
+  EXPECT_EQ(told(Tensor(memory + 7, {4}), h, mean, running),
+            "out overlaps dy in memory, expected dy itself or memory of its own");
+  EXPECT_EQ(told(out, Tensor(memory + 8, {4}), mean, running),
+            "h overlaps weight in memory, expected memory of its own");
+  EXPECT_EQ(told(out, Tensor(memory, {4}), mean, running),
+            "h overlaps x in memory, expected memory of its own");
+  EXPECT_EQ(told(out, out, mean, running), "h overlaps out in memory, expected memory of its own");
+  EXPECT_EQ(told(out, h, mean, Tensor(memory + 3, {4})),
+            "running_mean overlaps x in memory, expected memory of its own");
+  EXPECT_EQ(told(out, h, mean, Tensor(reinterpret_cast<float*>(pairs + 1), {4})),
+            "running_mean overlaps stats.mean in memory, expected memory of its own");
+  EXPECT_EQ(told(out, h, mean, Tensor(memory + 24, {4}, {0})),
+            "running_mean is broadcast along axis 0, expected memory of its own for every element");
 }
 
 TEST(CheckAxes, NamesWhatIsOutOfRangeOrTwice) {
