@@ -9,6 +9,7 @@
 #include <string>
 
 #include "array.h"
+#include "gil.h"
 
 namespace normcore::python {
 
@@ -27,8 +28,11 @@ struct Named {
   const Array& array;
 };
 // Where a call on x runs: all arrays must lie there, and are ready on its stream; with the exchange
-// that the thread has entered.
+// that the thread has entered. In the main thread signals interrupt it.
 Context call_context(const Array& x, std::initializer_list<Named> others);
+
+// Once, at the start.
+void note_main_thread();
 
 // What the thread has entered, or null.
 Exchange* current_exchange();
@@ -41,7 +45,7 @@ class ReleaseGil {
   }
 
  private:
-  std::optional<py::gil_scoped_release> release_;
+  std::optional<GilReleased> release_;
 };
 
 [[noreturn]] inline void bad_type(const char* name, py::handle value, const char* expected) {

@@ -13,8 +13,7 @@ class PythonExchange final : public Exchange {
   explicit PythonExchange(py::function sum) : sum_(std::move(sum)) {}
 
   void sum(double* values, Index n) override {
-    const py::gil_scoped_acquire gil;
-    sum_(py::memoryview::from_buffer(values, {n}, {Index(sizeof(double))}));
+    with_gil([&] { sum_(py::memoryview::from_buffer(values, {n}, {Index(sizeof(double))})); });
   }
   void enter() {
     outer_ = entered;

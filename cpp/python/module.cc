@@ -1,7 +1,8 @@
 // The Python module normcore._core: raw functions by position; all comfort is in Python.
 #include "bind.h"
 
-PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+// What PyInit__core, below, lets in.
+PYBIND11_MODULE(_core_of_main, m, pybind11::mod_gil_not_used()) {
   namespace py = pybind11;
   // Chooses the instruction set now, so that a CPU which has none fails the import, clearly.
   try {
@@ -9,6 +10,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   } catch (const std::exception& e) {
     throw py::import_error(e.what());
   }
+  normcore::python::note_main_thread();
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
@@ -24,4 +26,16 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   normcore::python::register_reductions(m);
   normcore::python::register_spectral_functions(m);
   normcore::python::register_system(m);
+}
+
+// The module's state, and pybind11's, is that of the process. In other interpreters than the main
+// one it would share objects with them, or hang on the way: they are refused before anything else.
+PyMODINIT_FUNC PyInit__core() {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(
+        PyExc_ImportError,
+        "normcore._core can be used in the main interpreter only, not in a subinterpreter");
+    return nullptr;
+  }
+  return PyInit__core_of_main();
 }

@@ -17,7 +17,7 @@ void copy(py::handle dst_object, py::handle src_object, bool stream) {
   if (!same_shape(d, s) || d.dtype() != s.dtype() || !d.contiguous() || !s.contiguous()) {
     throw value_error("dst and src must be contiguous, of one shape and dtype");
   }
-  const py::gil_scoped_release release;
+  const GilReleased release;
   cpu::parallel_copy(s.data(), d.data(), s.size() * static_cast<Index>(size_of(s.dtype())), stream);
 }
 
@@ -60,9 +60,13 @@ void register_system(py::module_& m) {
       "set_num_threads",
       [](py::handle n) {
         const Index v = as_index(n, "n");
-        set_num_threads(static_cast<int>(std::clamp<Index>(v, -1, 1 << 20)));
+        if (v != static_cast<int>(v)) {
+          throw value_error("n is " + std::to_string(v) + ", expected 1 to " +
+                            std::to_string(kMostThreads));
+        }
+        set_num_threads(static_cast<int>(v));
       },
-      py::arg("n"), "Use n threads for large calls, at least 1.");
+      py::arg("n"), "Use n threads for large calls: 1 to 1024, or as many as can be started.");
   m.def("has_openmp", &has_openmp);
   m.def("compiler", &compiler);
   m.def("cuda_is_built", &cuda::is_built, "Whether this build has the CUDA backend.");

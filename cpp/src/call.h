@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "checks.h"
+#include "cpu/running_call.h"
 #include "memory.h"
 #include "methods.h"
 #include "normcore/errors.h"

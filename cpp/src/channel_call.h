@@ -245,8 +245,8 @@ inline Tensor writable(const Buffer& buffer) {
   return t;
 }
 
-inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Index rows,
-                        const Weighed& n, Memory& memory) {
+inline double* moved(const BufferUpdate& update, const StatsTable& table, Index rows,
+                     const Weighed& n, Memory& memory) {
   const Buffer& buffer = update.buffer;
   const Index channels = buffer.shape(0);
   const double* values = update.source == BufferUpdate::kMean ? table.mean : table.var;
@@ -257,9 +257,26 @@ inline void move_buffer(const BufferUpdate& update, const StatsTable& table, Ind
   }
   const double factor = update.unbiased ? n.bessel() : 1;
   const double* old = memory.load<double>(buffer, vector_walk(buffer));
-  double* moved = memory.take<double>(channels);
-  memory.blend(old, values, rows, channels, update.momentum, factor, moved);
-  memory.store(moved, writable(buffer), vector_walk(buffer));
+  double* out = memory.take<double>(channels);
+  memory.blend(old, values, rows, channels, update.momentum, factor, out);
+  return out;
+}
+
+// All of them, or none where memory lacks.
+inline void move_buffers(std::span<const BufferUpdate> updates, const StatsTable& table, Index rows,
+                         const Weighed& n, Memory& memory) {
+  constexpr std::size_t kMost = 2;
+  const double* values[kMost];
+  Index entries = 0;
+  for (std::size_t i = 0; i < updates.size(); ++i) {
+    values[i] = moved(updates[i], table, rows, n, memory);
+    entries += updates[i].buffer.shape(0);
+  }
+  memory.prepare_stores(static_cast<Index>(updates.size()), entries);
+  for (std::size_t i = 0; i < updates.size(); ++i) {
+    const Buffer& buffer = updates[i].buffer;
+    memory.store(values[i], writable(buffer), vector_walk(buffer));
+  }
 }
 
 inline void merge_empty(const Reach& reach, bool known, Index channels, StatsTable& table,
@@ -298,7 +315,7 @@ void join_empty(const ChannelCall& call, const MakeParams& make_params,
     write_pairs(plan, call.load_channels(call.given_mean, memory), call.load_given_var(memory),
                 stats.given, memory);
   }
-  for (const BufferUpdate& u : updates) move_buffer(u, table, 1, count, memory);
+  move_buffers(updates, table, 1, count, memory);
 }
 
 // `make_params`(memory) gives the method's Params, with arrays in the memory of the call.
@@ -383,7 +400,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     const Index rows = plan.pool_rows(call.reported_extent());
     if (rows > 1) count = Weighed::elements(double(call.space()));
     if (count.sum == 0) return;
-    for (const BufferUpdate& u : updates) move_buffer(u, table, rows, count, memory);
+    move_buffers(updates, table, rows, count, memory);
   });
 }
 

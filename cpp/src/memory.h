@@ -43,6 +43,8 @@ class Memory {
   }
   // Writes values to the elements of t along w, each rounded once.
   virtual void store(const double* values, const Tensor& t, const Walk& w) = 0;
+  // So many stores, of so many values together, will lack no memory of the host.
+  virtual void prepare_stores(Index /*stores*/, Index /*values*/) {}
   // Repeats the first n of `total` values.
   virtual void repeat(double* values, Index n, Index total) = 0;
   virtual void scale(double* values, Index n, double factor) = 0;
@@ -72,6 +74,11 @@ class HostMemory final : public Memory {
 
   void store(const double* values, const Tensor& t, const Walk& w) override {
     store_array(values, t, w, scope_);
+  }
+  void prepare_stores(Index stores, Index values) override {
+    // Of each value a float and a half, each array with room for what surrounds it.
+    constexpr Index kAround = 4 * Index(cpu::Workspace::kAlignment);
+    cpu::Workspace::Scope(cpu::Workspace::local()).take<char>(values * 6 + stores * 2 * kAround);
   }
   void repeat(double* values, Index n, Index total) override {
     for (Index i = n; i < total; ++i) values[i] = values[i - n];

@@ -216,6 +216,7 @@ void scaled_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTen
 void batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                 const Tensor& y, const BatchNormOptions& o, const StatsOut& stats,
                 const Context& context) {
+  const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
       {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, o.unbiased_running_var}};
@@ -227,6 +228,7 @@ void batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTens
 void batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                          const Gradients& gradients, const BatchNormOptions& o,
                          const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   channel_backward<BatchNorm>(batch_norm_call(x, weight, kAbsent, o),
                               constant(BatchNorm::Params{o.eps}), dy, gradients, stats, context);
 }
@@ -234,6 +236,7 @@ void batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const Cons
 void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                    const Tensor& y, const InstanceNormOptions& o, const StatsOut& stats,
                    const Context& context) {
+  const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
       {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, true}};
@@ -245,6 +248,7 @@ void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstT
 void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                             const Gradients& gradients, const InstanceNormOptions& o,
                             const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   channel_backward<InstanceNorm>(instance_norm_call(x, weight, kAbsent, o),
                                  constant(InstanceNorm::Params{o.eps}), dy, gradients, stats,
                                  context);
@@ -253,6 +257,7 @@ void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
 void group_norm(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
                 const ConstTensor& bias, const Tensor& y, const GroupNormOptions& o,
                 const StatsOut& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   channel_forward<GroupNorm>(group_norm_call(x, num_groups, weight, bias, o),
                              constant(GroupNorm::Params{o.eps}), y, {}, stats, context);
 }
@@ -261,6 +266,7 @@ void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_
                          const ConstTensor& weight, const Gradients& gradients,
                          const GroupNormOptions& o, const SavedStats& stats,
                          const Context& context) {
+  const cpu::RunningCall running(context);
   channel_backward<GroupNorm>(group_norm_call(x, num_groups, weight, kAbsent, o),
                               constant(GroupNorm::Params{o.eps}), dy, gradients, stats, context);
 }
@@ -268,6 +274,7 @@ void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_
 void batch_renorm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                   const Tensor& y, const BatchRenormOptions& o, const StatsOut& stats,
                   const Context& context) {
+  const cpu::RunningCall running(context);
   if (!o.training) {
     channel_forward<BatchNorm>(batch_renorm_call<BatchNorm>(x, weight, bias, o),
                                constant(BatchNorm::Params{0}), y, {}, stats, context);
@@ -283,6 +290,7 @@ void batch_renorm(const ConstTensor& x, const ConstTensor& weight, const ConstTe
 void batch_renorm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                            const Gradients& gradients, const BatchRenormOptions& o,
                            const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   if (!o.training) {
     channel_backward<BatchNorm>(batch_renorm_call<BatchNorm>(x, weight, kAbsent, o),
                                 constant(BatchNorm::Params{0}), dy, gradients, stats, context);
@@ -301,6 +309,7 @@ void batch_instance_norm(const ConstTensor& x, const ConstTensor& rho, const Con
                          const ConstTensor& bias, const Tensor& y,
                          const BatchInstanceNormOptions& o, const StatsOut& stats,
                          const Context& context) {
+  const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
       {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, true}};
@@ -316,6 +325,7 @@ void batch_instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                   const Gradients& gradients, const Tensor& drho,
                                   const BatchInstanceNormOptions& o, const SavedStats& stats,
                                   const Context& context) {
+  const cpu::RunningCall running(context);
   const ChannelCall call = batch_instance_norm_call(x, rho, weight, kAbsent, o);
   if (drho) check_shape("drho", drho, call.channel_shape);
   const OwnParameter own[] = {{"rho", rho, "drho", &drho}};
@@ -330,6 +340,7 @@ void switchable_norm(const ConstTensor& x, const ConstTensor& mean_logits,
                      const ConstTensor& var_logits, const ConstTensor& weight,
                      const ConstTensor& bias, const Tensor& y, const SwitchableNormOptions& o,
                      const StatsOut& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
       {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, false}};
@@ -346,6 +357,7 @@ void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                               const Tensor& dmean_logits, const Tensor& dvar_logits,
                               const SwitchableNormOptions& o, const SavedStats& stats,
                               const Context& context) {
+  const cpu::RunningCall running(context);
   const ChannelCall call = switchable_norm_call(x, mean_logits, var_logits, weight, kAbsent, o);
   const Tensor* outs[] = {&dmean_logits, &dvar_logits};
   const char* names[] = {"dmean_logits", "dvar_logits"};
@@ -374,6 +386,7 @@ void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
 void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& bias, const Tensor& y,
                           const MeanOnlyBatchNormOptions& o, const StatsOut& stats,
                           const Context& context) {
+  const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum}};
   channel_forward<MeanOnlyBatchNorm>(mean_only_call(x, bias, o),
@@ -384,6 +397,7 @@ void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& bias, const T
 void mean_only_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                    const Gradients& gradients, const MeanOnlyBatchNormOptions& o,
                                    const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   channel_backward<MeanOnlyBatchNorm>(mean_only_call(x, kAbsent, o),
                                       constant(MeanOnlyBatchNorm::Params{}), dy, gradients, stats,
                                       context);
@@ -392,18 +406,21 @@ void mean_only_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
 void lp_batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                    const Tensor& y, const LpBatchNormOptions& o, const StatsOut& stats,
                    const Context& context) {
+  const cpu::RunningCall running(context);
   scaled_forward<LpBatchNorm>(x, weight, bias, y, o, stats, context);
 }
 
 void lp_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                             const Gradients& gradients, const LpBatchNormOptions& o,
                             const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   scaled_backward<LpBatchNorm>(dy, x, weight, gradients, o, stats, context);
 }
 
 void topk_batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                      const Tensor& y, const TopKBatchNormOptions& o, const StatsOut& stats,
                      const Context& context) {
+  const cpu::RunningCall running(context);
   scaled_forward<TopKBatchNorm>(x, weight, bias, y, o, stats, context);
 }
 
@@ -411,6 +428,7 @@ void topk_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                               const ConstTensor& weight, const Gradients& gradients,
                               const TopKBatchNormOptions& o, const SavedStats& stats,
                               const Context& context) {
+  const cpu::RunningCall running(context);
   scaled_backward<TopKBatchNorm>(dy, x, weight, gradients, o, stats, context);
 }
 

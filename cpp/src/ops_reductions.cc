@@ -61,6 +61,7 @@ struct Reduction {
 }  // namespace
 
 void norm(const ConstTensor& x, const Tensor& y, const NormOptions& o, const Context& context) {
+  const cpu::RunningCall running(context);
   check_device(context);
   const Reduction call("norm", x, o.axes);
   const LpNormalize::Params params{0, spread_of_norm(o.ord)};
@@ -80,6 +81,7 @@ void norm(const ConstTensor& x, const Tensor& y, const NormOptions& o, const Con
 
 void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& o,
              const Context& context) {
+  const cpu::RunningCall running(context);
   check_device(context);
   const Reduction call("moments", x, o.axes);
   if (out.count) check_shape("count", out.count, call.shape);

@@ -173,6 +173,7 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
 void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                 const Tensor& y, const LayerNormOptions& o, const StatsOut& stats,
                 const Context& context) {
+  const cpu::RunningCall running(context);
   const ElementCall call(x, weight, bias, o.axes, o.eps);
   element_forward<LayerNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
 }
@@ -180,12 +181,14 @@ void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTens
 void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                          const Gradients& gradients, const LayerNormOptions& o,
                          const ConstTensor& dh, const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   const ElementCall call(x, weight, kAbsent, o.axes, o.eps);
   element_backward<LayerNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
 
 void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
               const RMSNormOptions& o, const StatsOut& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
   element_forward<RMSNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
 }
@@ -193,6 +196,7 @@ void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
 void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                        const Gradients& gradients, const RMSNormOptions& o, const ConstTensor& dh,
                        const SavedStats& stats, const Context& context) {
+  const cpu::RunningCall running(context);
   const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
   element_backward<RMSNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
@@ -210,6 +214,7 @@ void with_norm(const NormalizeOptions& o, DType dtype, F&& f) {
 
 void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
                const Context& context) {
+  const cpu::RunningCall running(context);
   const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
   with_norm(o, x.dtype(),
             [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
@@ -219,6 +224,7 @@ void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
 
 void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
                         const NormalizeOptions& o, const Context& context) {
+  const cpu::RunningCall running(context);
   const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
   with_norm(o, x.dtype(),
             [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {

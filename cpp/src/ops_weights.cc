@@ -44,12 +44,14 @@ auto params_of(const WeightNormOptions& o) {
 
 void weight_norm(const ConstTensor& v, const ConstTensor& g, const Tensor& w,
                  const WeightNormOptions& o, const Context& context) {
+  const cpu::RunningCall running(context);
   channel_forward<WeightNorm>(weight_norm_call(v, g, o), params_of(o), w, {}, {}, context);
 }
 
 void weight_norm_backward(const ConstTensor& dw, const ConstTensor& v, const ConstTensor& g,
                           const Tensor& dv, const Tensor& dg, const WeightNormOptions& o,
                           const Context& context) {
+  const cpu::RunningCall running(context);
   channel_backward<WeightNorm>(weight_norm_call(v, g, o), params_of(o), dw, {dv, dg, {}}, {},
                                context);
 }

@@ -10,6 +10,9 @@
 
 #include "cpu/dispatch.h"
 #include "normcore/context.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #if defined(__unix__)
 #include <sys/wait.h>
 #include <unistd.h>

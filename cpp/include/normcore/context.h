@@ -21,11 +21,20 @@ class NORMCORE_API Exchange {
   virtual void sum(double* values, std::ptrdiff_t n) = 0;
 };
 
+// Asked by the calling thread about ten times a second while a long call runs on the CPU.
+class NORMCORE_API Interrupt {
+ public:
+  virtual ~Interrupt() = default;
+  // Ends the call by an exception, which the caller gets. What the call writes is then incomplete,
+  // but running buffers have not moved.
+  virtual void check() = 0;
+};
+
 struct Context {
   Device device = Device::kCpu;
   int device_index = 0;    // of the CUDA device
   void* stream = nullptr;  // cudaStream_t; null is the legacy default stream
-  int threads = 0;         // 0: as set_num_threads says
+  int threads = 0;         // up to kMostThreads; 0: as set_num_threads says
   // Device memory, aligned to 256 bytes, for the call alone until the stream has passed it. What it
   // lacks comes from a stream-ordered pool.
   void* workspace = nullptr;
@@ -33,11 +42,16 @@ struct Context {
   // Batch statistics are those of all processes' samples, however many each has, also none. CPU
   // only; not for Lp and top-k batch norm.
   Exchange* exchange = nullptr;
+  Interrupt* interrupt = nullptr;
 };
 
-// Threads of calls that do not say: what was set here, else what OpenMP offers.
+// More than any machine has cores, and few enough to be started.
+inline constexpr int kMostThreads = 1024;
+
+// Threads of calls that do not say: what was set here, else what OpenMP offers, but at most
+// kMostThreads. A call takes fewer where the system does not let it start so many.
 NORMCORE_API int get_num_threads();
-NORMCORE_API void set_num_threads(int n);  // throws for n < 1
+NORMCORE_API void set_num_threads(int n);  // throws but for 1 to kMostThreads
 
 // The instruction set of the CPU kernels: "x86-64-v2", "x86-64-v3", "x86-64-v4" or "generic". The
 // best that the CPU has is chosen at start; the environment variable NORMCORE_ISA forces one.

@@ -1,4 +1,4 @@
-// Chooses the kernels for this CPU, once, and answers for the settings of the process.
+// Chooses the kernels for this CPU, once.
 #include "cpu/dispatch.h"
 
 #include <algorithm>
@@ -9,9 +9,6 @@
 #include "normcore/context.h"
 #include "normcore/errors.h"
 #include "tuning.h"
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 
 namespace normcore {
 namespace cpu {
@@ -87,27 +84,9 @@ std::atomic<const KernelTable*>& current() {
   return table;
 }
 
-std::atomic<int> thread_setting{0};
-std::atomic<bool> threads_started{false};
-// Set in a child that was forked after threads had been started: OpenMP's pool did not follow.
-std::atomic<bool> pool_lost{false};
-
 }  // namespace
 
 const KernelTable& kernels() { return *current().load(std::memory_order_relaxed); }
-
-void note_threads_started() {
-#if defined(__unix__) || defined(__APPLE__)
-  if (!threads_started.exchange(true)) {
-    pthread_atfork(nullptr, nullptr, [] { pool_lost = true; });
-  }
-#endif
-}
-
-int threads_for(Index bytes, int wanted) {
-  if (bytes < tuning::kSerialBytes || pool_lost.load(std::memory_order_relaxed)) return 1;
-  return wanted > 0 ? wanted : get_num_threads();
-}
 
 void parallel_copy(const void* src, void* dst, Index bytes, bool stream) {
   const Index task_bytes = tuning::kUnitBytes;
@@ -122,21 +101,6 @@ void parallel_copy(const void* src, void* dst, Index bytes, bool stream) {
 
 }  // namespace cpu
 
-int get_num_threads() {
-  const int set = cpu::thread_setting.load(std::memory_order_relaxed);
-  if (set > 0) return set;
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-void set_num_threads(int n) {
-  if (n < 1) throw value_error("n is " + std::to_string(n) + ", expected at least 1");
-  cpu::thread_setting = n;
-}
-
 std::string get_isa() { return cpu::kernels().isa; }
 void set_isa(const std::string& name) { cpu::current() = cpu::choose(name, "name"); }
 std::vector<std::string> available_isas() {
@@ -145,13 +109,6 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-bool has_openmp() {
-#ifdef _OPENMP
-  return true;
-#else
-  return false;
-#endif
-}
 const char* compiler() { return NORMCORE_COMPILER; }
 
 }  // namespace normcore

@@ -117,6 +117,7 @@ struct GDNArguments {
 void divisive_norm(const ConstTensor& x, const ConstTensor& weights, const ConstTensor& sigma,
                    const ConstTensor& gain, const Tensor& y, const DivisiveNormOptions& o,
                    const Context& context) {
+  const cpu::RunningCall running(context);
   const DivisiveArguments arguments(x, weights, sigma, gain, o, context);
   check_output("out", y, x);
   Operands operands;
@@ -130,6 +131,7 @@ void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
                             const ConstTensor& sigma, const ConstTensor& gain,
                             const DivisiveGradients& g, const DivisiveNormOptions& o,
                             const Context& context) {
+  const cpu::RunningCall running(context);
   const DivisiveArguments arguments(x, weights, sigma, gain, o, context);
   Operands operands;
   arguments.declare(operands);
@@ -166,6 +168,7 @@ void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
 
 void gdn(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma, const Tensor& y,
          const GDNOptions& o, const Context& context) {
+  const cpu::RunningCall running(context);
   const GDNArguments arguments(x, beta, gamma, o, context);
   check_output("out", y, x);
   Operands operands;
@@ -178,6 +181,7 @@ void gdn(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma
 void gdn_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& beta,
                   const ConstTensor& gamma, const GDNGradients& g, const GDNOptions& o,
                   const Context& context) {
+  const cpu::RunningCall running(context);
   const GDNArguments arguments(x, beta, gamma, o, context);
   Operands operands;
   arguments.declare(operands);

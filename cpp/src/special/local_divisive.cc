@@ -179,7 +179,10 @@ class Divisive {
   template <class F>
   void across_blocks(Index n, F f) {
     auto alone = [](Index tasks, auto&& g) {
-      for (Index i = 0; i < tasks; ++i) g(i);
+      for (Index i = 0; i < tasks; ++i) {
+        cpu::RunningCall::check();
+        g(i);
+      }
     };
     auto together = [&](Index tasks, auto&& g) {
       cpu::parallel_for(tasks, threads_, /*sticky=*/true, g);
@@ -447,6 +450,7 @@ void check_call(Call& call, const LocalDivisiveNormOptions& o, const Context& co
 void local_divisive_norm(const ConstTensor& x, const ConstTensor& sigma, const ConstTensor& weight,
                          const ConstTensor& bias, const Tensor& y,
                          const LocalDivisiveNormOptions& options, const Context& context) {
+  const cpu::RunningCall running(context);
   const ConstTensor out(y);
   Call call{{&x, &out}, 2, &sigma, &weight, &bias};
   check_call(call, options, context);
@@ -467,6 +471,7 @@ void local_divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x,
                                   const ConstTensor& sigma, const ConstTensor& weight,
                                   const LocalDivisiveGradients& g,
                                   const LocalDivisiveNormOptions& options, const Context& context) {
+  const cpu::RunningCall running(context);
   if (!dy) throw type_error("dy is None, expected an array");
   const ConstTensor out(g.dx), none;
   Call call{{&x, &dy, &out}, 3, &sigma, &weight, &none, &g};

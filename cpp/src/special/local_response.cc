@@ -179,6 +179,7 @@ class Task {
 
   // Squares of rows [from, to), zeros beyond the edges, summed along the inner axes.
   bool load_squares(Index from, Index to, C* dest) {
+    cpu::RunningCall::check();  // in place a task may be all there is
     C largest = 0;
     fill_rows(from, to, dest, /*mirrored=*/false, [&](const Block& b, C* rows) {
       const C top = set_.windows.squares(in(kX, b), b.rows, cols_, rows + b.slab, b.pitch);
@@ -523,6 +524,7 @@ Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output
 
 void local_response_norm(const ConstTensor& x, Index size, const Tensor& y,
                          const LocalResponseNormOptions& o, const Context& context) {
+  const cpu::RunningCall running(context);
   Call call = make_call(x, {}, y, size, o, context);
   if (x.size() > 0) run_call(call, context);
 }
@@ -530,6 +532,7 @@ void local_response_norm(const ConstTensor& x, Index size, const Tensor& y,
 void local_response_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index size,
                                   const Tensor& dx, const LocalResponseNormOptions& o,
                                   const Context& context) {
+  const cpu::RunningCall running(context);
   if (!dy) throw type_error("dy is None, expected an array");
   Call call = make_call(x, dy, dx, size, o, context);
   if (x.size() > 0) run_call(call, context);

@@ -201,6 +201,7 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
     void* y_scratch = task_scope.take<char>(tile_bytes);
     const Task task = schedule[i];
     for (Index j = task.first; j < task.last; ++j) {
+      cpu::RunningCall::check();  // of thousands of channels a task takes seconds
       const Pixels::Tile t = pixels.tile(j);
       transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), f.channels, t.count, C(1),
                        b.x, stride, b.scratch);
@@ -355,6 +356,7 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
     const MixingGradients part = of_run(parts, n, i);
     const Task task = schedule[i];
     for (Index j = task.first; j < task.last; ++j) {
+      cpu::RunningCall::check();  // of thousands of channels a task takes seconds
       const Pixels::Tile t = pixels.tile(j);
       transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
                        stride, b.scratch);

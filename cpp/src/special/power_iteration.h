@@ -42,6 +42,7 @@ class PowerIteration {
     count_ = 0;
     sigma_ = residual_ = 0;
     for (;;) {
+      cpu::RunningCall::check();
       const Side to = other(from);
       const bool renews_q = from == start_;
       const Index left = goal.most - count_;  // iterations that are not complete

@@ -290,6 +290,7 @@ PowerMethodResult run_power_method(const Shape& shape, const ConstTensor& start,
 double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start,
                      const SpectralNormOut& out, const SpectralNormOptions& o,
                      const Context& context) {
+  const cpu::RunningCall running(context);
   check_on_cpu("spectral_norm", context);
   const Shape shape("weight", weight, o.axis);
   check_at_least("n_power_iterations", o.n_power_iterations, Index(0));
@@ -328,6 +329,7 @@ double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start
 void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w, double sigma,
                             const ConstTensor& u, const ConstTensor& v, const Tensor& dweight,
                             const SpectralNormOptions& o, const Context& context) {
+  const cpu::RunningCall running(context);
   check_on_cpu("spectral_norm_backward", context);
   const Shape shape("result.weight", w, o.axis);
   check_bound(o.bound);
@@ -351,6 +353,7 @@ void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w, double 
 PowerMethodResult power_method(const ConstTensor& a, const ConstTensor& start, const Tensor& u,
                                const Tensor& v, const PowerMethodOptions& o,
                                const Context& context) {
+  const cpu::RunningCall running(context);
   check_on_cpu("power_method", context);
   if (!a) throw type_error("a is None, expected an array");
   if (a.ndim() != 2) {
