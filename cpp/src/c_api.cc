@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
-#include <limits>
 #include <new>
 #include <string>
 
 #include "cpu/dispatch.h"
 #include "normcore/normcore.h"
+#include "view.h"
 
 namespace normcore {
 namespace {
@@ -56,27 +56,8 @@ View view(const char* name, const CTensor* t) {
     throw type_error(std::string(name) + "->dtype is " + std::to_string(t->dtype) +
                      ", expected one of NORMCORE_FLOAT32 to NORMCORE_FLOAT16");
   }
-  if (t->ndim < 0 || t->ndim >= kMaxDims) {
-    refuse(name, "->ndim is " + std::to_string(t->ndim) + ", expected 0 to " +
-                     std::to_string(kMaxDims - 1));
-  }
-  if (!t->shape && t->ndim > 0) refuse(name, "->shape is null, expected ndim sizes");
-  View v(t->data, static_cast<DType>(t->dtype), t->ndim);
-  Index size = 1;
-  for (int i = 0; i < t->ndim; ++i) {
-    if (t->shape[i] < 0) {
-      refuse(name, "->shape[" + std::to_string(i) + "] is " + std::to_string(t->shape[i]) +
-                       ", expected a number >= 0");
-    }
-    if (t->shape[i] > 0 && size > std::numeric_limits<Index>::max() / 8 / t->shape[i]) {
-      refuse(name, "->shape has more elements than memory can hold");
-    }
-    size *= std::max<Index>(1, t->shape[i]);
-    v.set_dim(i, t->shape[i], t->strides ? t->strides[i] : 0);
-  }
-  if (!t->strides) v.set_contiguous();
-  if (!t->data && v.size() > 0) refuse(name, "->data is null, expected memory");
-  return v;
+  return make_view<View>({name, "->"}, t->data, static_cast<DType>(t->dtype), t->ndim, t->shape,
+                         t->strides);
 }
 ConstTensor in(const char* name, const normcore_const_tensor* t) {
   return view<ConstTensor>(name, t);

@@ -69,6 +69,7 @@ struct ChannelCall {
   static ChannelCall of(std::type_identity<Method>, const ConstTensor& x, const ConstTensor& weight,
                         const ConstTensor& bias, int axis) {
     ChannelCall call{Method::pools, kPoolCount<Method>, x, weight, bias, 0, true};
+    check_view("x", x);
     call.channel_axis = check_channel_axis(x, axis);
     ExpectedShape& shape = call.channel_shape;
     shape.append(call.channels());
@@ -429,7 +430,9 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   check_device(context);
   check_like(call.names.dy, dy, call.x, call.names.x);
   check_output("out", g.dx, call.x, call.names.x);
-  if (g.dweight && !same_shape(g.dweight, call.weight)) {
+  if (g.dweight && same_shape(g.dweight, call.weight)) {
+    check_view(call.names.dweight, g.dweight);
+  } else if (g.dweight) {
     check_shape(call.names.dweight, g.dweight, call.channel_shape);
   }
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);

@@ -116,6 +116,7 @@ std::string shape_text(const Index* shape, int ndim) {
 }
 
 void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& expected) {
+  check_view(name, t);
   bool same = t.ndim() == expected.ndim;
   for (int i = 0; same && i < t.ndim(); ++i) same = t.shape(i) == expected.shape[i];
   if (same) return;
@@ -124,6 +125,7 @@ void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& ex
 }
 
 void check_like(const char* name, const ConstTensor& t, const ConstTensor& x, const char* x_name) {
+  check_view(name, t);
   if (t.dtype() != x.dtype()) {
     throw type_error(std::string(name) + " has dtype " + name_of(t.dtype()) + ", expected " +
                      name_of(x.dtype()) + ": " + x_name + "'s");
@@ -135,6 +137,7 @@ void check_like(const char* name, const ConstTensor& t, const ConstTensor& x, co
 }
 
 void check_output(const char* name, const Tensor& out, const ConstTensor& x, const char* x_name) {
+  check_view(name, out);
   if (!same_shape(out, x)) {
     throw value_error(std::string(name) + " has shape " + shape_text(out) + ", expected " +
                       shape_text(x) + ": " + x_name + "'s");
@@ -154,6 +157,11 @@ void check_eps(double eps, bool positive) {
 void check_finite(const char* name, double value) {
   if (std::isfinite(value)) return;
   throw value_error(std::string(name) + " is " + number(value) + ", expected a finite number");
+}
+
+void check_momentum(double momentum) {
+  if (momentum >= 0 && momentum <= 1) return;
+  throw value_error("momentum is " + number(momentum) + ", expected a finite number from 0 to 1");
 }
 
 void check_at_least(const char* name, Index value, Index least) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "normcore/ops.h"
+#include "view.h"
 
 namespace normcore {
 
@@ -41,6 +42,7 @@ void check_output(const char* name, const Tensor& out, const ConstTensor& x,
                   const char* x_name = "x");
 void check_eps(double eps, bool positive);
 void check_finite(const char* name, double value);
+void check_momentum(double momentum);
 void check_at_least(const char* name, Index value, Index least);
 void check_at_least(const char* name, double value, double least);  // and finite
 void check_device(const Context& context);

@@ -17,7 +17,7 @@ auto constant(const Params& params) {
 }
 
 void check_training(ChannelCall& call, double momentum, bool training) {
-  check_finite("momentum", momentum);
+  check_momentum(momentum);
   call.training = training;
 }
 
@@ -44,7 +44,7 @@ ChannelCall instance_norm_call(const ConstTensor& x, const ConstTensor& weight,
   }
   call.buffers(o.running_mean, o.running_var, /*use=*/!o.use_input_stats);
   check_eps(o.eps, false);
-  check_finite("momentum", o.momentum);
+  check_momentum(o.momentum);
   if (o.use_input_stats && x.size() > 0 && call.space() == 1) {
     throw value_error("Expected more than 1 spatial element when training" + input_size(x));
   }

@@ -18,6 +18,7 @@ struct Reduction {
 
   Reduction(const char* name, const ConstTensor& x_in, const std::optional<Axes>& axes)
       : op(name), x(x_in) {
+    check_view("x", x);
     if (axes) {
       check_axes(*axes, x.ndim(), reduced);
     } else {

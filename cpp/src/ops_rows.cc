@@ -22,6 +22,7 @@ struct ElementCall {
   ElementCall(const ConstTensor& x_in, const ConstTensor& w, const ConstTensor& b, const Axes& axes,
               double eps_in, double offset = 0)
       : x(x_in), weight(w), bias(b), eps(eps_in), weight_offset(offset) {
+    check_view("x", x);
     if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
     check_axes(axes, x.ndim(), normalized);
     check_eps(eps, false);

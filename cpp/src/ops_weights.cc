@@ -9,7 +9,8 @@ const ConstTensor kAbsent{};
 ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
                              const WeightNormOptions& o) {
   check_eps(o.eps, false);
-  if (!g) throw type_error("g is None, expected an array");
+  check_view("v", v);
+  check_view("g", g);
   ChannelCall call{WeightNorm::pools, 1, v, g, kAbsent, -1, false};
   call.names = {"v", "g", "dw", "dg"};
   if (o.axis) {

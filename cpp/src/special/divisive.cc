@@ -40,7 +40,7 @@ ExpectedShape channel_shape(const ConstTensor& x, int axis, int given_axis, int 
 }
 // A value for each channel, or a single one for all.
 void check_per_channel(const char* name, const ConstTensor& t, const ExpectedShape& shape) {
-  if (t && t.ndim() == 0) return;
+  if (t.ndim() == 0) return check_view(name, t);
   check_shape(name, t, shape);
 }
 
@@ -50,6 +50,13 @@ void check_gradients(const ConstTensor& dy, const ConstTensor& x, const Tensor& 
   check_output("out", dx, x);
   operands.reads("dy", dy);
   operands.writes("out", dx, {&x, &dy});
+}
+
+// A parameter's gradient may be of another dtype.
+void check_gradient(const char* name, const Tensor& gradient, const ConstTensor& parameter) {
+  if (!gradient) return;
+  if (!same_shape(gradient, parameter)) check_like(name, gradient, parameter);
+  check_view(name, gradient);
 }
 
 // Sums over the channels to a parameter's gradient, which may be of a single value.
@@ -68,6 +75,7 @@ struct DivisiveArguments {
                     const ConstTensor& gain, const DivisiveNormOptions& o, const Context& context)
       : call{"divisive_norm", x, 0, weights, sigma, gain, o.exponent, o.exponent, o.power, 0} {
     check_on_cpu("divisive_norm", context);
+    check_view("x", x);
     check_positive("exponent", o.exponent);
     check_positive("power", o.power);
     call.e = o.power / o.exponent;
@@ -94,6 +102,7 @@ struct GDNArguments {
                const GDNOptions& o, const Context& context)
       : call{"gdn", x, 0, gamma, beta, absent, 1, o.alpha, 1, o.inverse ? -o.epsilon : o.epsilon} {
     check_on_cpu("gdn", context);
+    check_view("x", x);
     check_positive("alpha", o.alpha);
     check_finite("epsilon", o.epsilon);
     call.channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());
@@ -136,9 +145,9 @@ void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
   Operands operands;
   arguments.declare(operands);
   check_gradients(dy, x, g.dx, operands);
-  if (g.dweights && !same_shape(g.dweights, weights)) check_like("dweights", g.dweights, weights);
-  if (g.dsigma && !same_shape(g.dsigma, sigma)) check_like("dsigma", g.dsigma, sigma);
-  if (g.dgain && !same_shape(g.dgain, gain)) check_like("dgain", g.dgain, gain);
+  check_gradient("dweights", g.dweights, weights);
+  check_gradient("dsigma", g.dsigma, sigma);
+  check_gradient("dgain", g.dgain, gain);
   operands.writes("dweights", g.dweights);
   operands.writes("dsigma", g.dsigma);
   operands.writes("dgain", g.dgain);
@@ -186,8 +195,8 @@ void gdn_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor
   Operands operands;
   arguments.declare(operands);
   check_gradients(dy, x, g.dx, operands);
-  if (g.dbeta && !same_shape(g.dbeta, beta)) check_like("dbeta", g.dbeta, beta);
-  if (g.dgamma && !same_shape(g.dgamma, gamma)) check_like("dgamma", g.dgamma, gamma);
+  check_gradient("dbeta", g.dbeta, beta);
+  check_gradient("dgamma", g.dgamma, gamma);
   auto scalar = [](double* p) { return p ? Tensor(p, {}) : Tensor(); };
   const Tensor dalpha = scalar(g.dalpha), depsilon = scalar(g.depsilon);
   operands.writes("dbeta", g.dbeta);

@@ -430,7 +430,7 @@ void check_parameters(const Call& call, int given_axis) {
   shape.rule = "x.shape[channel_axis=";
   shape.given_axis = given_axis;
   shape.has_axis = true;
-  if (!*call.sigma) throw type_error("sigma is None, expected an array");
+  check_view("sigma", *call.sigma);
   if (call.sigma->ndim() > 0) check_shape("sigma", *call.sigma, shape);
   if (*call.weight) check_shape("weight", *call.weight, shape);
   if (*call.bias) check_shape("bias", *call.bias, shape);
@@ -439,6 +439,7 @@ void check_parameters(const Call& call, int given_axis) {
 void check_call(Call& call, const LocalDivisiveNormOptions& o, const Context& context) {
   check_on_cpu("local_divisive_norm", context);
   const ConstTensor& x = call.x();
+  check_view("x", x);
   call.channel_axis = check_channel_axis(x, o.channel_axis);
   check_parameters(call, o.channel_axis);
   read_window("summation_window", o.summation_window, x, call.channel_axis, call.radius_a);
@@ -481,6 +482,7 @@ void local_divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   ExpectedShape channels;
   channels.append(call.channels());
   channels.rule = "x's channels";
+  if (g.dsigma) check_view("dsigma", g.dsigma);
   if (g.dsigma && !same_shape(g.dsigma, sigma)) {
     throw value_error("dsigma has shape " + shape_text(g.dsigma) + ", expected " +
                       shape_text(sigma) + ": sigma's");

@@ -475,6 +475,7 @@ void run_call(Call& call, const Context& context) {
 Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output, Index size,
                const LocalResponseNormOptions& o, const Context& context) {
   check_on_cpu("local_response_norm", context);
+  check_view("x", x);
   const bool over_space = o.across == Across::kSpace;
   if (over_space && x.ndim() < 3) {
     throw value_error("x has shape " + shape_text(x) + ", expected at least 3 axes");

@@ -24,7 +24,7 @@ struct Shape {
   Index out, rest;
 
   Shape(const char* name, const ConstTensor& weight, int axis_in) : w(weight) {
-    if (!w) throw type_error(std::string(name) + " is None, expected an array");
+    check_view(name, w);
     if (w.ndim() == 0) {
       throw value_error(std::string(name) + " has shape (), expected at least one axis");
     }
@@ -355,7 +355,7 @@ PowerMethodResult power_method(const ConstTensor& a, const ConstTensor& start, c
                                const Context& context) {
   const cpu::RunningCall running(context);
   check_on_cpu("power_method", context);
-  if (!a) throw type_error("a is None, expected an array");
+  check_view("a", a);
   if (a.ndim() != 2) {
     throw value_error("a has shape " + shape_text(a) + ", expected two axes");
   }
