@@ -1,11 +1,10 @@
 // Python arrays as views: NumPy arrays directly, anything with __dlpack__ through DLPack, lists as
-// NumPy reads them; and new arrays of the same library for results.
+// NumPy reads them (array.cc); and new arrays of the same library for results.
 #pragma once
 
 #include <pybind11/numpy.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -20,35 +19,10 @@ namespace normcore::python {
 
 namespace py = pybind11;
 
-inline constexpr const char* kExpectedDtypes = "expected float16, bfloat16, float32 or float64";
+DType dtype_of(const py::dtype& d, const char* name);
 
-// ---- dtypes
-
-// NumPy's number of ml_dtypes.bfloat16, which is registered at run time; 0 until it is seen.
-inline std::atomic<int>& bfloat16_number() {
-  static std::atomic<int> number{0};
-  return number;
-}
-
-inline DType dtype_of(const py::dtype& d, const char* name) {
-  constexpr int kHalf = 23, kFloat = 11, kDouble = 12;
-  const int number = d.num();
-  const bool swapped = d.byteorder() == '>';
-  if (!swapped) {
-    if (number == kFloat) return DType::kFloat32;
-    if (number == kDouble) return DType::kFloat64;
-    if (number == kHalf) return DType::kFloat16;
-    if (number == bfloat16_number().load(std::memory_order_relaxed) && number != 0) {
-      return DType::kBFloat16;
-    }
-    if (number >= 256 && py::str(d.attr("name")).cast<std::string>() == "bfloat16") {
-      bfloat16_number() = number;
-      return DType::kBFloat16;
-    }
-  }
-  throw type_error(std::string(name) + " has dtype " + py::str(d).cast<std::string>() + ", " +
-                   kExpectedDtypes + (swapped ? " in native byte order" : ""));
-}
+// A function of normcore._interop, for what is rare.
+py::object interop(const char* function);
 
 // ---- results of libraries other than NumPy
 
@@ -206,7 +180,7 @@ class Array {
   static Array writable(py::handle object, const char* name) {
     Array a;
     if (object.is_none()) return a;
-    if (!py::isinstance<py::array>(object)) refuse_immutable(object, name);
+    if (!py::isinstance<py::array>(object)) interop("refuse_immutable")(object, name);
     a.read(object, name, /*convert=*/false);
     if (!a.writable_) {
       throw value_error(std::string(name) + " is read-only, expected a writeable array");
@@ -245,155 +219,14 @@ class Array {
   }
 
  private:
-  // Arrays that are values to their library, which may share their memory: their capsules do not
-  // say so.
-  static void refuse_immutable(py::handle object, const char* name) {
-    const std::string module = py::str(py::type::handle_of(object).attr("__module__"));
-    const std::string library = module.substr(0, module.find('.'));
-    if (library != "jax" && library != "jaxlib" && library != "tensorflow") return;
-    throw value_error(std::string(name) + " is an array of " +
-                      (library == "jaxlib" ? "jax" : library) +
-                      ", whose arrays are immutable, expected a writeable array");
-  }
-
-  void read(py::handle object, const char* name, bool convert) {
-    object_ = py::reinterpret_borrow<py::object>(object);
-    if (py::isinstance<py::array>(object)) return read_numpy(name);
-    if (py::hasattr(object, "__dlpack__")) return read_dlpack(name);
-    if (py::hasattr(object, "__cuda_array_interface__")) return read_cuda_array_interface(name);
-    if (!convert || object.is_none()) {
-      throw type_error(std::string(name) + " is " +
-                       (object.is_none() ? "None" : Py_TYPE(object.ptr())->tp_name) +
-                       ", expected an array");
-    }
-    object_ = py::module_::import("numpy").attr("asarray")(object);
-    read_numpy(name);
-  }
-
-  void read_numpy(const char* name) {
-    numpy_ = true;
-    const auto& a = reinterpret_cast<const py::array&>(object_);
-    dtype_ = a.dtype();
-    const DType dtype = dtype_of(dtype_, name);
-    const int ndim = check_ndim(static_cast<Index>(a.ndim()), name);
-    const auto* proxy = py::detail::array_proxy(a.ptr());
-    const Index element = static_cast<Index>(size_of(dtype));
-    tensor_ = Tensor(proxy->data, dtype, ndim);
-    bool aligned = reinterpret_cast<std::uintptr_t>(proxy->data) % element == 0;
-    for (int i = 0; i < ndim; ++i) {
-      const Index stride = proxy->strides[i];
-      aligned = aligned && (stride % element == 0 || proxy->dimensions[i] <= 1);
-      tensor_.set_dim(i, proxy->dimensions[i], stride / element);
-    }
-    if (!aligned) {
-      throw value_error(std::string(name) +
-                        " is not aligned to its elements, expected an aligned array");
-    }
-    writable_ = (proxy->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
-  }
-
+  // What is to be written is not converted.
+  void read(py::handle object, const char* name, bool convert);
+  void read_numpy(const char* name);
+  void read_dlpack(const char* name);
+  void read_cuda_array_interface(const char* name);
   template <class M>
-  bool take_capsule(const py::object& capsule, const char* name) {
-    if (!PyCapsule_IsValid(capsule.ptr(), M::kName)) return false;
-    auto* m = static_cast<M*>(PyCapsule_GetPointer(capsule.ptr(), M::kName));
-    PyCapsule_SetName(capsule.ptr(), M::kUsed);
-    owner_ = std::shared_ptr<void>(m, [](void* p) {
-      auto* managed = static_cast<M*>(p);
-      if (managed->deleter) managed->deleter(managed);
-    });
-    writable_ = true;
-    if constexpr (std::is_same_v<M, dlpack::ManagedVersioned>) {
-      writable_ = (m->flags & M::kReadOnly) == 0;
-    }
-    view_dlpack(m->tensor, name);
-    return true;
-  }
-
-  void read_dlpack(const char* name) {
-    const auto device = object_.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-    py::dict options;
-    if (device.first == dlpack::kCuda && cuda::is_built()) {
-      where_ = {Device::kCuda, device.second, current_stream(object_)};
-      // None would mean the legacy default stream, which DLPack calls 1.
-      options["stream"] = where_.stream ? reinterpret_cast<std::intptr_t>(where_.stream) : 1;
-    } else if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
-      throw value_error(std::string(name) + " is on device " + std::to_string(device.first) + ":" +
-                        std::to_string(device.second) + " (DLPack numbers), expected the CPU" +
-                        (cuda::is_built() ? " or CUDA" : ": this build has no CUDA backend"));
-    }
-    py::object capsule;
-    try {
-      capsule =
-          object_.attr("__dlpack__")(**options, py::arg("max_version") = py::make_tuple(1, 0));
-    } catch (py::error_already_set& e) {
-      if (!e.matches(PyExc_TypeError)) throw;
-      capsule = object_.attr("__dlpack__")(**options);  // an exporter of before version 1
-    }
-    if (!take_capsule<dlpack::ManagedVersioned>(capsule, name) &&
-        !take_capsule<dlpack::Managed>(capsule, name)) {
-      throw type_error(std::string(name) + ".__dlpack__() gave no DLPack capsule");
-    }
-  }
-
-  // Objects that have no __dlpack__, such as Numba's device arrays.
-  void read_cuda_array_interface(const char* name) {
-    if (!cuda::is_built()) {
-      throw value_error(std::string(name) +
-                        " is a CUDA array, expected a CPU array: this build has no CUDA backend");
-    }
-    const py::dict i = object_.attr("__cuda_array_interface__");
-    const auto type = i["typestr"].cast<std::string>();
-    DType dtype = DType::kFloat32;
-    if (type == "<f2") {
-      dtype = DType::kFloat16;
-    } else if (type == "<f8") {
-      dtype = DType::kFloat64;
-    } else if (type != "<f4") {
-      throw type_error(std::string(name) + " has dtype " + type + ", " + kExpectedDtypes);
-    }
-    const auto [address, read_only] = i["data"].cast<std::pair<std::uintptr_t, bool>>();
-    const py::tuple shape = i["shape"];
-    const int ndim = check_ndim(static_cast<Index>(shape.size()), name);
-    tensor_ = Tensor(reinterpret_cast<void*>(address), dtype, ndim);
-    writable_ = !read_only;
-    for (int a = 0; a < ndim; ++a) tensor_.set_dim(a, shape[a].cast<Index>(), 0);
-    tensor_.set_contiguous();
-    if (i.contains("strides") && !i["strides"].is_none()) {
-      const py::tuple strides = i["strides"];
-      for (int a = 0; a < ndim; ++a) {
-        tensor_.set_dim(a, tensor_.shape(a), strides[a].cast<Index>() / Index(size_of(dtype)));
-      }
-    }
-    where_ = {Device::kCuda, cuda::device_of(tensor_.data())};
-    if (i.contains("stream") && !i["stream"].is_none()) {
-      const auto stream = i["stream"].cast<std::intptr_t>();
-      where_.stream = stream == 1 ? nullptr : reinterpret_cast<void*>(stream);
-    }
-  }
-
-  void view_dlpack(const dlpack::DLTensor& t, const char* name) {
-    DType dtype = DType::kFloat32;
-    if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 64) {
-      dtype = DType::kFloat64;
-    } else if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 16) {
-      dtype = DType::kFloat16;
-    } else if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kBfloat && t.dtype.bits == 16) {
-      dtype = DType::kBFloat16;
-    } else if (t.dtype.lanes != 1 || t.dtype.code != dlpack::kFloat || t.dtype.bits != 32) {
-      throw type_error(std::string(name) + " has dtype " +
-                       py::str(object_.attr("dtype")).cast<std::string>() + ", " + kExpectedDtypes);
-    }
-    const int ndim = check_ndim(t.ndim, name);
-    tensor_ = Tensor(static_cast<char*>(t.data) + t.byte_offset, dtype, ndim);
-    for (int i = 0; i < ndim; ++i) tensor_.set_dim(i, t.shape[i], t.strides ? t.strides[i] : 0);
-    if (!t.strides) tensor_.set_contiguous();
-  }
-
-  static int check_ndim(Index ndim, const char* name) {
-    if (ndim < kMaxDims) return static_cast<int>(ndim);
-    throw value_error(std::string(name) + " has " + std::to_string(ndim) +
-                      " axes, expected at most " + std::to_string(kMaxDims - 1));
-  }
+  bool take_capsule(const py::object& capsule, std::pair<int, int> device, const char* name);
+  void view_dlpack(const dlpack::DLTensor& t, std::pair<int, int> device, const char* name);
 
   // `order`: axes from the outermost in memory.
   Result new_array(const ConstTensor& shape, DType dtype, const int* order, Tensor* view) const {

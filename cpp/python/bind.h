@@ -1,15 +1,17 @@
-// What the sources of the Python module share: reading of arguments, and the parts of the module.
+// What the sources of the Python module share: where a call runs, running it without the
+// interpreter lock, and the parts of the module.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
 #include <initializer_list>
 #include <optional>
-#include <string>
+#include <type_traits>
 
+#include "arguments.h"
 #include "array.h"
 #include "gil.h"
+#include "masks.h"
 
 namespace normcore::python {
 
@@ -37,69 +39,29 @@ void note_main_thread();
 // What the thread has entered, or null.
 Exchange* current_exchange();
 
-// Kernels run without the interpreter lock where they take longer than letting go of it.
+// Kernels run without the interpreter lock where they take longer than letting go of it. Nobody but
+// `unlocked` can let go of it.
 class ReleaseGil {
- public:
   explicit ReleaseGil(Index elements) {
     if (elements > 4096) release_.emplace();
   }
+  template <class R, class... Parameters>
+  friend R unlocked(Index elements, R (*op)(Parameters...),
+                    std::type_identity_t<Parameters>... arguments);
 
- private:
   std::optional<GilReleased> release_;
 };
 
-[[noreturn]] inline void bad_type(const char* name, py::handle value, const char* expected) {
-  throw type_error(std::string(name) + " is " + py::repr(value).cast<std::string>() +
-                   ", expected " + expected);
-}
-
-inline double as_double(py::handle value, const char* name) {
-  if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-  const double v = PyFloat_AsDouble(value.ptr());
-  if (v == -1 && PyErr_Occurred()) {
-    PyErr_Clear();
-    bad_type(name, value, "a number");
-  }
-  return v;
-}
-
-inline Index as_index(py::handle value, const char* name, const char* expected = "an integer") {
-  if (PyBool_Check(value.ptr())) bad_type(name, value, expected);
-  const Py_ssize_t v = PyNumber_AsSsize_t(value.ptr(), PyExc_OverflowError);
-  if (v == -1 && PyErr_Occurred()) {
-    PyErr_Clear();
-    bad_type(name, value, expected);
-  }
-  return v;
-}
-
-inline bool as_bool(py::handle value, const char* name) {
-  const int v = PyObject_IsTrue(value.ptr());
-  if (v < 0) {
-    PyErr_Clear();
-    bad_type(name, value, "a bool");
-  }
-  return v != 0;
-}
-
-inline int as_axis(py::handle value, const char* name) {
-  const Index v = as_index(value, name, "an integer or a tuple of integers");
-  return static_cast<int>(std::clamp<Index>(v, -1000000, 1000000));
-}
-
-inline Axes as_axes(py::handle value) {
-  if (PyLong_CheckExact(value.ptr())) return Axes{as_axis(value, "axis")};
-  if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) {
-    return Axes{as_axis(value, "axis")};
-  }
-  Axes axes{};
-  const auto sequence = py::reinterpret_borrow<py::sequence>(value);
-  if (sequence.size() > static_cast<std::size_t>(kMaxDims)) {
-    throw value_error("axis names " + std::to_string(sequence.size()) + " axes, expected at most " +
-                      std::to_string(kMaxDims));
-  }
-  for (const py::handle item : sequence) axes.values[axes.count++] = as_axis(item, "axis");
-  return axes;
+// op(arguments...) without the lock, for x of so many elements. The arguments become what op takes
+// before this function is entered, in its caller's hands and under the lock, and an operation of
+// the library knows nothing of Python: there is nothing here to touch an object with.
+template <class R, class... Parameters>
+R unlocked(Index elements, R (*op)(Parameters...), std::type_identity_t<Parameters>... arguments) {
+  static_assert(!(std::is_base_of_v<py::handle, std::remove_cvref_t<Parameters>> || ...) &&
+                    !(std::is_same_v<Array, std::remove_cvref_t<Parameters>> || ...),
+                "an operation of the library, which takes no Python objects");
+  const ReleaseGil release(elements);
+  return op(static_cast<Parameters>(arguments)...);
 }
 
 }  // namespace normcore::python

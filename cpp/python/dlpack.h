@@ -39,6 +39,7 @@ struct Managed {
 struct ManagedVersioned {
   static constexpr const char* kName = "dltensor_versioned";
   static constexpr const char* kUsed = "used_dltensor_versioned";
+  static constexpr std::uint32_t kMajor = 1;
   static constexpr std::uint64_t kReadOnly = 1;
   struct {
     std::uint32_t major, minor;

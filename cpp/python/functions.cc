@@ -26,7 +26,9 @@ struct ResidualArguments {
 };
 
 py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::handle axis,
-                       py::handle eps, py::handle residual_, py::handle out, bool return_stats) {
+                       py::handle eps, py::handle residual_, py::handle out,
+                       py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
@@ -35,16 +37,15 @@ py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
   Statistics stats(return_stats, x, kept_shape(x, options.axes));
   const Context context = call_context(
       x, {{"weight", weight}, {"bias", bias}, {"residual", residual.residual}, {"out", y.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    layer_norm(x.tensor(), weight.tensor(), bias.tensor(), y.tensor, options, stats.out, context);
-  }
+  unlocked(x.tensor().size(), &layer_norm, x.tensor(), weight.tensor(), bias.tensor(), y.tensor,
+           options, stats.out, context);
   return residual.results(y, stats, return_stats);
 }
 
 py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::handle eps,
                      py::handle weight_offset, py::handle residual_, py::handle out,
-                     bool return_stats) {
+                     py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight");
   RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
@@ -55,10 +56,8 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
                    Statistics::kRstd | Statistics::kPooled);
   const Context context =
       call_context(x, {{"weight", weight}, {"residual", residual.residual}, {"out", y.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    rms_norm(x.tensor(), weight.tensor(), y.tensor, options, stats.out, context);
-  }
+  unlocked(x.tensor().size(), &rms_norm, x.tensor(), weight.tensor(), y.tensor, options, stats.out,
+           context);
   return residual.results(y, stats, return_stats);
 }
 
@@ -77,12 +76,9 @@ py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
                                            {"dh", dh},
                                            {"stats.pooled", pooled},
                                            {"out", dx.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    layer_norm_backward(dy.tensor(), x.tensor(), weight.tensor(),
-                        {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.tensor(),
-                        pooled.tensor(), context);
-  }
+  unlocked(x.tensor().size(), &layer_norm_backward, dy.tensor(), x.tensor(), weight.tensor(),
+           {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.tensor(), pooled.tensor(),
+           context);
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
@@ -99,11 +95,8 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
   const Context context = call_context(
       x,
       {{"dy", dy}, {"weight", weight}, {"dh", dh}, {"stats.pooled", pooled}, {"out", dx.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    rms_norm_backward(dy.tensor(), x.tensor(), weight.tensor(), {dx.tensor, dweight.tensor, {}},
-                      options, dh.tensor(), pooled.tensor(), context);
-  }
+  unlocked(x.tensor().size(), &rms_norm_backward, dy.tensor(), x.tensor(), weight.tensor(),
+           {dx.tensor, dweight.tensor, {}}, options, dh.tensor(), pooled.tensor(), context);
   return py::make_tuple(dx.result.take(), dweight.result.take());
 }
 
@@ -112,32 +105,29 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
 py::object batch_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::handle running_mean,
                        py::handle running_var, py::handle training_, py::handle momentum,
                        py::handle eps, py::handle unbiased, py::handle channel_axis,
-                       py::handle mask_, py::handle out, bool return_stats) {
+                       py::handle mask_, py::handle out, py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
-  const ChannelArguments a(x_, weight_, bias_);
+  const MaskedArguments a(x_, weight_, bias_, mask_, channel_axis);
   const Buffers buffers(running_mean, running_var, training);
-  const Array mask = Array::optional(mask_, "mask");
   const BatchNormOptions options{buffers.mean.tensor(),
                                  buffers.var.tensor(),
                                  training,
                                  as_double(momentum, "momentum"),
                                  as_double(eps, "eps"),
                                  as_bool(unbiased, "unbiased_running_var"),
-                                 as_axis(channel_axis, "channel_axis"),
-                                 mask.tensor()};
+                                 a.channel_axis,
+                                 a.mask.tensor()};
   Output y(out, a.x);
   Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, false, 0));
   const Context context = call_context(a.x, {{"weight", a.weight},
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
-                                             {"mask", mask},
+                                             {"mask", a.mask},
                                              {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options, stats.out,
-               context);
-  }
+  unlocked(a.x.tensor().size(), &batch_norm, a.x.tensor(), a.weight.tensor(), a.bias.tensor(),
+           y.tensor, options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
@@ -145,35 +135,32 @@ py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
                                 py::handle running_mean, py::handle running_var,
                                 py::handle training, py::handle eps, py::handle channel_axis,
                                 py::handle mask_, py::handle pooled, py::handle out) {
-  const ChannelArguments a(x_, weight_, bias_);
+  const MaskedArguments a(x_, weight_, bias_, mask_, channel_axis);
   const Buffers buffers(running_mean, running_var, false);
-  const Array mask = Array::optional(mask_, "mask");
   BatchNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
                            as_bool(training, "training")};
   options.eps = as_double(eps, "eps");
-  options.channel_axis = as_axis(channel_axis, "channel_axis");
-  options.mask = mask.tensor();
+  options.channel_axis = a.channel_axis;
+  options.mask = a.mask.tensor();
   ChannelGradient g(dy_, a, pooled, py::none(), out);
   const Context context = call_context(a.x, {{"dy", g.dy},
                                              {"weight", a.weight},
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
-                                             {"mask", mask},
+                                             {"mask", a.mask},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    batch_norm_backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
-                        g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), &batch_norm_backward, g.dy.tensor(), a.x.tensor(),
+           a.weight.tensor(), g.gradients(), options, g.stats(), context);
   return g.tuple();
 }
 
 py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                           py::handle running_mean, py::handle running_var,
                           py::handle use_input_stats_, py::handle momentum, py::handle eps,
-                          py::handle channel_axis, py::handle out, bool return_stats) {
+                          py::handle channel_axis, py::handle out, py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool use_input_stats = as_bool(use_input_stats_, "use_input_stats");
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, use_input_stats);
@@ -187,11 +174,8 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
                                              {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    instance_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options, stats.out,
-                  context);
-  }
+  unlocked(a.x.tensor().size(), &instance_norm, a.x.tensor(), a.weight.tensor(), a.bias.tensor(),
+           y.tensor, options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
@@ -214,36 +198,32 @@ py::object instance_norm_backward_(py::handle dy_, py::handle x_, py::handle wei
                                              {"running_var", buffers.var},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    instance_norm_backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
-                           g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), &instance_norm_backward, g.dy.tensor(), a.x.tensor(),
+           a.weight.tensor(), g.gradients(), options, g.stats(), context);
   return g.tuple();
 }
 
 py::object group_norm_(py::handle x_, py::handle num_groups_, py::handle weight_, py::handle bias_,
-                       py::handle eps, py::handle channel_axis, py::handle out, bool return_stats) {
+                       py::handle eps, py::handle channel_axis, py::handle out,
+                       py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const ChannelArguments a(x_, weight_, bias_);
   const Index num_groups = as_index(num_groups_, "num_groups");
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   Output y(out, a.x);
-  Statistics stats(return_stats && num_groups > 0, a.x,
-                   channel_shape(a.x, options.channel_axis, true, num_groups));
+  Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, true, num_groups));
   const Context context =
       call_context(a.x, {{"weight", a.weight}, {"bias", a.bias}, {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    group_norm(a.x.tensor(), num_groups, a.weight.tensor(), a.bias.tensor(), y.tensor, options,
-               stats.out, context);
-  }
+  unlocked(a.x.tensor().size(), &group_norm, a.x.tensor(), num_groups, a.weight.tensor(),
+           a.bias.tensor(), y.tensor, options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
-py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_groups,
+py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_groups_,
                                 py::handle weight_, py::handle bias_, py::handle eps,
                                 py::handle channel_axis, py::handle pooled, py::handle out) {
   const ChannelArguments a(x_, weight_, bias_);
+  const Index num_groups = as_index(num_groups_, "num_groups");
   const GroupNormOptions options{as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
   ChannelGradient g(dy_, a, pooled, py::none(), out);
   const Context context = call_context(a.x, {{"dy", g.dy},
@@ -251,11 +231,8 @@ py::object group_norm_backward_(py::handle dy_, py::handle x_, py::handle num_gr
                                              {"bias", a.bias},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    group_norm_backward(g.dy.tensor(), a.x.tensor(), as_index(num_groups, "num_groups"),
-                        a.weight.tensor(), g.gradients(), options, g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), &group_norm_backward, g.dy.tensor(), a.x.tensor(), num_groups,
+           a.weight.tensor(), g.gradients(), options, g.stats(), context);
   return g.tuple();
 }
 

@@ -20,14 +20,14 @@ py::object batch_renorm_(py::handle x_, py::handle weight_, py::handle bias_,
                          py::handle running_mean, py::handle running_std, py::handle training_,
                          py::handle momentum, py::handle r_max, py::handle d_max, py::handle eps,
                          py::handle channel_axis, py::handle mask_, py::handle out,
-                         bool return_stats) {
+                         py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
-  const ChannelArguments a(x_, weight_, bias_);
+  const MaskedArguments a(x_, weight_, bias_, mask_, channel_axis);
   const Buffers buffers(running_mean, running_std, training, "running_std");
-  const Array mask = Array::optional(mask_, "mask");
   BatchRenormOptions options = renorm_options(buffers, training, r_max, d_max, eps, channel_axis);
   options.momentum = as_double(momentum, "momentum");
-  options.mask = mask.tensor();
+  options.mask = a.mask.tensor();
   Output y(out, a.x);
   const ConstTensor shape = channel_shape(a.x, options.channel_axis, false, 0);
   Statistics stats(return_stats, a.x, shape);
@@ -36,13 +36,10 @@ py::object batch_renorm_(py::handle x_, py::handle weight_, py::handle bias_,
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_std", buffers.var},
-                                             {"mask", mask},
+                                             {"mask", a.mask},
                                              {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    batch_renorm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options, stats.out,
-                 context);
-  }
+  unlocked(a.x.tensor().size(), &batch_renorm, a.x.tensor(), a.weight.tensor(), a.bias.tensor(),
+           y.tensor, options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
@@ -51,27 +48,23 @@ py::object batch_renorm_backward_(py::handle dy_, py::handle x_, py::handle weig
                                   py::handle training, py::handle r_max, py::handle d_max,
                                   py::handle eps, py::handle channel_axis, py::handle mask_,
                                   py::handle pooled, py::handle given, py::handle out) {
-  const ChannelArguments a(x_, weight_, bias_);
+  const MaskedArguments a(x_, weight_, bias_, mask_, channel_axis);
   const Buffers buffers(running_mean, running_std, false, "running_std");
-  const Array mask = Array::optional(mask_, "mask");
   BatchRenormOptions options =
       renorm_options(buffers, as_bool(training, "training"), r_max, d_max, eps, channel_axis);
-  options.mask = mask.tensor();
+  options.mask = a.mask.tensor();
   ChannelGradient g(dy_, a, pooled, given, out);
   const Context context = call_context(a.x, {{"dy", g.dy},
                                              {"weight", a.weight},
                                              {"bias", a.bias},
                                              {"running_mean", buffers.mean},
                                              {"running_std", buffers.var},
-                                             {"mask", mask},
+                                             {"mask", a.mask},
                                              {"stats.pooled", g.pooled},
                                              {"stats.given", g.given},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    batch_renorm_backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
-                          g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), &batch_renorm_backward, g.dy.tensor(), a.x.tensor(),
+           a.weight.tensor(), g.gradients(), options, g.stats(), context);
   return g.tuple();
 }
 
@@ -98,7 +91,8 @@ struct MixedStatistics : Statistics {
 py::object batch_instance_norm_(py::handle x_, py::handle rho_, py::handle weight_,
                                 py::handle bias_, py::handle running_mean, py::handle running_var,
                                 py::handle training_, py::handle momentum, py::handle eps,
-                                py::handle channel_axis, py::handle out, bool return_stats) {
+                                py::handle channel_axis, py::handle out, py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, weight_, bias_);
   const Array rho(rho_, "rho");
@@ -113,11 +107,8 @@ py::object batch_instance_norm_(py::handle x_, py::handle rho_, py::handle weigh
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
                                              {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    batch_instance_norm(a.x.tensor(), rho.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor,
-                        options, stats.out, context);
-  }
+  unlocked(a.x.tensor().size(), &batch_instance_norm, a.x.tensor(), rho.tensor(), a.weight.tensor(),
+           a.bias.tensor(), y.tensor, options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
@@ -143,11 +134,9 @@ py::object batch_instance_norm_backward_(py::handle dy_, py::handle x_, py::hand
                                              {"stats.pooled", g.pooled},
                                              {"stats.given", g.given},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    batch_instance_norm_backward(g.dy.tensor(), a.x.tensor(), rho.tensor(), a.weight.tensor(),
-                                 g.gradients(), drho.tensor, options, g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), &batch_instance_norm_backward, g.dy.tensor(), a.x.tensor(),
+           rho.tensor(), a.weight.tensor(), g.gradients(), drho.tensor, options, g.stats(),
+           context);
   return py::make_tuple(g.dx.result.take(), drho.result.take(), g.dweight.result.take(),
                         g.dbias.result.take());
 }
@@ -156,7 +145,8 @@ py::object switchable_norm_(py::handle x_, py::handle mean_logits_, py::handle v
                             py::handle weight_, py::handle bias_, py::handle running_mean,
                             py::handle running_var, py::handle training_, py::handle momentum,
                             py::handle eps, py::handle channel_axis, py::handle out,
-                            bool return_stats) {
+                            py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, weight_, bias_);
   const Array mean_logits(mean_logits_, "mean_logits"), var_logits(var_logits_, "var_logits");
@@ -172,11 +162,9 @@ py::object switchable_norm_(py::handle x_, py::handle mean_logits_, py::handle v
                                              {"running_mean", buffers.mean},
                                              {"running_var", buffers.var},
                                              {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    switchable_norm(a.x.tensor(), mean_logits.tensor(), var_logits.tensor(), a.weight.tensor(),
-                    a.bias.tensor(), y.tensor, options, stats.out, context);
-  }
+  unlocked(a.x.tensor().size(), &switchable_norm, a.x.tensor(), mean_logits.tensor(),
+           var_logits.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options, stats.out,
+           context);
   return results(y, stats, return_stats);
 }
 
@@ -202,12 +190,9 @@ py::object switchable_norm_backward_(py::handle dy_, py::handle x_, py::handle m
                                              {"stats.pooled", g.pooled},
                                              {"stats.given", g.given},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    switchable_norm_backward(g.dy.tensor(), a.x.tensor(), mean_logits.tensor(), var_logits.tensor(),
-                             a.weight.tensor(), g.gradients(), dmean_logits.tensor,
-                             dvar_logits.tensor, options, g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), &switchable_norm_backward, g.dy.tensor(), a.x.tensor(),
+           mean_logits.tensor(), var_logits.tensor(), a.weight.tensor(), g.gradients(),
+           dmean_logits.tensor, dvar_logits.tensor, options, g.stats(), context);
   return py::make_tuple(g.dx.result.take(), dmean_logits.result.take(), dvar_logits.result.take(),
                         g.dweight.result.take(), g.dbias.result.take());
 }
@@ -216,24 +201,23 @@ py::object switchable_norm_backward_(py::handle dy_, py::handle x_, py::handle m
 
 py::object mean_only_batch_norm_(py::handle x_, py::handle bias_, py::handle running_mean_,
                                  py::handle training_, py::handle momentum, py::handle channel_axis,
-                                 py::handle mask_, py::handle out, bool return_stats) {
+                                 py::handle mask_, py::handle out, py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
-  const ChannelArguments a(x_, py::none(), bias_);
+  const MaskedArguments a(x_, py::none(), bias_, mask_, channel_axis);
   const Array running_mean = training ? Array::writable(running_mean_, "running_mean")
                                       : Array::optional(running_mean_, "running_mean");
-  const Array mask = Array::optional(mask_, "mask");
   const MeanOnlyBatchNormOptions options{running_mean.tensor(), training,
-                                         as_double(momentum, "momentum"),
-                                         as_axis(channel_axis, "channel_axis"), mask.tensor()};
+                                         as_double(momentum, "momentum"), a.channel_axis,
+                                         a.mask.tensor()};
   Output y(out, a.x);
   Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, false, 0),
                    Statistics::kMean | Statistics::kPooled);
   const Context context = call_context(
-      a.x, {{"bias", a.bias}, {"running_mean", running_mean}, {"mask", mask}, {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    mean_only_batch_norm(a.x.tensor(), a.bias.tensor(), y.tensor, options, stats.out, context);
-  }
+      a.x,
+      {{"bias", a.bias}, {"running_mean", running_mean}, {"mask", a.mask}, {"out", y.array()}});
+  unlocked(a.x.tensor().size(), &mean_only_batch_norm, a.x.tensor(), a.bias.tensor(), y.tensor,
+           options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
@@ -241,24 +225,20 @@ py::object mean_only_batch_norm_backward_(py::handle dy_, py::handle x_, py::han
                                           py::handle running_mean_, py::handle training,
                                           py::handle channel_axis, py::handle mask_,
                                           py::handle pooled, py::handle out) {
-  const ChannelArguments a(x_, py::none(), bias_);
+  const MaskedArguments a(x_, py::none(), bias_, mask_, channel_axis);
   const Array running_mean = Array::optional(running_mean_, "running_mean");
-  const Array mask = Array::optional(mask_, "mask");
   MeanOnlyBatchNormOptions options{running_mean.tensor(), as_bool(training, "training")};
-  options.channel_axis = as_axis(channel_axis, "channel_axis");
-  options.mask = mask.tensor();
+  options.channel_axis = a.channel_axis;
+  options.mask = a.mask.tensor();
   ChannelGradient g(dy_, a, pooled, py::none(), out);
   const Context context = call_context(a.x, {{"dy", g.dy},
                                              {"bias", a.bias},
                                              {"running_mean", running_mean},
-                                             {"mask", mask},
+                                             {"mask", a.mask},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    mean_only_batch_norm_backward(g.dy.tensor(), a.x.tensor(), g.gradients(), options, g.stats(),
-                                  context);
-  }
+  unlocked(a.x.tensor().size(), &mean_only_batch_norm_backward, g.dy.tensor(), a.x.tensor(),
+           g.gradients(), options, g.stats(), context);
   return py::make_tuple(g.dx.result.take(), g.dbias.result.take());
 }
 
@@ -295,7 +275,8 @@ template <class Functions>
 py::object scaled_(py::handle x_, py::handle weight_, py::handle bias_, py::handle parameter,
                    py::handle running_mean, py::handle running_scale, py::handle training_,
                    py::handle momentum, py::handle eps, py::handle channel_axis, py::handle out,
-                   bool return_stats) {
+                   py::handle return_stats_) {
+  const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_scale, training, "running_scale");
@@ -308,11 +289,8 @@ py::object scaled_(py::handle x_, py::handle weight_, py::handle bias_, py::hand
                                              {"running_mean", buffers.mean},
                                              {"running_scale", buffers.var},
                                              {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    Functions::forward(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), y.tensor, options,
-                       stats.out, context);
-  }
+  unlocked(a.x.tensor().size(), Functions::forward, a.x.tensor(), a.weight.tensor(),
+           a.bias.tensor(), y.tensor, options, stats.out, context);
   return results(y, stats, return_stats);
 }
 
@@ -333,11 +311,8 @@ py::object scaled_backward_(py::handle dy_, py::handle x_, py::handle weight_, p
                                              {"running_scale", buffers.var},
                                              {"stats.pooled", g.pooled},
                                              {"out", g.dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    Functions::backward(g.dy.tensor(), a.x.tensor(), a.weight.tensor(), g.gradients(), options,
-                        g.stats(), context);
-  }
+  unlocked(a.x.tensor().size(), Functions::backward, g.dy.tensor(), a.x.tensor(), a.weight.tensor(),
+           g.gradients(), options, g.stats(), context);
   return g.tuple();
 }
 
@@ -349,10 +324,7 @@ py::object normalize_(py::handle x_, py::handle ord, py::handle axis, py::handle
   const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis), as_double(eps, "eps")};
   Output y(out, x);
   const Context context = call_context(x, {{"out", y.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    normalize(x.tensor(), y.tensor, options, context);
-  }
+  unlocked(x.tensor().size(), &normalize, x.tensor(), y.tensor, options, context);
   return y.result.take();
 }
 
@@ -362,10 +334,8 @@ py::object normalize_backward_(py::handle dy_, py::handle x_, py::handle ord, py
   const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis), as_double(eps, "eps")};
   Output dx(out, x);
   const Context context = call_context(x, {{"dy", dy}, {"out", dx.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    normalize_backward(dy.tensor(), x.tensor(), dx.tensor, options, context);
-  }
+  unlocked(x.tensor().size(), &normalize_backward, dy.tensor(), x.tensor(), dx.tensor, options,
+           context);
   return dx.result.take();
 }
 
@@ -385,10 +355,7 @@ py::object weight_norm_(py::handle v_, py::handle g_, py::handle axis, py::handl
   const WeightNormOptions options = weight_norm_options(axis, eps);
   Output w(out, v);
   const Context context = call_context(v, {{"g", g}, {"out", w.array()}});
-  {
-    const ReleaseGil release(v.tensor().size());
-    weight_norm(v.tensor(), g.tensor(), w.tensor, options, context);
-  }
+  unlocked(v.tensor().size(), &weight_norm, v.tensor(), g.tensor(), w.tensor, options, context);
   return w.result.take();
 }
 
@@ -399,11 +366,8 @@ py::object weight_norm_backward_(py::handle dw_, py::handle v_, py::handle g_, p
   Output dv(out, v);
   ParameterGradient dg(g);
   const Context context = call_context(v, {{"dw", dw}, {"g", g}, {"out", dv.array()}});
-  {
-    const ReleaseGil release(v.tensor().size());
-    weight_norm_backward(dw.tensor(), v.tensor(), g.tensor(), dv.tensor, dg.tensor, options,
-                         context);
-  }
+  unlocked(v.tensor().size(), &weight_norm_backward, dw.tensor(), v.tensor(), g.tensor(), dv.tensor,
+           dg.tensor, options, context);
   return py::make_tuple(dv.result.take(), dg.result.take());
 }
 

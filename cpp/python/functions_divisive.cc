@@ -29,11 +29,8 @@ py::object divisive_norm_(py::handle x_, py::handle weights_, py::handle sigma_,
   Output y(out, a.x);
   const Context context = call_context(
       a.x, {{"weights", a.weights}, {"sigma", a.sigma}, {"gain", a.gain}, {"out", y.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    divisive_norm(a.x.tensor(), a.weights.tensor(), a.sigma.tensor(), a.gain.tensor(), y.tensor,
-                  options, context);
-  }
+  unlocked(a.x.tensor().size(), &divisive_norm, a.x.tensor(), a.weights.tensor(), a.sigma.tensor(),
+           a.gain.tensor(), y.tensor, options, context);
   return y.result.take();
 }
 
@@ -63,12 +60,9 @@ py::object divisive_norm_backward_(py::handle dy_, py::handle x_, py::handle wei
                                              {"sigma", a.sigma},
                                              {"gain", a.gain},
                                              {"out", dx.array()}});
-  {
-    const ReleaseGil release(a.x.tensor().size());
-    divisive_norm_backward(
-        dy.tensor(), a.x.tensor(), a.weights.tensor(), a.sigma.tensor(), a.gain.tensor(),
-        {dx.tensor, dweights.tensor, dsigma.array.tensor, dgain.array.tensor}, options, context);
-  }
+  unlocked(a.x.tensor().size(), &divisive_norm_backward, dy.tensor(), a.x.tensor(),
+           a.weights.tensor(), a.sigma.tensor(), a.gain.tensor(),
+           {dx.tensor, dweights.tensor, dsigma.array.tensor, dgain.array.tensor}, options, context);
   return py::make_tuple(dx.result.take(), dweights.result.take(), dsigma.take(), dgain.take());
 }
 
@@ -86,10 +80,8 @@ py::object gdn_(py::handle x_, py::handle beta_, py::handle gamma_, py::handle i
   const GDNOptions options = gdn_options(inverse, alpha, epsilon, channel_axis);
   Output y(out, x);
   const Context context = call_context(x, {{"beta", beta}, {"gamma", gamma}, {"out", y.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    gdn(x.tensor(), beta.tensor(), gamma.tensor(), y.tensor, options, context);
-  }
+  unlocked(x.tensor().size(), &gdn, x.tensor(), beta.tensor(), gamma.tensor(), y.tensor, options,
+           context);
   return y.result.take();
 }
 
@@ -103,11 +95,8 @@ py::object gdn_backward_(py::handle dy_, py::handle x_, py::handle beta_, py::ha
   double dalpha = 0, depsilon = 0;
   const Context context =
       call_context(x, {{"dy", dy}, {"beta", beta}, {"gamma", gamma}, {"out", dx.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    gdn_backward(dy.tensor(), x.tensor(), beta.tensor(), gamma.tensor(),
-                 {dx.tensor, dbeta.tensor, dgamma.tensor, &dalpha, &depsilon}, options, context);
-  }
+  unlocked(x.tensor().size(), &gdn_backward, dy.tensor(), x.tensor(), beta.tensor(), gamma.tensor(),
+           {dx.tensor, dbeta.tensor, dgamma.tensor, &dalpha, &depsilon}, options, context);
   return py::make_tuple(dx.result.take(), dbeta.result.take(), dgamma.result.take(), dalpha,
                         depsilon);
 }

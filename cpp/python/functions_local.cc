@@ -4,25 +4,16 @@
 namespace normcore::python {
 namespace {
 
-bool one_of(py::handle value, const char* name, const char* first, const char* second) {
-  const std::string text = py::str(value).cast<std::string>();
-  if (text != first && text != second) {
-    throw value_error(std::string(name) + " is " + py::repr(value).cast<std::string>() +
-                      ", expected '" + first + "' or '" + second + "'");
-  }
-  return text == second;
-}
-
 LocalResponseNormOptions response_options(py::handle alpha, py::handle beta, py::handle k,
                                           py::handle across, py::handle even_window,
                                           py::handle channel_axis) {
-  return {
-      as_double(alpha, "alpha"),
-      as_double(beta, "beta"),
-      as_double(k, "k"),
-      one_of(across, "across", "channels", "space") ? Across::kSpace : Across::kChannels,
-      one_of(even_window, "even_window", "torch", "onnx") ? EvenWindow::kOnnx : EvenWindow::kTorch,
-      as_axis(channel_axis, "channel_axis")};
+  return {as_double(alpha, "alpha"),
+          as_double(beta, "beta"),
+          as_double(k, "k"),
+          as_one_of(across, "across", "channels", "space") ? Across::kSpace : Across::kChannels,
+          as_one_of(even_window, "even_window", "torch", "onnx") ? EvenWindow::kOnnx
+                                                                 : EvenWindow::kTorch,
+          as_axis(channel_axis, "channel_axis")};
 }
 
 py::object local_response_norm_(py::handle x_, py::handle size_, py::handle alpha, py::handle beta,
@@ -33,10 +24,7 @@ py::object local_response_norm_(py::handle x_, py::handle size_, py::handle alph
   const auto options = response_options(alpha, beta, k, across, even_window, channel_axis);
   Output y(out, x);
   const Context context = call_context(x, {{"out", y.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    local_response_norm(x.tensor(), size, y.tensor, options, context);
-  }
+  unlocked(x.tensor().size(), &local_response_norm, x.tensor(), size, y.tensor, options, context);
   return y.result.take();
 }
 
@@ -49,28 +37,9 @@ py::object local_response_norm_backward_(py::handle dy_, py::handle x_, py::hand
   const auto options = response_options(alpha, beta, k, across, even_window, channel_axis);
   Output dx(out, x);
   const Context context = call_context(x, {{"dy", dy}, {"out", dx.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    local_response_norm_backward(dy.tensor(), x.tensor(), size, dx.tensor, options, context);
-  }
+  unlocked(x.tensor().size(), &local_response_norm_backward, dy.tensor(), x.tensor(), size,
+           dx.tensor, options, context);
   return dx.result.take();
-}
-
-WindowSizes as_window(py::handle value, const char* name) {
-  constexpr const char* kExpected = "an integer or a tuple of integers";
-  if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) {
-    return {as_index(value, name, kExpected)};
-  }
-  const auto sequence = py::reinterpret_borrow<py::sequence>(value);
-  if (sequence.size() > static_cast<std::size_t>(kMaxDims)) {
-    throw value_error(std::string(name) + " has " + std::to_string(sequence.size()) +
-                      " sizes, expected at most " + std::to_string(kMaxDims));
-  }
-  WindowSizes sizes{};
-  for (const py::handle item : sequence) {
-    sizes.values[sizes.count++] = as_index(item, name, kExpected);
-  }
-  return sizes;
 }
 
 LocalDivisiveNormOptions divisive_options(py::handle summation, py::handle suppression,
@@ -88,11 +57,8 @@ py::object local_divisive_norm_(py::handle x_, py::handle sigma_, py::handle wei
   Output y(out, x);
   const Context context =
       call_context(x, {{"sigma", sigma}, {"weight", weight}, {"bias", bias}, {"out", y.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    local_divisive_norm(x.tensor(), sigma.tensor(), weight.tensor(), bias.tensor(), y.tensor,
-                        options, context);
-  }
+  unlocked(x.tensor().size(), &local_divisive_norm, x.tensor(), sigma.tensor(), weight.tensor(),
+           bias.tensor(), y.tensor, options, context);
   return y.result.take();
 }
 
@@ -107,12 +73,9 @@ py::object local_divisive_norm_backward_(py::handle dy_, py::handle x_, py::hand
   ParameterGradient dsigma(sigma), dweight(weight), dbias(bias);
   const Context context = call_context(
       x, {{"dy", dy}, {"sigma", sigma}, {"weight", weight}, {"bias", bias}, {"out", dx.array()}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    local_divisive_norm_backward(dy.tensor(), x.tensor(), sigma.tensor(), weight.tensor(),
-                                 {dx.tensor, dsigma.tensor, dweight.tensor, dbias.tensor}, options,
-                                 context);
-  }
+  unlocked(x.tensor().size(), &local_divisive_norm_backward, dy.tensor(), x.tensor(),
+           sigma.tensor(), weight.tensor(),
+           {dx.tensor, dsigma.tensor, dweight.tensor, dbias.tensor}, options, context);
   return py::make_tuple(dx.result.take(), dsigma.result.take(), dweight.result.take(),
                         dbias.result.take());
 }

@@ -78,24 +78,20 @@ py::object norm_(py::handle x_, py::handle ord, py::handle axis, py::handle keep
   Tensor view;
   Result result = x.new_contiguous(reduced.result, dtype, &view);
   const Context context = call_context(x, {});
-  {
-    const ReleaseGil release(x.tensor().size());
-    norm(x.tensor(), reduced.view(view.data(), dtype), options, context);
-  }
+  unlocked(x.tensor().size(), &norm, x.tensor(), reduced.view(view.data(), dtype), options,
+           context);
   return result.take();
 }
 
 py::object moments_(py::handle x_, py::handle axis, py::handle mask_, py::handle keepdims) {
-  const Array x(x_, "x");
-  const Array mask = Array::optional(mask_, "mask");
+  const Maskable given(x_, mask_, py::none());
+  const Array x(given.x, "x");
+  const Array mask = read_mask(given.mask, x, std::nullopt);
   const ReducedAxes reduced(x, axis, as_bool(keepdims, "keepdims"));
   HostDoubles count(x, reduced), mean(x, reduced), m2(x, reduced);
   const Context context = call_context(x, {{"mask", mask}});
-  {
-    const ReleaseGil release(x.tensor().size());
-    moments(x.tensor(), {count.tensor, mean.tensor, m2.tensor}, {reduced.axes, mask.tensor()},
-            context);
-  }
+  unlocked(x.tensor().size(), &moments, x.tensor(), {count.tensor, mean.tensor, m2.tensor},
+           {reduced.axes, mask.tensor()}, context);
   return py::make_tuple(count.take(), mean.take(), m2.take());
 }
 

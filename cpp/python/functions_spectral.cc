@@ -59,32 +59,27 @@ py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::
   NewVector new_u(weight, length_of(weight, options.axis));
   NewVector new_v(weight, length_of_rest(weight, options.axis));
   const Context context = call_context(weight, {{"u", u}, {"v", v}, {"out", w.array()}});
-  double sigma = 0;
-  {
-    const ReleaseGil release(weight.tensor().size());
-    sigma = spectral_norm(weight.tensor(), {u.tensor(), v.tensor()},
-                          {w.tensor, new_u.tensor, new_v.tensor}, options, context);
-  }
+  const double sigma =
+      unlocked(weight.tensor().size(), &spectral_norm, weight.tensor(), {u.tensor(), v.tensor()},
+               {w.tensor, new_u.tensor, new_v.tensor}, options, context);
   return py::make_tuple(w.result.take(), sigma, new_u.result.take(), new_v.result.take());
 }
 
-py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sigma, py::handle u_,
+py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sigma_, py::handle u_,
                                    py::handle v_, py::handle axis, py::handle bound,
                                    py::handle out) {
   const Array w(w_, "result.weight"), dw(dw_, "dw");
   expect_cpu("result.weight", w);
   const Array u(u_, "result.u"), v(v_, "result.v");
+  const double sigma = as_double(sigma_, "result.sigma");
   SpectralNormOptions options;
   options.axis = as_axis(axis, "axis");
   options.bound = as_bound(bound);
   Output dweight(out, w);
   const Context context =
       call_context(w, {{"dw", dw}, {"result.u", u}, {"result.v", v}, {"out", dweight.array()}});
-  {
-    const ReleaseGil release(w.tensor().size());
-    spectral_norm_backward(dw.tensor(), w.tensor(), as_double(sigma, "result.sigma"), u.tensor(),
-                           v.tensor(), dweight.tensor, options, context);
-  }
+  unlocked(w.tensor().size(), &spectral_norm_backward, dw.tensor(), w.tensor(), sigma, u.tensor(),
+           v.tensor(), dweight.tensor, options, context);
   return dweight.result.take();
 }
 
@@ -99,11 +94,8 @@ py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::han
   options.max_iterations = as_index(max_iterations, "max_iterations");
   NewVector u(a, length_of(a, 0)), v(a, length_of_rest(a, 0));
   const Context context = call_context(a, {{"u", start}});
-  PowerMethodResult r{};
-  {
-    const ReleaseGil release(a.tensor().size());
-    r = power_method(a.tensor(), start.tensor(), u.tensor, v.tensor, options, context);
-  }
+  const PowerMethodResult r = unlocked(a.tensor().size(), &power_method, a.tensor(), start.tensor(),
+                                       u.tensor, v.tensor, options, context);
   return py::make_tuple(r.sigma, u.result.take(), v.result.take(), r.n_iterations, r.converged);
 }
 

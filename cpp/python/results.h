@@ -93,14 +93,16 @@ inline ConstTensor kept_shape(const Array& x, const Axes& axes) {
   return shape;
 }
 
-// (C,), (N, C) or (N, groups); wrong arguments are for the operation to refuse.
+// (C,), (N, C) or (N, groups); wrong arguments are for the operation to refuse, and ask for no more
+// memory than right ones.
 inline ConstTensor channel_shape(const Array& x, int channel_axis, bool per_sample, Index groups) {
   const Tensor& t = x.tensor();
   const int axis = channel_axis < 0 ? channel_axis + t.ndim() : channel_axis;
   const Index channels = axis >= 0 && axis < t.ndim() ? t.shape(axis) : 0;
   ConstTensor shape(nullptr, t.dtype(), per_sample ? 2 : 1);
   if (per_sample) shape.set_dim(0, t.ndim() > 0 ? t.shape(0) : 0, 0);
-  shape.set_dim(per_sample ? 1 : 0, groups > 0 ? groups : channels, 0);
+  const bool divides = groups > 0 && channels % groups == 0;
+  shape.set_dim(per_sample ? 1 : 0, divides ? groups : channels, 0);
   return shape;
 }
 
@@ -125,6 +127,22 @@ struct ChannelArguments {
       : x(x_, "x"),
         weight(Array::optional(weight_, "weight")),
         bias(Array::optional(bias_, "bias")) {}
+};
+
+// What those with a mask take.
+struct MaskedArguments : ChannelArguments {
+  int channel_axis;
+  Array mask;
+
+  MaskedArguments(py::handle x_, py::handle weight_, py::handle bias_, py::handle mask_,
+                  py::handle axis)
+      : MaskedArguments(Maskable(x_, mask_, axis), weight_, bias_, axis) {}
+
+ private:
+  MaskedArguments(const Maskable& m, py::handle weight_, py::handle bias_, py::handle axis)
+      : ChannelArguments(m.x, weight_, bias_),
+        channel_axis(as_axis(axis, "channel_axis")),
+        mask(read_mask(m.mask, x, channel_axis)) {}
 };
 
 // And what their backward functions take and give besides.

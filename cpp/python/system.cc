@@ -17,8 +17,8 @@ void copy(py::handle dst_object, py::handle src_object, bool stream) {
   if (!same_shape(d, s) || d.dtype() != s.dtype() || !d.contiguous() || !s.contiguous()) {
     throw value_error("dst and src must be contiguous, of one shape and dtype");
   }
-  const GilReleased release;
-  cpu::parallel_copy(s.data(), d.data(), s.size() * static_cast<Index>(size_of(s.dtype())), stream);
+  unlocked(s.size(), &cpu::parallel_copy, s.data(), d.data(),
+           s.size() * static_cast<Index>(size_of(s.dtype())), stream);
 }
 
 // Converts between float32 and a 16-bit dtype, both C-contiguous.

@@ -37,13 +37,13 @@ def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return result
 
 
-def stored(value: Any) -> Array:
+def stored(value: Any, name: str = "the array") -> Array:
     """Return an array of a stored state, of any library, as a NumPy array.
 
     NumPy writes bfloat16 to its files as raw elements of two bytes. No other dtype comes back as
     these, so they are read as bfloat16 here, without a copy.
     """
-    array = as_numpy(value)
+    array = as_numpy(value, name)
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
         return array.view(bfloat16())
     return array

@@ -1,23 +1,46 @@
-"""Arrays of other libraries: results handed over through DLPack, and current streams."""
+"""Arrays of other libraries: reading them, results handed over through DLPack, current streams."""
 
 from __future__ import annotations
 
+import operator
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+_LONGEST_TEXT = 300
+
+
+class ExportError(BufferError, TypeError):
+    """An array's library refuses to hand over its memory.
+
+    A BufferError, which exporters raise, and a TypeError as other arrays of a wrong kind are.
+    """
+
+
+def library_of(array: Any) -> str:
+    """Return the name of the library that an array belongs to, as "torch".
+
+    It is that of the nearest of its class and base classes that can take arrays over: a subclass of
+    an array of torch may be defined anywhere.
+    """
+    roots = [str(base.__module__).partition(".")[0] for base in type(array).__mro__]
+    for root in roots:
+        if hasattr(sys.modules.get(root), "from_dlpack"):
+            return root
+    return roots[0]
+
 
 def current_stream(array: Any) -> int:
     """Return the CUDA stream on which the library of ``array`` works now, 0 for the default."""
-    root = type(array).__module__.partition(".")[0]
+    if type(array).__module__ == "normcore._core":  # a buffer of ours
+        return int(array.stream)
+    root = library_of(array)
     if root == "torch":
         return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
-    if root == "normcore":  # a buffer of ours
-        return int(array.stream)
     if root == "cupy":
         return int(sys.modules["cupy"].cuda.get_current_stream(array.device.id).ptr)
     return 0
@@ -29,9 +52,8 @@ def adopt(like: Any, buffer: Any) -> Any:
     An object whose library is not known gets a NumPy array, or the buffer itself, which has
     ``__dlpack__``, where NumPy lacks the dtype.
     """
-    root = type(like).__module__.partition(".")[0]
     namespace = getattr(like, "__array_namespace__", None)
-    library = namespace() if namespace is not None else sys.modules.get(root)
+    library = namespace() if namespace is not None else sys.modules.get(library_of(like))
     from_dlpack = getattr(library, "from_dlpack", None)
     if from_dlpack is not None:
         return from_dlpack(buffer)
@@ -41,35 +63,124 @@ def adopt(like: Any, buffer: Any) -> Any:
         return buffer
 
 
-def as_numpy(value: Any) -> Array:
+def refuse_export(array: Any, name: str, error: BaseException) -> NoReturn:
+    """Raise what an exporter of memory raised as an error that names the argument."""
+    if getattr(array, "requires_grad", False) is True:
+        raise ExportError(
+            f"{name} requires a gradient, expected a tensor that does not: call {name}.detach()"
+        ) from error
+    kind = type(array)
+    raise ExportError(
+        f"{name} is a {kind.__module__}.{kind.__qualname__} whose memory cannot be taken over, "
+        f"expected an array that exports it by DLPack: {str(error)[:_LONGEST_TEXT]}"
+    ) from error
+
+
+def refuse_immutable(array: Any, name: str) -> None:
+    """Raise for arrays that are values to their library, which may share their memory.
+
+    Their capsules do not say so.
+    """
+    for base in type(array).__mro__:
+        root = str(base.__module__).partition(".")[0]
+        if root in ("jax", "jaxlib", "tensorflow"):
+            raise ValueError(
+                f"{name} is an array of {'jax' if root == 'jaxlib' else root}, whose arrays are "
+                "immutable, expected a writeable array"
+            )
+
+
+def refuse_masked(array: Any, name: str) -> None:
+    """Raise for a NumPy masked array that hides values: its mask would be lost."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise TypeError(
+            f"{name} is a masked array with {np.count_nonzero(array.mask)} masked values, expected "
+            "an array without a mask: fill it, or pass mask= to a function that has one"
+        )
+
+
+def split_masked(x: Any, mask: Any, channel_axis: Any = None) -> tuple[Any, Any]:
+    """Return x and mask where x may be a NumPy masked array: its data, and what it does not hide.
+
+    With a channel axis the mask must hide all channels of a position, or none.
+    """
+    if not isinstance(x, np.ma.MaskedArray):
+        return x, mask
+    data, hidden = np.asarray(np.ma.getdata(x)), np.ma.getmaskarray(x)
+    if not hidden.any():
+        return data, mask
+    if mask is not None:
+        raise ValueError("x is a masked array and mask is given, expected one of them")
+    if channel_axis is not None:
+        axis = operator.index(channel_axis) if hasattr(channel_axis, "__index__") else data.ndim
+        if not -data.ndim <= axis < data.ndim:
+            return data, mask  # the core refuses the axis
+        first = hidden.take([0], axis)
+        if (hidden != first).any():
+            raise ValueError(
+                "x is a masked array that hides some channels of a position and not others, "
+                "expected all or none: pass mask=, of x's shape without the channel axis"
+            )
+        hidden = first.squeeze(axis)
+    return data, ~hidden
+
+
+def as_array(value: Any, name: str) -> Array:
+    """Return what NumPy makes of a value that is no array; of nested lists, say."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            refuse_masked(item, f"an item of {name}")
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{name} is {repr(value)[:100]}, expected an array or nested lists of one shape: "
+            f"{str(error)[:_LONGEST_TEXT]}"
+        ) from error
+
+
+def as_numpy(value: Any, name: str = "the array") -> Array:
     """Return an array or tensor of any library, also a torch parameter, as a NumPy array."""
+    refuse_masked(value, name)
     if hasattr(value, "detach"):  # torch: off the tape and the device; NumPy lacks its bfloat16
         value = value.detach().cpu()
+        for bit in ("conj", "neg"):  # which say that the memory holds something else
+            if hasattr(value, f"resolve_{bit}"):
+                value = getattr(value, f"resolve_{bit}")()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
     elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return np.from_dlpack(value)
-    return np.asarray(value)
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            refuse_export(value, name, error)
+    return as_array(value, name)
 
 
-def position_weights(mask: Any, x: Any, channel_axis: int | None = None) -> Array:
+def is_wide(x: Any) -> bool:
+    """Whether the statistics of x are float64."""
+    return str(getattr(x, "dtype", "float64")).rpartition(".")[2] == "float64"
+
+
+def position_weights(
+    mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: int | None = None
+) -> Array:
     """Return ``mask`` as the core takes it: of x's shape, or of that without the channel axis, in
     the dtype of x's statistics."""
-    weights = as_numpy(mask)
+    weights = as_numpy(mask, "mask")
     if weights.dtype.kind not in "buif" and weights.dtype.name != "bfloat16":
         raise TypeError(f"mask has dtype {weights.dtype}, expected bools or real numbers")
-    wide = str(getattr(x, "dtype", "float64")).rpartition(".")[2] == "float64"
     weights = weights.astype(np.float64 if wide else np.float32)
-    shape, rule = list(np.shape(x)), "x.shape"
+    kept, rule = list(shape), "x.shape"
     if channel_axis is not None:
-        if not -len(shape) <= channel_axis < len(shape):
+        if not -len(kept) <= channel_axis < len(kept):
             return weights  # the core refuses the axis
-        del shape[channel_axis]
+        del kept[channel_axis]
         rule += " without the channel axis"
     try:
-        return np.broadcast_to(weights, shape)
+        return np.broadcast_to(weights, kept)
     except ValueError:
         raise ValueError(
-            f"mask has shape {weights.shape}, expected {tuple(shape)}, {rule}, "
+            f"mask has shape {weights.shape}, expected {tuple(kept)}, {rule}, "
             "or what broadcasts to it"
         ) from None

@@ -172,7 +172,7 @@ class _Layer:
         for name, target in own.items():
             if name not in state_dict:
                 continue
-            value = stored(state_dict[name])
+            value = stored(state_dict[name], name)
             if value.dtype.kind not in "biuf" and value.dtype.name not in FLOATS:
                 problems.append(f"{name} has dtype {value.dtype}, expected real numbers")
             elif value.shape != target.shape:

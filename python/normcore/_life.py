@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._interop import Array, as_numpy
+from ._interop import Array, as_numpy, library_of
 from ._layer import _Layer
 
 
@@ -27,7 +27,7 @@ def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]
 
 def writable_like(x: Any) -> Any:
     """Return a new array of x's library and memory order, None where it could not be written."""
-    if type(x).__module__.partition(".")[0] == "torch":
+    if library_of(x) == "torch":
         return sys.modules["torch"].empty_like(x)
     if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):  # JAX
         return None
@@ -106,7 +106,7 @@ class Foldable(_Layer):
             For shapes that do not fit, or without running statistics.
         """
         scale, shift = self._scale_and_shift()
-        w = as_numpy(conv_weight)
+        w = as_numpy(conv_weight, "conv_weight")
         if w.ndim < 2:
             raise ValueError(f"conv_weight has shape {w.shape}, expected at least two axes")
         if groups < 1 or w.shape[0] % groups:
@@ -120,7 +120,9 @@ class Foldable(_Layer):
                 f"conv_weight has shape {w.shape}, {channels} output channels, expected "
                 f"{self.num_features}: num_features"
             )
-        bias = np.zeros(channels) if conv_bias is None else as_numpy(conv_bias).astype(np.float64)
+        bias = np.zeros(channels)
+        if conv_bias is not None:
+            bias = as_numpy(conv_bias, "conv_bias").astype(np.float64)
         if bias.shape != (channels,):
             raise ValueError(f"conv_bias has shape {bias.shape}, expected ({channels},)")
         space = (1,) * (w.ndim - 2)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._dtypes import float_dtype
-from ._interop import Array, position_weights
+from ._interop import Array, is_wide, position_weights, split_masked
 from ._layer import _Layer, affine_parameters, positive
 from ._life import Parts, ghost_chunks
 from ._processes import Processes
@@ -352,7 +352,8 @@ class _MaskedNorm(_RunningNorm):
         ``step`` is the time step of a layer with ``time_steps``; ``mask`` says how much each
         position counts in the statistics, as in `batch_norm`.
         """
+        x, mask = split_masked(x, mask, self.channel_axis)
         if mask is not None:
             self._check_shape(np.shape(x))
-            mask = position_weights(mask, x, self.channel_axis)
+            mask = position_weights(mask, np.shape(x), is_wide(x), self.channel_axis)
         return self._call(x, step, mask)

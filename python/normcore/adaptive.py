@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _core
-from ._interop import position_weights
 from .functional import saved
 
 __all__ = [
@@ -179,8 +178,6 @@ def batch_renorm(
     array([[1.],
            [3.]])
     """
-    if mask is not None:
-        mask = position_weights(mask, x, channel_axis)
     result = _core.batch_renorm(
         x,
         weight,
@@ -250,8 +247,6 @@ def batch_renorm_backward(
         As :func:`batch_renorm`; also without ``stats`` when training, or where ``dy`` does not have
         x's shape and dtype.
     """
-    if mask is not None:
-        mask = position_weights(mask, x, channel_axis)
     pooled, given = saved(stats, BatchRenormStats)
     return BatchRenormGradients(
         *_core.batch_renorm_backward(
@@ -644,8 +639,6 @@ def mean_only_batch_norm(
     array([[-1., -5.],
            [ 1., 15.]])
     """
-    if mask is not None:
-        mask = position_weights(mask, x, channel_axis)
     result = _core.mean_only_batch_norm(
         x, bias, running_mean, training, momentum, channel_axis, mask, out, return_stats
     )
@@ -694,8 +687,6 @@ def mean_only_batch_norm_backward(
     TypeError, ValueError
         As :func:`mean_only_batch_norm`; also where ``dy`` does not have x's shape and dtype.
     """
-    if mask is not None:
-        mask = position_weights(mask, x, channel_axis)
     pooled, _ = saved(stats, MeanOnlyBatchNormStats)
     return MeanOnlyBatchNormGradients(
         *_core.mean_only_batch_norm_backward(

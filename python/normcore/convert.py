@@ -83,7 +83,7 @@ def _renamed(state: Mapping[Any, Any], names: Mapping[Any, Any]) -> dict[Any, Ar
         raise ValueError(
             f"state has {', '.join(unknown)}, expected only {', '.join(map(str, names))}"
         )
-    return {names[key]: stored(value) for key, value in state.items()}
+    return {names[key]: stored(value, key) for key, value in state.items()}
 
 
 def _back(state: Mapping[str, Any], names: Mapping[Any, str]) -> dict[Any, Array]:
@@ -309,7 +309,7 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:
     >>> from_torch({"weight_g": np.ones((2, 1)), "weight_v": np.ones((2, 3))})["g"]
     array([1., 1.])
     """
-    result = {key: stored(value) for key, value in state.items()}
+    result = {key: stored(value, key) for key, value in state.items()}
     for g_name, v_name in _WEIGHT_NORM.values():
         if g_name in result and v_name in result:
             g = result.pop(g_name)
@@ -333,7 +333,7 @@ def to_torch(
     """
     if weight_norm not in _WEIGHT_NORM:
         raise ValueError(f"weight_norm is {weight_norm!r}, expected 'parametrized' or 'legacy'")
-    result = {key: stored(value) for key, value in state.items()}
+    result = {key: stored(value, key) for key, value in state.items()}
     if "g" in result and "v" in result:
         g_name, v_name = _WEIGHT_NORM[weight_norm]
         g, v = result.pop("g"), result.pop("v")
@@ -361,7 +361,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
 
 def save_safetensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a state to a safetensors file; needs the package ``safetensors``."""
-    arrays = {key: np.ascontiguousarray(stored(value)) for key, value in state.items()}
+    arrays = {key: np.ascontiguousarray(stored(value, key)) for key, value in state.items()}
     # Arrays without axes become arrays of one axis in ascontiguousarray.
     shaped = {key: arrays[key].reshape(np.shape(value)) for key, value in state.items()}
     _safetensors().save_file(shaped, os.fspath(path))

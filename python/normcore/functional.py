@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import _core
-from ._interop import position_weights
 
 __all__ = [
     "BatchNormGradients",
@@ -472,8 +471,6 @@ def batch_norm(
     >>> mean, var
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
-    if mask is not None:
-        mask = position_weights(mask, x, channel_axis)
     result = _batch_norm(
         x,
         weight,
@@ -550,8 +547,6 @@ def batch_norm_backward(
     >>> nc.batch_norm_backward(np.array([[1.0, 2.0], [3.0, 5.0]]), x, bias=np.zeros(2)).dbias
     array([4., 7.])
     """
-    if mask is not None:
-        mask = position_weights(mask, x, channel_axis)
     return BatchNormGradients(
         *_core.batch_norm_backward(
             dy,

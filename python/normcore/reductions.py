@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from ._interop import position_weights
 
 __all__ = ["Moments", "moments", "norm"]
 
@@ -154,8 +153,6 @@ def moments(
     >>> nc.moments(np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]), axis=1)
     Moments(count=array([3., 3.]), mean=array([2., 4.]), m2=array([2., 0.]))
     """
-    if mask is not None:
-        mask = position_weights(mask, x)
     return Moments(*(plain(field) for field in _core.moments(x, axis, mask, keepdims)))
 
 

@@ -1,0 +1,273 @@
+// How arrays are read. What a library says of its memory becomes a view in make_view, which
+// believes nothing; what a view cannot hold (masks, bits that negate) is refused or resolved here.
+#include "array.h"
+
+#include <atomic>
+
+#include "arguments.h"
+#include "view.h"
+
+namespace normcore::python {
+namespace {
+
+constexpr const char* kExpectedDtypes = "expected float16, bfloat16, float32 or float64";
+
+std::string device_text(std::pair<int, int> device) {
+  return std::to_string(device.first) + ":" + std::to_string(device.second);
+}
+
+// As the numbers of DLPack say it, for objects that do not.
+std::string dtype_text(const py::object& array, const dlpack::DataType& t) {
+  try {
+    if (py::hasattr(array, "dtype")) return py::str(array.attr("dtype")).cast<std::string>();
+  } catch (const py::error_already_set&) {
+  }
+  constexpr const char* kKinds[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  const std::string kind =
+      t.code < std::size(kKinds) ? kKinds[t.code] : "code " + std::to_string(t.code) + " of bits ";
+  const std::string lanes = t.lanes == 1 ? "" : " in " + std::to_string(t.lanes) + " lanes";
+  return kind + std::to_string(t.bits) + lanes;
+}
+
+// What f() exports. An exporter that refuses is quoted in an error that names the argument; other
+// errors are the caller's own.
+template <class F>
+py::object exported(const py::object& array, const char* name, F&& f) {
+  try {
+    return f();
+  } catch (const py::error_already_set& e) {
+    for (PyObject* kind : {PyExc_BufferError, PyExc_TypeError, PyExc_ValueError, PyExc_RuntimeError,
+                           PyExc_AttributeError}) {
+      if (e.matches(kind)) interop("refuse_export")(array, name, e.value());
+    }
+    throw;
+  }
+}
+
+std::pair<int, int> dlpack_device(const py::object& array, const char* name) {
+  const py::object device =
+      exported(array, name, [&] { return array.attr("__dlpack_device__")(); });
+  try {
+    return device.cast<std::pair<int, int>>();
+  } catch (const py::cast_error&) {
+    bad_type((std::string(name) + ".__dlpack_device__()").c_str(), device, "two integers");
+  }
+}
+
+// torch's tensors may say that their memory holds the negated values, which DLPack cannot.
+bool has_negative_bit(const py::object& array) {
+  const py::object is_negative = py::getattr(array, "is_neg", py::none());
+  return !is_negative.is_none() && is_negative().ptr() == Py_True;
+}
+
+}  // namespace
+
+py::object interop(const char* function) {
+  return py::module_::import("normcore._interop").attr(function);
+}
+
+DType dtype_of(const py::dtype& d, const char* name) {
+  constexpr int kHalf = 23, kFloat = 11, kDouble = 12;
+  // NumPy's number of ml_dtypes.bfloat16, which is registered at run time; 0 until it is seen.
+  static std::atomic<int> bfloat16_number{0};
+  const int number = d.num();
+  const bool swapped = d.byteorder() == '>';
+  if (!swapped) {
+    if (number == kFloat) return DType::kFloat32;
+    if (number == kDouble) return DType::kFloat64;
+    if (number == kHalf) return DType::kFloat16;
+    if (number == bfloat16_number.load(std::memory_order_relaxed) && number != 0) {
+      return DType::kBFloat16;
+    }
+    if (number >= 256 && py::str(d.attr("name")).cast<std::string>() == "bfloat16") {
+      bfloat16_number = number;
+      return DType::kBFloat16;
+    }
+  }
+  throw type_error(std::string(name) + " has dtype " + py::str(d).cast<std::string>() + ", " +
+                   kExpectedDtypes + (swapped ? " in native byte order" : ""));
+}
+
+void Array::read(py::handle object, const char* name, bool convert) {
+  object_ = py::reinterpret_borrow<py::object>(object);
+  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) return read_numpy(name);
+  if (py::isinstance<py::array>(object)) {
+    interop("refuse_masked")(object, name);
+    return read_numpy(name);
+  }
+  if (py::hasattr(object, "__dlpack__")) {
+    if (has_negative_bit(object_)) {
+      if (!convert) {
+        throw value_error(std::string(name) + " has torch's negative bit set, expected memory " +
+                          "that holds its values: call " + name + ".resolve_neg()");
+      }
+      object_ = object_.attr("resolve_neg")();
+    }
+    return read_dlpack(name);
+  }
+  if (py::hasattr(object, "__cuda_array_interface__")) return read_cuda_array_interface(name);
+  if (!convert || object.is_none()) {
+    throw type_error(std::string(name) + " is " +
+                     (object.is_none() ? "None" : Py_TYPE(object.ptr())->tp_name) +
+                     ", expected an array");
+  }
+  object_ = interop("as_array")(object, name);
+  read_numpy(name);
+}
+
+void Array::read_numpy(const char* name) {
+  numpy_ = true;
+  const auto& a = reinterpret_cast<const py::array&>(object_);
+  dtype_ = a.dtype();
+  const DType dtype = dtype_of(dtype_, name);
+  const auto* proxy = py::detail::array_proxy(a.ptr());
+  tensor_ = make_view<Tensor>(name, proxy->data, dtype, proxy->nd, proxy->dimensions,
+                              proxy->strides, /*in_bytes=*/true);
+  writable_ = (proxy->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
+}
+
+template <class M>
+bool Array::take_capsule(const py::object& capsule, std::pair<int, int> device, const char* name) {
+  if (!PyCapsule_IsValid(capsule.ptr(), M::kName)) return false;
+  auto* m = static_cast<M*>(PyCapsule_GetPointer(capsule.ptr(), M::kName));
+  PyCapsule_SetName(capsule.ptr(), M::kUsed);
+  owner_ = std::shared_ptr<void>(m, [](void* p) {
+    auto* managed = static_cast<M*>(p);
+    if (managed->deleter) managed->deleter(managed);
+  });
+  writable_ = true;
+  if constexpr (std::is_same_v<M, dlpack::ManagedVersioned>) {
+    // Of another layout: nothing but the deleter is where we know it.
+    if (m->version.major != M::kMajor) {
+      throw value_error(std::string(name) + ".__dlpack__() gave a capsule of DLPack version " +
+                        std::to_string(m->version.major) + "." + std::to_string(m->version.minor) +
+                        ", expected version 1");
+    }
+    writable_ = (m->flags & M::kReadOnly) == 0;
+  }
+  view_dlpack(m->tensor, device, name);
+  return true;
+}
+
+void Array::read_dlpack(const char* name) {
+  const std::pair<int, int> device = dlpack_device(object_, name);
+  py::dict options;
+  if (device.first == dlpack::kCuda && cuda::is_built()) {
+    where_ = {Device::kCuda, device.second, current_stream(object_)};
+    // None would mean the legacy default stream, which DLPack calls 1.
+    options["stream"] = where_.stream ? reinterpret_cast<std::intptr_t>(where_.stream) : 1;
+  } else if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
+    throw value_error(std::string(name) + " is on device " + device_text(device) +
+                      " (DLPack numbers), expected the CPU" +
+                      (cuda::is_built() ? " or CUDA" : ": this build has no CUDA backend"));
+  }
+  const py::object capsule = exported(object_, name, [&]() -> py::object {
+    try {
+      return object_.attr("__dlpack__")(**options, py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (const py::error_already_set& e) {
+      if (!e.matches(PyExc_TypeError)) throw;
+    }
+    return object_.attr("__dlpack__")(**options);  // an exporter of before version 1
+  });
+  if (take_capsule<dlpack::ManagedVersioned>(capsule, device, name) ||
+      take_capsule<dlpack::Managed>(capsule, device, name)) {
+    return;
+  }
+  const bool used = PyCapsule_IsValid(capsule.ptr(), dlpack::ManagedVersioned::kUsed) ||
+                    PyCapsule_IsValid(capsule.ptr(), dlpack::Managed::kUsed);
+  throw type_error(std::string(name) + ".__dlpack__() gave " +
+                   (used ? "a capsule that somebody has taken over" : text_of(capsule)) +
+                   ", expected a new DLPack capsule");
+}
+
+void Array::view_dlpack(const dlpack::DLTensor& t, std::pair<int, int> device, const char* name) {
+  // The number of a CPU means nothing.
+  const std::pair<int, int> given(t.device.type, t.device.id);
+  if (given.first != device.first || (where_.device == Device::kCuda && given != device)) {
+    throw value_error(std::string(name) + ".__dlpack__() gave memory of device " +
+                      device_text(given) + " (DLPack numbers), expected " + device_text(device) +
+                      ": what __dlpack_device__() says");
+  }
+  DType dtype = DType::kFloat32;
+  if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 64) {
+    dtype = DType::kFloat64;
+  } else if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 16) {
+    dtype = DType::kFloat16;
+  } else if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kBfloat && t.dtype.bits == 16) {
+    dtype = DType::kBFloat16;
+  } else if (t.dtype.lanes != 1 || t.dtype.code != dlpack::kFloat || t.dtype.bits != 32) {
+    throw type_error(std::string(name) + " has dtype " + dtype_text(object_, t.dtype) + ", " +
+                     kExpectedDtypes);
+  }
+  if (t.byte_offset > std::uint64_t{1} << 57) {
+    throw value_error(std::string(name) + ".byte_offset is " + std::to_string(t.byte_offset) +
+                      ", expected what memory can hold");
+  }
+  // An offset makes no memory of a null.
+  void* data =
+      t.data ? reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset)
+             : nullptr;
+  tensor_ = make_view<Tensor>(name, data, dtype, t.ndim, t.shape, t.strides);
+}
+
+// Objects that have no __dlpack__, such as Numba's device arrays.
+void Array::read_cuda_array_interface(const char* name) {
+  if (!cuda::is_built()) {
+    throw value_error(std::string(name) +
+                      " is a CUDA array, expected a CPU array: this build has no CUDA backend");
+  }
+  const py::object interface = object_.attr("__cuda_array_interface__");
+  const auto refuse = [&] {
+    bad_type((std::string(name) + ".__cuda_array_interface__").c_str(), interface,
+             "what its specification says");
+  };
+  std::string type;
+  std::uintptr_t address = 0;
+  std::intptr_t stream = 0;
+  Index shape[kMaxDims], strides[kMaxDims];
+  int ndim = 0;
+  bool has_strides = false;
+  try {
+    const auto i = interface.cast<py::dict>();
+    const auto given = [&](const char* key) { return i.contains(key) && !i[key].is_none(); };
+    type = i["typestr"].cast<std::string>();
+    bool read_only = false;
+    std::tie(address, read_only) = i["data"].cast<std::pair<std::uintptr_t, bool>>();
+    writable_ = !read_only;
+    const auto sizes = i["shape"].cast<py::tuple>();
+    if (sizes.size() >= static_cast<std::size_t>(kMaxDims)) {
+      refuse_ndim(name, static_cast<Index>(sizes.size()));
+    }
+    ndim = static_cast<int>(sizes.size());
+    for (int a = 0; a < ndim; ++a) shape[a] = sizes[a].cast<Index>();
+    has_strides = given("strides");
+    if (has_strides) {
+      const auto steps = i["strides"].cast<py::tuple>();
+      if (steps.size() != sizes.size()) refuse();
+      for (int a = 0; a < ndim; ++a) strides[a] = steps[a].cast<Index>();
+    }
+    if (given("mask")) {
+      throw value_error(std::string(name) + " has a mask, expected an array without one");
+    }
+    if (given("stream")) stream = i["stream"].cast<std::intptr_t>();
+  } catch (const py::cast_error&) {
+    refuse();
+  } catch (const py::error_already_set& e) {
+    if (e.matches(PyExc_KeyError) || e.matches(PyExc_TypeError)) refuse();
+    throw;
+  }
+  DType dtype = DType::kFloat32;
+  if (type == "<f2") {
+    dtype = DType::kFloat16;
+  } else if (type == "<f8") {
+    dtype = DType::kFloat64;
+  } else if (type != "<f4") {
+    throw type_error(std::string(name) + " has dtype " + type + ", " + kExpectedDtypes);
+  }
+  tensor_ = make_view<Tensor>(name, reinterpret_cast<void*>(address), dtype, ndim, shape,
+                              has_strides ? strides : nullptr, /*in_bytes=*/true);
+  where_ = {Device::kCuda, cuda::device_of(tensor_.data())};
+  where_.stream = stream == 1 ? nullptr : reinterpret_cast<void*>(stream);
+}
+
+}  // namespace normcore::python
