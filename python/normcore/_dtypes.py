@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import shown
 from ._interop import Array, as_numpy
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -25,15 +26,21 @@ def bfloat16() -> np.dtype[Any]:
 
 
 def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the dtype of a layer's parameters, also by a name that NumPy does not know yet."""
+    """Return the dtype of a layer's parameters, also by a name that NumPy does not know yet.
+
+    None is float32, as torch's default.
+    """
     if isinstance(dtype, str) and dtype == "bfloat16":
         return bfloat16()  # NumPy knows the name only once ml_dtypes has been imported
+    rule = f"expected one of {', '.join(FLOATS)}"
     try:
-        result: np.dtype[Any] = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}") from None
+        result: np.dtype[Any] = np.dtype(np.float32 if dtype is None else dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"dtype is {shown(dtype)}, {rule}") from None
     if result.name not in FLOATS:
-        raise TypeError(f"dtype is {result.name}, expected one of {', '.join(FLOATS)}")
+        raise TypeError(f"dtype is {result.name}, {rule}")
+    if not result.isnative:
+        raise TypeError(f"dtype is {result.str}, {rule} in the byte order of this machine")
     return result
 
 

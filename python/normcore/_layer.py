@@ -7,14 +7,14 @@ options both of them take (`_options`) and which shapes it accepts (`_check_shap
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, SupportsIndex, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import flag, shape_of, shown
 from ._dtypes import FLOATS, float_dtype, stored
 from ._interop import Array
 
@@ -28,11 +28,26 @@ class StateDictError(RuntimeError, ValueError):
     """
 
 
-def positive(name: str, value: SupportsIndex) -> int:
-    result = operator.index(value)
-    if result < 1:
-        raise ValueError(f"{name} is {result}, expected at least 1")
-    return result
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` found missing or unexpected, as torch returns it."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+    def __repr__(self) -> str:
+        if not self.missing_keys and not self.unexpected_keys:
+            return "<All keys matched successfully>"
+        keys = f"missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys}"
+        return f"{type(self).__name__}({keys})"
+
+
+def check_writable(values: Iterable[tuple[str, Any]], error: type[Exception] = ValueError) -> None:
+    """Make sure that all of some arrays can be written, before the first one is."""
+    for name, value in values:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{name} is {shown(value)}, expected a NumPy array")
+        if not value.flags.writeable:
+            raise error(f"{name} is read-only, expected memory that can be written")
 
 
 def affine_parameters(
@@ -42,6 +57,37 @@ def affine_parameters(
     kind = float_dtype(dtype)
     wanted = {"weight": (weight, start), "bias": (bias, 0.0)}
     return {name: np.full(shape, value, kind) for name, (want, value) in wanted.items() if want}
+
+
+def real_array(name: str, value: Any) -> Array:
+    """Return an array of any library, of real numbers, as one of NumPy."""
+    try:
+        array = stored(value, name)
+    except Exception as error:  # whatever another library throws
+        raise TypeError(f"{name} is {shown(value)}, expected an array: {error}") from error
+    if array.dtype.kind not in "biuf" and array.dtype.name not in FLOATS:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected real numbers")
+    return array
+
+
+def float_array(name: str, value: Any) -> Array:
+    array = real_array(name, value)
+    if array.dtype.name not in FLOATS:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected one of {', '.join(FLOATS)}")
+    return array
+
+
+def loadable(name: str, value: Any, target: Array) -> Array:
+    """Return a copy of a value of a state as an array like ``target``."""
+    array = real_array(name, value)
+    if array.shape != target.shape and {array.shape, target.shape} != {(), (1,)}:
+        raise ValueError(f"{name} has shape {array.shape}, expected {target.shape}")
+    array = array.reshape(target.shape)
+    if target.dtype.kind == "i" and not np.all(
+        (array >= 0) & (array < 2.0**63) & (array == np.trunc(array))
+    ):
+        raise ValueError(f"{name} is {shown(value)}, expected whole numbers >= 0")
+    return np.array(array, target.dtype)
 
 
 class _Layer:
@@ -62,6 +108,7 @@ class _Layer:
     _leading: ClassVar[tuple[str, ...]]
     _named: ClassVar[tuple[str, ...]]
     _unusual: ClassVar[dict[str, object]] = {}
+    _has_stats: ClassVar[bool] = True  # of forward, for backward
 
     def __init__(
         self, parameters: dict[str, Array], buffers: dict[str, Array] | None = None
@@ -78,6 +125,10 @@ class _Layer:
         """Return the keyword arguments that forward and backward have in common."""
         raise NotImplementedError
 
+    def _values(self) -> dict[str, Array]:
+        """Return what the functions take for the parameters."""
+        return self.parameters
+
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         raise NotImplementedError
 
@@ -85,19 +136,35 @@ class _Layer:
         """Normalize x and remember what `backward` needs (x itself, not a copy)."""
         return self._run(x)
 
-    def _run(self, x: Any, per_call: Mapping[str, Any] | None = None, **forward_only: Any) -> Any:
-        """Run forward; ``per_call`` are options of this call, also of its gradient."""
+    def _run(self, x: Any, **forward_only: Any) -> Any:
+        """Run forward and remember it."""
         self._gradient = None  # so that no gradient of an earlier call outlives a failed one
-        self._check_shape(np.shape(x))
-        common = {**self.parameters, **self._options(), **(per_call or {})}
+        y, self._gradient = self._forward(x, **forward_only)
+        return y
+
+    def _forward(
+        self, x: Any, per_call: Mapping[str, Any] | None = None, **forward_only: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        """Return the output and the backward function, all but dy bound; remember nothing.
+
+        ``per_call`` are options of this call, also of its gradient. What a call needs is in its
+        arguments alone, so that threads may share a layer.
+        """
+        self._check_shape(shape_of(x))
+        common = {**self._values(), **self._options(), **(per_call or {})}
+        if not self._has_stats:
+            y = self._function(x, **common, **forward_only)
+            return y, partial(self._function_backward, x=x, **common)
         *outputs, stats = self._function(x, **common, **forward_only, return_stats=True)
         # With a residual the outputs are (y, h), and h is what was normalized.
         normalized = outputs[1] if len(outputs) == 2 else x
-        self._gradient = partial(self._function_backward, x=normalized, stats=stats, **common)
-        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+        gradient = partial(self._function_backward, x=normalized, stats=stats, **common)
+        return (tuple(outputs) if len(outputs) > 1 else outputs[0]), gradient
 
     def backward(self, dy: Any) -> Any:
         """Return dx for the last forward call; add the parameters' gradients to `grads`.
+
+        The last call of any thread: threads that share a layer go forward alone.
 
         Parameters
         ----------
@@ -117,21 +184,42 @@ class _Layer:
         return self._run_backward(dy)
 
     def _run_backward(self, dy: Any, **options: Any) -> Any:
-        if self._gradient is None:
+        gradient = self._gradient
+        if gradient is None:
             raise RuntimeError(f"{type(self).__name__}.backward called before a forward call")
-        gradients = self._gradient(dy, **options)
-        for name in self.parameters:
-            self.grads[name] += getattr(gradients, f"d{name}")
+        gradients = gradient(dy, **options)
+        self._add_to_grads([self._parameter_gradients(gradients)])
         return gradients.dx
+
+    def _parameter_gradients(self, gradients: Any) -> dict[str, Array]:
+        """Return the gradients of the parameters, by their names, of what a function returned."""
+        return {name: getattr(gradients, f"d{name}") for name in self.parameters}
+
+    def _add_to_grads(self, parts: Iterable[Mapping[str, Array]]) -> None:
+        """Add the gradients of one or more calls, of all parameters or, on an error, of none."""
+        sums = {name: self.grads.get(name) for name in self.parameters}
+        check_writable((f'grads["{name}"]', value) for name, value in sums.items())
+        for part in parts:
+            for name, gradient in part.items():
+                grad = np.asarray(sums[name])
+                if grad.shape != np.shape(gradient):
+                    raise ValueError(
+                        f'grads["{name}"] has shape {grad.shape}, expected {np.shape(gradient)}: '
+                        "the parameter's"
+                    )
+                if not np.can_cast(np.asarray(gradient).dtype, grad.dtype, "same_kind"):
+                    raise TypeError(f'grads["{name}"] has dtype {grad.dtype}, expected a float')
+                sums[name] = (grad + gradient).astype(grad.dtype)
+        for name, value in sums.items():
+            self.grads[name][...] = value
 
     def zero_grad(self) -> None:
         """Set all gradients to new arrays of zeros."""
-        for name, parameter in self.parameters.items():
-            self.grads[name] = np.zeros_like(parameter)
+        self.grads.update({k: np.zeros_like(v) for k, v in self.parameters.items()})
 
     def train(self: Layer, mode: bool = True) -> Layer:
         """Switch to training mode (or, with ``mode=False``, to evaluation); return self."""
-        self.training = bool(mode)
+        self.training = flag("mode", mode)
         return self
 
     def eval(self: Layer) -> Layer:
@@ -147,42 +235,56 @@ class _Layer:
         """
         return {**self.parameters, **self.buffers}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> IncompatibleKeys:
         """Copy values into the layer's own arrays, converting them to its dtypes.
 
         Parameters
         ----------
         state_dict : mapping of str to array
-            Exactly the keys of `state_dict`, ``num_batches_tracked`` being optional. NumPy
-            arrays (also bfloat16 ones as ``numpy.load`` returns them), torch tensors (of any
-            device and dtype), JAX arrays, lists.
+            The keys of `state_dict`, ``num_batches_tracked`` being optional. NumPy arrays
+            (also bfloat16 ones as ``numpy.load`` returns them), torch tensors (of any device and
+            dtype), JAX arrays, lists. What has no axes may come with one of size 1, as in old
+            checkpoints.
+        strict : bool, default True
+            Whether missing and unexpected keys are errors. Without it they are passed over.
+
+        Returns
+        -------
+        IncompatibleKeys
+            A named tuple of ``missing_keys`` and ``unexpected_keys``, lists of str.
 
         Raises
         ------
         StateDictError
             Names every missing or unexpected key and every misfit; nothing has been changed.
         """
+        flag("strict", strict)
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict is {shown(state_dict)}, expected a mapping")
         own = self.state_dict()
+        missing = [k for k in own if k not in state_dict and k != "num_batches_tracked"]
+        unexpected = [str(k) for k in state_dict if k not in own]
         problems = []
-        if missing := [k for k in own if k not in state_dict and k != "num_batches_tracked"]:
+        if strict and missing:
             problems.append(f"missing {', '.join(missing)}")
-        if unexpected := [str(k) for k in state_dict if k not in own]:
+        if strict and unexpected:
             problems.append(f"unexpected {', '.join(unexpected)}")
         values = {}  # copies, as state_dict may hold our own arrays under other names
         for name, target in own.items():
             if name not in state_dict:
                 continue
-            value = stored(state_dict[name], name)
-            if value.dtype.kind not in "biuf" and value.dtype.name not in FLOATS:
-                problems.append(f"{name} has dtype {value.dtype}, expected real numbers")
-            elif value.shape != target.shape:
-                problems.append(f"{name} has shape {value.shape}, expected {target.shape}")
-            else:
-                values[name] = np.array(value, target.dtype)
+            try:
+                check_writable([(name, target)])
+                values[name] = loadable(name, state_dict[name], target)
+            except (TypeError, ValueError) as error:
+                problems.append(str(error))
         if problems:
             raise StateDictError(f"load_state_dict of {self!r}: {'; '.join(problems)}")
         for name, value in values.items():
             own[name][...] = value
+        return IncompatibleKeys(missing, unexpected)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles carry no activations: they can go backward after their own forward.

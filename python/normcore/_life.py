@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ._interop import Array, as_numpy, library_of
-from ._layer import _Layer
+from ._arguments import flag, integer
+from ._interop import Array, library_of
+from ._layer import _Layer, float_array, real_array
 
 
 def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
@@ -73,9 +74,10 @@ class Foldable(_Layer):
         # In evaluation y = scale * x + shift: the shift is y at x = 0, the scale is dx for dy = 1.
         probe = copy.copy(self).eval()  # takes the calls, so that this layer keeps its last one
         probe.channel_axis = 1
-        shift = probe._run(np.zeros((1, self.num_features)))
-        assert probe._gradient is not None
-        scale = probe._gradient(np.ones((1, self.num_features))).dx
+        probe.grads = {}
+        probe.zero_grad()
+        shift = probe(np.zeros((1, self.num_features)))
+        scale = probe.backward(np.ones((1, self.num_features)))
         return scale[0], shift[0]
 
     def fold_into(
@@ -104,11 +106,14 @@ class Foldable(_Layer):
         ------
         ValueError
             For shapes that do not fit, or without running statistics.
+        TypeError
+            For a `conv_weight` that is not of floats, or a `conv_bias` not of real numbers.
         """
         scale, shift = self._scale_and_shift()
-        w = as_numpy(conv_weight, "conv_weight")
+        w = float_array("conv_weight", conv_weight)
         if w.ndim < 2:
             raise ValueError(f"conv_weight has shape {w.shape}, expected at least two axes")
+        transposed, groups = flag("transposed", transposed), integer("groups", groups)
         if groups < 1 or w.shape[0] % groups:
             raise ValueError(
                 f"groups is {groups}, expected a positive divisor of "
@@ -122,7 +127,7 @@ class Foldable(_Layer):
             )
         bias = np.zeros(channels)
         if conv_bias is not None:
-            bias = as_numpy(conv_bias, "conv_bias").astype(np.float64)
+            bias = real_array("conv_bias", conv_bias).astype(np.float64)
         if bias.shape != (channels,):
             raise ValueError(f"conv_bias has shape {bias.shape}, expected ({channels},)")
         space = (1,) * (w.ndim - 2)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import _core
+from ._arguments import number, shown
 from ._interop import Array
 from .reductions import Moments
 
@@ -25,21 +26,26 @@ class Processes:
 
     def __init__(self, comm: Any, timeout: float) -> None:
         if not callable(getattr(comm, "allreduce", None)):
-            raise TypeError(f"comm is {comm!r}, expected an object with allreduce(array)")
-        if not timeout > 0:
-            raise ValueError(f"comm_timeout is {timeout}, expected a number > 0")
-        self._comm, self._timeout = comm, float(timeout)
+            raise TypeError(f"comm is {shown(comm)}, expected an object with allreduce(array)")
+        self._comm = comm
+        self._timeout = number("comm_timeout", timeout, "a number > 0", lambda v: v > 0)
         self._what = ""
+        self._pending: str | None = None  # the call that has not met the other processes yet
         self._calls = 0
         self.count = 0.0  # values a channel in the last call, of all processes
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Functions called within take batch statistics over all processes."""
-        self._meet(what)
-        self.count = -1.0
-        with _core.Exchange(self._sum_in_place):
-            yield
+        """A function called within takes batch statistics over all processes.
+
+        They meet at its first sum: what it refuses, it refuses before anybody waits.
+        """
+        self.count, self._pending = -1.0, what
+        try:
+            with _core.Exchange(self._sum_in_place):
+                yield
+        finally:
+            self._pending = None
 
     def merge_batches(self, parts: list[Moments], channels: int) -> tuple[list[Moments], int]:
         """Moments of the batches of all processes as one, and their number; any may have none."""
@@ -55,17 +61,24 @@ class Processes:
 
     def _meet(self, what: str) -> None:
         """Make sure that all processes make the same call: fewer sums would be taken for others."""
-        self._calls += 1
-        self._what = f"{what}, call {self._calls}"
+        self._what = f"{what}, call {self._calls + 1}"
         tag = float(zlib.crc32(self._what.encode()) % 2**16)
-        number, tags, squares = self.sum(np.array([1.0, tag, tag * tag]))
-        if tags != number * tag or squares != number * tag * tag:  # below 2**53: exact
+        processes, tags, squares = self.sum(np.array([1.0, tag, tag * tag]))
+        if not (processes >= 1 and processes == np.trunc(processes)):
+            raise ValueError(
+                f"comm.allreduce gave {processes} for a 1 of every process, expected their number"
+            )
+        if tags != processes * tag or squares != processes * tag * tag:  # below 2**53: exact
             raise RuntimeError(
-                f"the {number:.0f} processes of comm do not make the same call: "
+                f"the {processes:.0f} processes of comm do not make the same call: "
                 f"this one is at {self._what}"
             )
+        self._calls += 1  # a call that comm has refused is made again under its number
 
     def _sum_in_place(self, memory: memoryview) -> None:
+        if self._pending is not None:
+            what, self._pending = self._pending, None
+            self._meet(what)
         values = np.frombuffer(memory)
         values[...] = self.sum(values)
         if self.count < 0:  # the count comes first
@@ -75,7 +88,7 @@ class Processes:
         """The sum over all processes."""
         start_sum = getattr(self._comm, "Iallreduce", None)
         if start_sum is None:
-            return np.asarray(self._comm.allreduce(values.copy()), np.float64)
+            return _checked_sum(self._comm.allreduce(values.copy()), values.shape)
         sent, received = values.copy(), np.empty_like(values)
         request = start_sum(sent, received)
         deadline, pause = time.monotonic() + self._timeout, 0.0
@@ -96,6 +109,20 @@ class Processes:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a layer with comm cannot be pickled: its communicator is of this process")
+
+
+def _checked_sum(result: Any, shape: tuple[int, ...]) -> Array:
+    """What a comm returned, which must not be broadcast or converted."""
+    rule = f"comm.allreduce returned {shown(result)}, expected the sum: "
+    try:
+        total = np.asarray(result)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{rule}a float64 array of shape {shape}: {error}") from None
+    if total.dtype != np.float64 or np.isscalar(result):
+        raise TypeError(f"{rule}a float64 array of shape {shape}, as it was given")
+    if total.shape != shape:
+        raise ValueError(f"{rule}an array of shape {shape}, not {total.shape}")
+    return total
 
 
 _abandoned: list[Any] = []

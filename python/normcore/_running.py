@@ -8,16 +8,16 @@ buffers (`_running`) and may say how they follow from the moments of many batche
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import averaging, flag, integer, not_negative, positive, shape_of, shown
 from ._dtypes import float_dtype
 from ._interop import Array, is_wide, position_weights, split_masked
-from ._layer import _Layer, affine_parameters, positive
+from ._layer import _Layer, affine_parameters, check_writable
 from ._life import Parts, ghost_chunks
 from ._processes import Processes
 from .reductions import Moments, moments
@@ -50,8 +50,9 @@ class _Call(NamedTuple):
     """What a forward call leaves for backward: a gradient function for each chunk of x."""
 
     x: Any
+    shape: tuple[int, ...]  # x's
     chunks: list[slice]
-    gradients: list[Any]
+    gradients: list[Callable[..., Any]]
 
 
 class _RunningNorm(_ChannelLayer):
@@ -93,31 +94,30 @@ class _RunningNorm(_ChannelLayer):
         self._processes: Processes | None = None
         if comm is not None:
             if not self._over_processes:
-                raise ValueError(f"comm is {comm!r}, expected None for {type(self).__name__}")
+                raise ValueError(f"comm is {shown(comm)}, expected None for {type(self).__name__}")
             if ghost_batch_size is not None:
                 raise ValueError("ghost_batch_size and comm are given, expected one of them")
             self._processes = Processes(comm, comm_timeout)
         self.ghost_batch_size = self.time_steps = None
+        self.track_running_stats = flag("track_running_stats", track_running_stats)
         if ghost_batch_size is not None:
             self.ghost_batch_size = positive("ghost_batch_size", ghost_batch_size)
         if time_steps is not None:
             self.time_steps = positive("time_steps", time_steps)
-            if not track_running_stats:
+            if not self.track_running_stats:
                 raise ValueError(
                     "time_steps needs running statistics: track_running_stats is False"
                 )
-        self._row = 0  # of the buffers of time steps
         self._last: _Call | None = None
-        self._by_step: dict[int, _Call] = {}
+        self._by_step: dict[int, _Call] = {}  # in the order of the calls
         self.num_features = positive("num_features", num_features)
-        self.eps = float(eps)
-        self.momentum = None if momentum is None else float(momentum)
-        self.affine = bool(affine)
-        self.track_running_stats = bool(track_running_stats)
-        self.channel_axis = operator.index(channel_axis)
+        self.eps = not_negative("eps", eps)
+        self.momentum = averaging("momentum", momentum)
+        self.affine = flag("affine", affine)
+        self.channel_axis = integer("channel_axis", channel_axis)
         shape = (self.num_features,)
         parameters = affine_parameters(
-            shape, dtype, weight=self.affine, bias=self.affine and bool(bias)
+            shape, dtype, weight=self.affine, bias=flag("bias", bias) and self.affine
         )
         buffers: dict[str, Array] = {}
         if self.track_running_stats:
@@ -160,20 +160,16 @@ class _RunningNorm(_ChannelLayer):
         ndim = np.ndim(x)
         return moments(x, axis=[a for a in range(ndim) if a != self.channel_axis % ndim])
 
-    def _store(self, parts: list[Moments]) -> None:
-        """Set the buffers from the batches' moments."""
+    def _merged(self, parts: list[Moments]) -> dict[str, Array]:
+        """Return the running statistics that follow from the batches' moments."""
         total = Moments.merge(parts)
-        self._put("running_mean", total.mean)
+        values = {"running_mean": total.mean}
         for name in self._running[1:]:
             if name == "running_std":
-                self._put(name, np.sqrt(total.var() + self.eps))
+                values[name] = np.sqrt(total.var() + self.eps)
             else:
-                self._put(name, total.var(int(self._unbiased and total.count.max() > 1)))
-
-    def _put(self, name: str, value: Any) -> None:
-        buffer = self._buffer(name)
-        assert buffer is not None
-        buffer[...] = value
+                values[name] = total.var(int(self._unbiased and total.count.max() > 1))
+        return values
 
     def recompute_statistics(
         self, batches: Iterable[Any], step: SupportsIndex | None = None
@@ -198,42 +194,54 @@ class _RunningNorm(_ChannelLayer):
         """
         if not self.track_running_stats:
             raise ValueError("recompute_statistics needs buffers: track_running_stats is False")
-        self._set_step(step)
+        buffers = self._buffers_of(self._row_of(step))
+        check_writable(buffers.items())
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"batches is {shown(batches)}, expected an iterable of arrays")
         parts = list[Moments]()
         for x in batches:
-            self._check_shape(np.shape(x))
-            if 0 not in np.shape(x):
+            shape = shape_of(x)
+            self._check_shape(shape)
+            if 0 not in shape:
                 parts.append(self._moments_of(x))
         number = len(parts)
         if self._processes is not None:
             parts, number = self._processes.merge_batches(parts, self.num_features)
         if number == 0:
             raise ValueError("batches has nothing to take statistics from")
-        self._store(parts)
-        self._count(number)
+        values = {**self._merged(parts), **self._counted(number)}
+        # Converted before the first is written.
+        new = {name: np.asarray(v).astype(buffers[name].dtype) for name, v in values.items()}
+        for name, value in new.items():
+            buffers[name][...] = value
 
-    def _count(self, batches: int) -> None:
-        """So many batches are in the buffers."""
-        self._put("num_batches_tracked", batches)
+    def _counted(self, batches: int) -> dict[str, Any]:
+        """Return what says that so many batches are in the buffers."""
+        return {"num_batches_tracked": batches}
 
-    def _options(self) -> dict[str, Any]:
-        running = {name: self._buffer(name) for name in self._running}
-        return {**super()._options(), **running}
-
-    def _buffer(self, name: str) -> Array | None:
-        """A buffer, or the row of it that belongs to the time step."""
-        buffer = self.buffers.get(name)
-        return buffer if buffer is None or self.time_steps is None else buffer[self._row, ...]
-
-    def _set_step(self, step: SupportsIndex | None) -> None:
+    def _row_of(self, step: SupportsIndex | None) -> int | None:
+        """Return the row of the buffers that belongs to a step."""
         if self.time_steps is None:
             if step is not None:
-                raise ValueError(f"step is {step}, expected None: the layer has no time_steps")
-            return
-        index = -1 if step is None else operator.index(step)
+                raise ValueError(
+                    f"step is {shown(step)}, expected None: the layer has no time_steps"
+                )
+            return None
+        rule = "an integer >= 0: the layer has time_steps"
+        index = -1 if step is None else integer("step", step, rule)
         if index < 0:
-            raise ValueError(f"step is {step}, expected an integer >= 0: the layer has time_steps")
-        self._row = min(index, self.time_steps - 1)
+            raise ValueError(f"step is {step}, expected {rule}")
+        return min(index, self.time_steps - 1)
+
+    def _buffers_of(self, row: int | None) -> dict[str, Array]:
+        """Return the buffers, or the row of each, to be read and written."""
+        if row is None:
+            return dict(self.buffers)
+        return {name: buffer[row, ...] for name, buffer in self.buffers.items()}
+
+    def _running_options(self, buffers: dict[str, Array]) -> dict[str, Any]:
+        """Return the options of both functions that come from the buffers of a call."""
+        return {name: buffers.get(name) for name in self._running}
 
     def __call__(self, x: Any, step: SupportsIndex | None = None) -> Any:
         """Normalize x, remember what `backward` needs and, in training, update the buffers.
@@ -243,19 +251,50 @@ class _RunningNorm(_ChannelLayer):
         return self._call(x, step, None)
 
     def _call(self, x: Any, step: SupportsIndex | None, mask: Array | None) -> Any:
-        self._set_step(step)
-        self._last = None  # so that no gradient of an earlier call outlives a failed one
-        call = _Call(x, self._chunks(np.shape(x)), [])
+        row = self._row_of(step)
+        self._forget(step)
+        shape = shape_of(x)
+        buffers = own = self._buffers_of(row)
+        if self._learning:
+            check_writable(own.items())
+        call = _Call(x, shape, self._chunks(shape), [])
         parts = Parts(x, call.chunks)
+        if len(call.chunks) > 1:  # a later one may be refused, and then none has been there
+            buffers = {name: buffer.copy() for name, buffer in own.items()}
         for chunk in call.chunks:
             part = x if len(call.chunks) == 1 else x[chunk]
             part_of_mask = {} if mask is None else {"mask": mask[chunk]}
-            parts.add(self._run_chunk(part, parts.out(chunk), part_of_mask))
-            call.gradients.append(self._gradient)
+            y, gradient = self._run_chunk(part, parts.out(chunk), part_of_mask, buffers)
+            parts.add(y)
+            call.gradients.append(gradient)
+        joined = parts.joined()
+        if buffers is not own:
+            for name, buffer in own.items():
+                buffer[...] = buffers[name]
+        self._remember(step, call)
+        return joined
+
+    def _forget(self, step: SupportsIndex | None) -> None:
+        """Drop calls so that no gradient of an earlier call outlives a failed one."""
+        self._last = None
+        if step is None or not self._by_step:
+            return
+        if not self.training:
+            self._by_step = {}
+            return
+        # A step that comes again begins a new sequence there: it and what came after it go.
+        kept = dict[int, _Call]()
+        for other, call in self._by_step.items():
+            if other == int(step):
+                break
+            kept[other] = call
+        self._by_step = kept
+
+    def _remember(self, step: SupportsIndex | None, call: _Call) -> None:
         self._last = call
         if step is not None:
-            self._by_step[operator.index(step)] = call
-        return parts.joined()
+            kept = self._by_step if self.training else {}
+            self._by_step = {**kept, int(step): call}
 
     def _chunks(self, shape: tuple[int, ...]) -> list[slice]:
         """The ghost batches of an x of this shape, or all of it as one."""
@@ -265,44 +304,48 @@ class _RunningNorm(_ChannelLayer):
         values_per_sample = math.prod(shape[1:]) // self.num_features
         return ghost_chunks(shape[0], self.ghost_batch_size, values_per_sample)
 
-    def _run_chunk(self, x: Any, out: Any, mask: dict[str, Array]) -> Any:
+    def _run_chunk(
+        self, x: Any, out: Any, mask: dict[str, Array], buffers: dict[str, Array]
+    ) -> tuple[Any, Callable[..., Any]]:
+        per_call = {**self._running_options(buffers), **mask}
         forward_only = {} if out is None else {"out": out}
-        batches = self._buffer("num_batches_tracked")
+        batches = buffers.get("num_batches_tracked")
         if batches is None:
-            return self._run_together(x, mask, forward_only)
+            return self._run_together(x, per_call, forward_only)
         momentum = 1.0 / (int(batches) + 1) if self.momentum is None else self.momentum
-        y = self._run_together(x, mask, {**forward_only, "momentum": momentum})
+        result = self._run_together(x, per_call, {**forward_only, "momentum": momentum})
         # Batches of nothing leave the statistics alone, so they must not weigh in their average.
-        nothing = 0 in np.shape(x) or (mask and not mask["mask"].any())
+        nothing = 0 in shape_of(x) or (mask and not mask["mask"].any())
         if self._processes is not None:
             nothing = self._processes.count == 0
         if self._learning and not nothing:
             batches[...] += 1
-        return y
+        return result
 
-    def _run_together(self, x: Any, mask: dict[str, Array], forward_only: dict[str, Any]) -> Any:
+    def _run_together(
+        self, x: Any, per_call: dict[str, Any], forward_only: dict[str, Any]
+    ) -> tuple[Any, Callable[..., Any]]:
         """Run forward, together with the other processes where statistics come from x."""
         processes = self._processes
         if processes is None or not (self._learning or not self.track_running_stats):
-            return self._run(x, mask, **forward_only)
+            return self._forward(x, per_call, **forward_only)
         name = f"{type(self).__name__}({self.num_features})"
-        self._check_shape(np.shape(x))  # before anybody waits
-        with processes.together(f"{name} forward{' with a mask' if mask else ''}"):
-            y = self._run(x, mask, **forward_only)
-        gradient = self._gradient
-        assert gradient is not None
+        masked = " with a mask" if "mask" in per_call else ""
+        with processes.together(f"{name} forward{masked}"):
+            y, gradient = self._forward(x, per_call, **forward_only)
 
         def together(dy: Any, **options: Any) -> Any:
-            if np.shape(dy) != np.shape(x):  # before anybody waits
-                raise ValueError(f"dy has shape {np.shape(dy)}, expected {np.shape(x)}: x's")
             with processes.together(f"{name} backward"):
                 return gradient(dy, **options)
 
-        self._gradient = together
-        return y
+        return y, together
 
     def backward(self, dy: Any, step: SupportsIndex | None = None) -> Any:
         """Return dx for the last forward call, or that of a time step; add to `grads`.
+
+        In training the calls of a sequence of steps are kept, until its first step comes again; in
+        evaluation the last call alone. It is the last call of any thread: threads that share a
+        layer go forward alone.
 
         Parameters
         ----------
@@ -323,21 +366,26 @@ class _RunningNorm(_ChannelLayer):
         ValueError
             For a dy that does not have x's shape.
         """
-        call = self._last if step is None else self._by_step.get(operator.index(step))
+        call = self._last if step is None else self._by_step.get(integer("step", step))
         if call is None:
             which = "" if step is None else f" with step={step}"
             raise RuntimeError(
                 f"{type(self).__name__}.backward called before a forward call{which}"
             )
         # The function checks dy, but a longer or shorter one can have chunks that fit.
-        if len(call.chunks) > 1 and np.shape(dy) != np.shape(call.x):
-            raise ValueError(f"dy has shape {np.shape(dy)}, expected {np.shape(call.x)}: x's")
+        if len(call.chunks) > 1 and shape_of(dy, "dy") != call.shape:
+            raise ValueError(f"dy has shape {shape_of(dy, 'dy')}, expected {call.shape}: x's")
         parts = Parts(call.x, call.chunks)
+        added = []
         for chunk, gradient in zip(call.chunks, call.gradients, strict=True):
-            self._gradient, out = gradient, parts.out(chunk)
+            out = parts.out(chunk)
             part = dy if len(call.chunks) == 1 else dy[chunk]
-            parts.add(self._run_backward(part, **({} if out is None else {"out": out})))
-        return parts.joined()
+            gradients = gradient(part, **({} if out is None else {"out": out}))
+            parts.add(gradients.dx)
+            added.append(self._parameter_gradients(gradients))
+        dx = parts.joined()
+        self._add_to_grads(added)
+        return dx
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_last": None, "_by_step": {}}
@@ -354,6 +402,7 @@ class _MaskedNorm(_RunningNorm):
         """
         x, mask = split_masked(x, mask, self.channel_axis)
         if mask is not None:
-            self._check_shape(np.shape(x))
-            mask = position_weights(mask, np.shape(x), is_wide(x), self.channel_axis)
+            shape = shape_of(x)
+            self._check_shape(shape)
+            mask = position_weights(mask, shape, is_wide(x), self.channel_axis)
         return self._call(x, step, mask)

@@ -6,16 +6,16 @@ What all layers share is in `normcore._layer`; running statistics live as in `Ba
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from . import adaptive, scaled
+from ._arguments import flag, integer, not_negative, number, positive, shape_of, shown
 from ._dtypes import float_dtype
-from ._interop import as_numpy
-from ._layer import affine_parameters, positive
+from ._interop import Array, as_numpy
+from ._layer import affine_parameters
 from ._life import Foldable
 from ._running import _MaskedNorm, _RunningNorm
 from .reductions import Moments
@@ -119,22 +119,15 @@ class BatchRenorm(Foldable, _MaskedNorm, _TrainingNorm):
         bias: bool = True,
         **life: Any,
     ) -> None:
-        self.r_max, self.d_max = float(r_max), float(d_max)
-        self.schedule = schedule
-        if schedule is not None:
-            start, *ends = (operator.index(step) for step in schedule)
-            if len(ends) != 2 or start < 0 or min(ends) <= start:
-                raise ValueError(
-                    f"schedule is {schedule}, expected (start, end of r_max, end of d_max) with "
-                    "both ends after the start"
-                )
+        self.r_max = number("r_max", r_max, "a number >= 1", lambda v: 1 <= v < math.inf)
+        self.d_max = not_negative("d_max", d_max)
+        self.schedule = None if schedule is None else _schedule(schedule)
         super().__init__(
             num_features, eps, momentum, affine, True, channel_axis, dtype, bias, **life
         )
 
-    def _count(self, batches: int) -> None:
-        if self.schedule is None:
-            super()._count(batches)
+    def _counted(self, batches: int) -> dict[str, Any]:
+        return super()._counted(batches) if self.schedule is None else {}
 
     def bounds(self, step: int) -> tuple[float, float]:
         """Return (r_max, d_max) of a training step."""
@@ -144,9 +137,21 @@ class BatchRenorm(Foldable, _MaskedNorm, _TrainingNorm):
         r, d = (min(1.0, max(0.0, (step - start) / (end - start))) for end in (r_end, d_end))
         return 1 + (self.r_max - 1) * r, self.d_max * d
 
-    def _options(self) -> dict[str, Any]:
-        r_max, d_max = self.bounds(int(self._buffer("num_batches_tracked") or 0))
-        return {**super()._options(), "r_max": r_max, "d_max": d_max}
+    def _running_options(self, buffers: dict[str, Array]) -> dict[str, Any]:
+        r_max, d_max = self.bounds(int(buffers["num_batches_tracked"]))
+        return {**super()._running_options(buffers), "r_max": r_max, "d_max": d_max}
+
+
+def _schedule(schedule: Any) -> tuple[int, int, int]:
+    rule = "(start, end of r_max, end of d_max), integers with both ends after the start"
+    try:
+        start, r_end, d_end = schedule
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"schedule is {shown(schedule)}, expected {rule}") from None
+    start, r_end, d_end = (integer("schedule", n, rule) for n in (start, r_end, d_end))
+    if start < 0 or min(r_end, d_end) <= start:
+        raise ValueError(f"schedule is {shown(schedule)}, expected {rule}")
+    return start, r_end, d_end
 
 
 class BatchInstanceNorm(_TrainingNorm):
@@ -405,7 +410,7 @@ class MeanOnlyBatchNorm(Foldable, _MaskedNorm, _TrainingNorm):
         **life: Any,
     ) -> None:
         own = affine_parameters(
-            (positive("num_features", num_features),), dtype, weight=False, bias=bool(bias)
+            (positive("num_features", num_features),), dtype, weight=False, bias=flag("bias", bias)
         )
         super().__init__(
             num_features,
@@ -431,16 +436,21 @@ class _ScaledNorm(Foldable, _TrainingNorm):
 
     def _moments_of(self, x: Any) -> Moments:
         # Scales of this kind do not merge: their average, weighed by the counts, has to do.
-        own = {k: v for k, v in self._options().items() if k not in (*self._running, "training")}
-        _, stats = self._function(x, **own, return_stats=True)
-        count = math.prod(np.shape(x)) / self.num_features
+        shape = shape_of(x)
+        count = math.prod(shape) / self.num_features
+        # One value has the scale of two that are the same, which the function does not refuse.
+        of = x if count > 1 else np.concatenate([as_numpy(x)] * 2)
+        own = {k: v for k, v in self._options().items() if k != "training"}
+        _, stats = self._function(of, **own, return_stats=True)
         scale = 1 / as_numpy(stats.rstd).astype(np.float64)
         return Moments(count, np.asarray(stats.pooled)[..., 0], scale * count)
 
-    def _store(self, parts: list[Moments]) -> None:
+    def _merged(self, parts: list[Moments]) -> dict[str, Array]:
         total = Moments.merge(parts)
-        self._put("running_mean", total.mean)
-        self._put("running_scale", sum(part.m2 for part in parts) / total.count)
+        return {
+            "running_mean": total.mean,
+            "running_scale": sum(part.m2 for part in parts) / total.count,
+        }
 
 
 class LpBatchNorm(_ScaledNorm):
@@ -518,9 +528,7 @@ class LpBatchNorm(_ScaledNorm):
         bias: bool = True,
         **life: Any,
     ) -> None:
-        self.p = float(p)
-        if not self.p >= 1:
-            raise ValueError(f"p is {self.p}, expected a number >= 1 or infinity")
+        self.p = number("p", p, "a number >= 1 or infinity", lambda v: v >= 1)
         super().__init__(
             num_features,
             eps,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import operator
-from functools import partial
 from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from . import divisive
+from ._arguments import above_zero, flag, integer, not_negative, number, positive
 from ._dtypes import float_dtype
 from ._interop import Array
-from ._layer import _Layer, positive
+from ._layer import _Layer
 
 __all__ = ["GDN", "DivisiveNorm"]
 
@@ -20,25 +19,14 @@ __all__ = ["GDN", "DivisiveNorm"]
 class _MixingLayer(_Layer):
     """A layer whose parameters mix the channels, and which has no statistics."""
 
+    _has_stats = False
+
     def __init__(
         self, num_features: SupportsIndex, channel_axis: SupportsIndex, parameters: dict[str, Array]
     ) -> None:
         self.num_features = positive("num_features", num_features)
-        self.channel_axis = operator.index(channel_axis)
+        self.channel_axis = integer("channel_axis", channel_axis)
         super().__init__(parameters)
-
-    def _values(self) -> dict[str, Array]:
-        """Return what the function takes for the parameters."""
-        return self.parameters
-
-    def __call__(self, x: Any) -> Any:
-        """Normalize x and remember what `backward` needs (x itself, not a copy)."""
-        self._gradient = None  # so that no gradient of an earlier call outlives a failed one
-        self._check_shape(np.shape(x))
-        common = {**self._values(), **self._options()}
-        y = self._function(x, **common)
-        self._gradient = partial(self._function_backward, x=x, **common)
-        return y
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         axis = self.channel_axis
@@ -109,7 +97,7 @@ class DivisiveNorm(_MixingLayer):
         channel_axis: SupportsIndex = 1,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.exponent, self.power = float(exponent), float(power)
+        self.exponent, self.power = above_zero("exponent", exponent), above_zero("power", power)
         n, kind = positive("num_features", num_features), float_dtype(dtype)
         parameters = {
             "weights": np.full((n, n), 1 / n, kind),
@@ -212,12 +200,10 @@ class GDN(_MixingLayer):
         kind = float_dtype(dtype)
         if kind.itemsize < 4:
             raise TypeError(f"dtype is {kind.name}, expected float32 or float64")
-        for name, value in (("beta_min", beta_min), ("gamma_init", gamma_init)):
-            if not 0 <= value < np.inf:
-                raise ValueError(f"{name} is {value}, expected a finite number >= 0")
-        self.inverse = bool(inverse)
-        self.alpha, self.epsilon = float(alpha), float(epsilon)
-        self.beta_min = float(beta_min)
+        self.inverse = flag("inverse", inverse)
+        self.alpha, self.epsilon = above_zero("alpha", alpha), number("epsilon", epsilon)
+        self.beta_min = not_negative("beta_min", beta_min)
+        gamma_init = not_negative("gamma_init", gamma_init)
         n = positive("num_features", num_features)
         start = {"beta": np.ones(n), "gamma": gamma_init * np.eye(n)}
         stored = {name: np.sqrt(v + self.pedestal).astype(kind) for name, v in start.items()}
@@ -252,12 +238,10 @@ class GDN(_MixingLayer):
             "channel_axis": self.channel_axis,
         }
 
-    def _run_backward(self, dy: Any, **options: Any) -> Any:
-        if self._gradient is None:
-            raise RuntimeError("GDN.backward called before a forward call")
-        gradients = self._gradient(dy, **options)
+    def _parameter_gradients(self, gradients: Any) -> dict[str, Array]:
+        result = {}
         for name, stored in self.parameters.items():
             bound = self._bound(name)
             slope = 2 * np.maximum(stored, bound) * getattr(gradients, f"d{name}")
-            self.grads[name] += np.where((stored >= bound) | (slope < 0), slope, 0)
-        return gradients.dx
+            result[name] = np.where((stored >= bound) | (slope < 0), slope, 0)
+        return result

@@ -8,15 +8,18 @@ running statistics do.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from . import functional
-from ._layer import StateDictError, _Layer, affine_parameters, positive
+from ._arguments import flag, integer, not_negative, number, positive, shape_of, sizes
+from ._dtypes import float_dtype
+from ._interop import Array
+from ._layer import StateDictError, _Layer, affine_parameters
 from ._life import Foldable
 from ._running import _ChannelLayer, _MaskedNorm, _RunningNorm
 from .reductions import Moments
@@ -25,35 +28,77 @@ __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "St
 
 
 class _RowLayer(_Layer):
-    """A layer over the trailing axes, which can add a residual first."""
+    """A layer over the trailing axes, or those of ``axis``, which can add a residual first."""
 
     _leading = ("normalized_shape",)
+    _unusual: ClassVar[dict[str, object]] = {"axis": None}
 
     def __init__(
-        self, normalized_shape: SupportsIndex | Iterable[SupportsIndex], eps: float, **affine: Any
+        self,
+        normalized_shape: SupportsIndex | Iterable[SupportsIndex],
+        eps: float | None,
+        elementwise_affine: bool,
+        axis: SupportsIndex | Sequence[SupportsIndex] | None,
+        dtype: npt.DTypeLike,
+        *,
+        bias: bool,
+        start: float = 1.0,
     ) -> None:
         if not isinstance(normalized_shape, Iterable):
-            normalized_shape = (normalized_shape,)
-        self.normalized_shape = tuple(positive("normalized_shape", n) for n in normalized_shape)
+            normalized_shape = (positive("normalized_shape", normalized_shape),)
+        self.normalized_shape = sizes("normalized_shape", normalized_shape)
         if not self.normalized_shape:
             raise ValueError("normalized_shape is (), expected at least one size")
-        self.eps = float(eps)
-        super().__init__(affine_parameters(self.normalized_shape, **affine))
-        self._has_residual = False
+        self.axis = None if axis is None else _axes(axis)
+        if self.axis is not None and len(self.axis) != len(self.normalized_shape):
+            raise ValueError(
+                f"axis is {self.axis}, expected one axis for each size of "
+                f"normalized_shape={self.normalized_shape}"
+            )
+        self.eps: float | None = eps
+        self.elementwise_affine = flag("elementwise_affine", elementwise_affine)
+        bias = flag("bias", bias) and self.elementwise_affine
+        super().__init__(
+            affine_parameters(
+                self.normalized_shape,
+                dtype,
+                weight=self.elementwise_affine,
+                bias=bias,
+                start=start,
+            )
+        )
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         expected = self.normalized_shape
-        if shape[-len(expected) :] != expected:
-            wanted = ", ".join(["...", *map(str, expected)])
-            raise ValueError(f"x has shape {shape}, expected ({wanted}): {self!r}")
+        if self.axis is None:
+            if shape[-len(expected) :] != expected:
+                wanted = ", ".join(["...", *map(str, expected)])
+                raise ValueError(f"x has shape {shape}, expected ({wanted}): {self!r}")
+            return
+        ndim = len(shape)
+        if not all(-ndim <= a < ndim for a in self.axis):
+            raise ValueError(f"x has shape {shape}, expected the axes of axis={self.axis}")
+        # Axes named twice are for the function to refuse.
+        if tuple(shape[a] for a in sorted(a % ndim for a in self.axis)) != expected:
+            raise ValueError(
+                f"x has shape {shape}, expected {expected} over axis={self.axis}, ascending"
+            )
 
     def _options(self) -> dict[str, Any]:
-        return {"axis": tuple(range(-len(self.normalized_shape), 0)), "eps": self.eps}
+        axis = tuple(range(-len(self.normalized_shape), 0)) if self.axis is None else self.axis
+        return {"axis": axis, "eps": self.eps}
 
     def __call__(self, x: Any, residual: Any = None) -> Any:
         """Normalize x, or, with a residual of x's shape, return (y, h) for h = x + residual."""
-        self._has_residual = residual is not None
         return self._run(x, residual=residual)
+
+    def _forward(
+        self, x: Any, per_call: Mapping[str, Any] | None = None, **forward_only: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        y, gradient = super()._forward(x, per_call, **forward_only)
+        if forward_only["residual"] is None:
+            gradient = partial(_without_residual, gradient)
+        return y, gradient
 
     def backward(self, dy: Any, dh: Any = None) -> Any:
         """Return dx for the last forward call; add the parameters' gradients to `grads`.
@@ -77,9 +122,20 @@ class _RowLayer(_Layer):
         ValueError
             For dh where the forward call had no residual.
         """
-        if dh is not None and self._gradient is not None and not self._has_residual:
-            raise ValueError("dh was given, but the forward call had no residual")
         return self._run_backward(dy, dh=dh)
+
+
+def _without_residual(gradient: Callable[..., Any], dy: Any, dh: Any) -> Any:
+    if dh is not None:
+        raise ValueError("dh was given, but the forward call had no residual")
+    return gradient(dy)
+
+
+def _axes(axis: Any) -> tuple[int, ...]:
+    rule = "an integer or a sequence of integers"
+    if isinstance(axis, str | bytes) or np.ndim(axis) == 0:
+        return (integer("axis", axis, rule),)
+    return tuple(integer("axis", a, rule) for a in axis)
 
 
 class LayerNorm(_RowLayer):
@@ -100,6 +156,9 @@ class LayerNorm(_RowLayer):
         Whether, given `elementwise_affine`, there is a ``bias``.
     dtype : dtype, default numpy.float32
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    axis : int or sequence of int, optional
+        The axes that are normalized where they are not the trailing ones, in any order;
+        `normalized_shape` has their sizes in the order of x.
 
     Attributes
     ----------
@@ -149,11 +208,11 @@ class LayerNorm(_RowLayer):
         elementwise_affine: bool = True,
         bias: bool = True,
         dtype: npt.DTypeLike = np.float32,
+        *,
+        axis: SupportsIndex | Sequence[SupportsIndex] | None = None,
     ) -> None:
-        self.elementwise_affine = bool(elementwise_affine)
-        affine = self.elementwise_affine
         super().__init__(
-            normalized_shape, eps, dtype=dtype, weight=affine, bias=affine and bool(bias)
+            normalized_shape, not_negative("eps", eps), elementwise_affine, axis, dtype, bias=bias
         )
 
 
@@ -166,8 +225,9 @@ class RMSNorm(_RowLayer):
     ----------
     normalized_shape : int or sequence of int
         Sizes of the trailing axes, which share one mean square.
-    eps : float, default 1e-6
-        Added to the mean square.
+    eps : float, optional
+        Added to the mean square. None, the default as in torch: the epsilon of float32, 1.19e-7, or
+        that of float64 for a float64 layer. (The function's default is 1e-6.)
     elementwise_affine : bool, default True
         Whether there is a ``weight``.
     weight_offset : float, default 0.0
@@ -175,6 +235,9 @@ class RMSNorm(_RowLayer):
         starts at ``1 - weight_offset``, so that the layer starts without a scale.
     dtype : dtype, default numpy.float32
         Of the weight: float16, bfloat16, float32 or float64. x may have another one.
+    axis : int or sequence of int, optional
+        The axes that are normalized where they are not the trailing ones, in any order;
+        `normalized_shape` has their sizes in the order of x.
 
     Attributes
     ----------
@@ -203,7 +266,7 @@ class RMSNorm(_RowLayer):
     >>> import normcore as nc
     >>> layer = nc.RMSNorm(2, weight_offset=1)
     >>> layer
-    RMSNorm((2,), eps=1e-06, elementwise_affine=True, weight_offset=1.0)
+    RMSNorm((2,), eps=None, elementwise_affine=True, weight_offset=1.0)
     >>> layer.parameters["weight"]
     array([0., 0.], dtype=float32)
     >>> y, h = layer(np.array([[3.0, 0.0]]), residual=np.array([[4.0, 1.0]]))
@@ -216,29 +279,34 @@ class RMSNorm(_RowLayer):
     _function = staticmethod(functional.rms_norm)
     _function_backward = staticmethod(functional.rms_norm_backward)
     _named = ("eps", "elementwise_affine")
-    _unusual: ClassVar[dict[str, object]] = {"weight_offset": 0.0}
+    _unusual: ClassVar[dict[str, object]] = {"weight_offset": 0.0, "axis": None}
 
     def __init__(
         self,
         normalized_shape: SupportsIndex | Iterable[SupportsIndex],
-        eps: float = 1e-6,
+        eps: float | None = None,
         elementwise_affine: bool = True,
         weight_offset: float = 0.0,
         dtype: npt.DTypeLike = np.float32,
+        *,
+        axis: SupportsIndex | Sequence[SupportsIndex] | None = None,
     ) -> None:
-        self.elementwise_affine = bool(elementwise_affine)
-        self.weight_offset = float(weight_offset)
+        self.weight_offset = number("weight_offset", weight_offset)
         super().__init__(
             normalized_shape,
-            eps,
-            dtype=dtype,
-            weight=self.elementwise_affine,
+            None if eps is None else not_negative("eps", eps),
+            elementwise_affine,
+            axis,
+            dtype,
             bias=False,
             start=1.0 - self.weight_offset,
         )
+        wide = float_dtype(dtype) == np.float64
+        self._epsilon = float(np.finfo(np.float64 if wide else np.float32).eps)
 
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "weight_offset": self.weight_offset}
+        eps = self._epsilon if self.eps is None else self.eps
+        return {**super()._options(), "eps": eps, "weight_offset": self.weight_offset}
 
 
 class GroupNorm(_ChannelLayer):
@@ -319,13 +387,12 @@ class GroupNorm(_ChannelLayer):
                 f"num_groups is {self.num_groups}, expected a divisor of "
                 f"num_channels={self.num_channels}"
             )
-        self.eps = float(eps)
-        self.affine = bool(affine)
-        self.channel_axis = operator.index(channel_axis)
+        self.eps = not_negative("eps", eps)
+        self.affine = flag("affine", affine)
+        self.channel_axis = integer("channel_axis", channel_axis)
         shape = (self.num_channels,)
-        super().__init__(
-            affine_parameters(shape, dtype, weight=self.affine, bias=self.affine and bool(bias))
-        )
+        bias = flag("bias", bias) and self.affine
+        super().__init__(affine_parameters(shape, dtype, weight=self.affine, bias=bias))
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "num_groups": self.num_groups}
@@ -534,13 +601,15 @@ class InstanceNorm(Foldable, _RunningNorm):
     def _moments_of(self, x: Any) -> Moments:
         # The buffers are averages over the samples: of means, and of unbiased variances.
         _, stats = functional.instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
-        samples = np.shape(x)[0]
-        space = math.prod(np.shape(x)) / (samples * self.num_features)
+        shape = shape_of(x)
+        space = math.prod(shape) / (shape[0] * self.num_features)
         pooled = np.asarray(stats.pooled)
         var = pooled[..., 1] * space / (space - 1)
-        return Moments(float(samples), pooled[..., 0].mean(axis=0), var.sum(axis=0))
+        return Moments(float(shape[0]), pooled[..., 0].mean(axis=0), var.sum(axis=0))
 
-    def _store(self, parts: list[Moments]) -> None:
+    def _merged(self, parts: list[Moments]) -> dict[str, Array]:
         total = Moments.merge(parts)
-        self._put("running_mean", total.mean)
-        self._put("running_var", sum(part.m2 for part in parts) / total.count)
+        return {
+            "running_mean": total.mean,
+            "running_var": sum(part.m2 for part in parts) / total.count,
+        }

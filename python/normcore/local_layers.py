@@ -5,18 +5,17 @@ Neither has statistics: backward computes what it needs again.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, ClassVar, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from . import local
+from ._arguments import choice, flag, integer, not_negative, number, positive, sizes
 from ._dtypes import float_dtype
 from ._interop import Array
-from ._layer import _Layer, affine_parameters, positive
+from ._layer import _Layer, affine_parameters
 
 __all__ = ["LocalDivisiveNorm", "LocalResponseNorm"]
 
@@ -24,14 +23,7 @@ __all__ = ["LocalDivisiveNorm", "LocalResponseNorm"]
 class _LocalLayer(_Layer):
     """A layer whose functions neither return nor take statistics."""
 
-    def __call__(self, x: Any) -> Any:
-        """Normalize x and remember what `backward` needs (x itself, not a copy)."""
-        self._gradient = None
-        self._check_shape(np.shape(x))
-        arguments = {**self.parameters, **self._options()}
-        y = self._function(x, **arguments)
-        self._gradient = partial(self._function_backward, x=x, **arguments)
-        return y
+    _has_stats = False
 
 
 class LocalResponseNorm(_LocalLayer):
@@ -98,10 +90,11 @@ class LocalResponseNorm(_LocalLayer):
         channel_axis: SupportsIndex = 1,
     ) -> None:
         self.size = positive("size", size)
-        self.alpha, self.beta, self.k = float(alpha), float(beta), float(k)
-        self.across = across
-        self.even_window = even_window
-        self.channel_axis = operator.index(channel_axis)
+        self.alpha, self.beta = not_negative("alpha", alpha), number("beta", beta)
+        self.k = not_negative("k", k)
+        self.across = choice("across", across, ("channels", "space"))
+        self.even_window = choice("even_window", even_window, ("torch", "onnx"))
+        self.channel_axis = integer("channel_axis", channel_axis)
         super().__init__({})
 
     def _options(self) -> dict[str, Any]:
@@ -185,9 +178,11 @@ class LocalDivisiveNorm(_LocalLayer):
         self.num_features = positive("num_features", num_features)
         self.summation_window = _window("summation_window", summation_window)
         self.suppression_window = _window("suppression_window", suppression_window)
-        self.affine = bool(affine)
-        self.channel_axis = operator.index(channel_axis)
-        parameters: dict[str, Array] = {"sigma": np.full((), sigma, float_dtype(dtype))}
+        self.affine = flag("affine", affine)
+        self.channel_axis = integer("channel_axis", channel_axis)
+        parameters: dict[str, Array] = {
+            "sigma": np.full((), number("sigma", sigma), float_dtype(dtype))
+        }
         shape = (self.num_features,)
         super().__init__(
             parameters | affine_parameters(shape, dtype, weight=self.affine, bias=self.affine)
@@ -208,12 +203,9 @@ class LocalDivisiveNorm(_LocalLayer):
             )
 
 
-def _window(name: str, sizes: SupportsIndex | Iterable[SupportsIndex]) -> int | tuple[int, ...]:
+def _window(name: str, value: SupportsIndex | Iterable[SupportsIndex]) -> int | tuple[int, ...]:
     result: int | tuple[int, ...]
-    if isinstance(sizes, Iterable):
-        result = tuple(positive(name, n) for n in sizes)
-    else:
-        result = positive(name, sizes)
+    result = sizes(name, value) if isinstance(value, Iterable) else positive(name, value)
     for n in result if isinstance(result, tuple) else (result,):
         if n % 2 == 0:
             raise ValueError(f"{name} is {n}, expected an odd number")

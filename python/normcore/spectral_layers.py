@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, SupportsIndex
@@ -12,9 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._arguments import (
+    above_zero,
+    choice,
+    generator,
+    integer,
+    not_negative,
+    positive,
+    shape_of,
+    shown,
+    sizes,
+)
 from ._dtypes import float_dtype
 from ._interop import Array, as_numpy
-from ._layer import _Layer, positive
+from ._layer import IncompatibleKeys, _Layer, check_writable
 from .spectral import SpectralNormResult, spectral_norm_backward
 
 __all__ = ["SpectralNorm"]
@@ -35,7 +45,7 @@ class SpectralNorm(_Layer):
     Called with a weight, it returns the normalized one; ``backward(dw)`` returns the weight's
     gradient. In training every call improves the vectors by some power iterations, in evaluation
     they are used as they are. The first call of a layer whose state was not loaded, in either mode,
-    begins with 15 iterations.
+    begins with 15 iterations; threads share a layer in evaluation after that call.
 
     Parameters
     ----------
@@ -112,22 +122,18 @@ class SpectralNorm(_Layer):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        self.shape = tuple(positive("shape", n) for n in shape)
+        self.shape = sizes("shape", shape)
         self.n_power_iterations = positive("n_power_iterations", n_power_iterations)
-        self.axis = operator.index(axis)
+        self.axis = integer("axis", axis)
         if not -len(self.shape) <= self.axis < len(self.shape):
             raise ValueError(f"axis is {axis}, expected an axis of shape {self.shape}")
-        self.eps = float(eps)
-        self.bound = None if bound is None else float(bound)
-        if self.bound is not None and not 0 < self.bound < math.inf:
-            raise ValueError(f"bound is {bound}, expected a finite number > 0")
-        if first not in _NAMES:
-            raise ValueError(f"first is {first!r}, expected 'v' or 'u'")
-        self.first = first
+        self.eps = not_negative("eps", eps)
+        self.bound = None if bound is None else above_zero("bound", bound)
+        self.first = choice("first", first, _NAMES)
         self.sigma: float | None = None
         self._due = WARM_UP  # iterations that the next call does beside its own
         kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
-        rng = np.random.default_rng(rng)
+        rng = generator("rng", rng)
         outputs = self.shape[self.axis]
         vectors = (rng.normal(size=n) for n in (outputs, math.prod(self.shape) // outputs))
         u, v = ((vector / np.linalg.norm(vector)).astype(kind) for vector in vectors)
@@ -141,16 +147,20 @@ class SpectralNorm(_Layer):
         weight : array of `shape`
         """
         self._gradient = None
-        if np.shape(weight) != self.shape:
-            raise ValueError(f"weight has shape {np.shape(weight)}, expected {self.shape}")
+        shape = shape_of(weight, "weight")
+        if shape != self.shape:
+            raise ValueError(f"weight has shape {shape}, expected {self.shape}")
         iterations = self._due + (self.n_power_iterations if self.training else 0)
         u, v = self.buffers["u"], self.buffers["v"]
+        if iterations:
+            check_writable(self.buffers.items())
         options = (self.axis, self.eps, self.bound, self.first == "u", None)
         values = _core.spectral_norm(weight, u, v, iterations, *options)
         result = SpectralNormResult(*values, self.axis)
+        if iterations:
+            u[...], v[...] = as_numpy(result.u), as_numpy(result.v)
         self._due = 0
         self.sigma = result.sigma
-        u[...], v[...] = as_numpy(result.u), as_numpy(result.v)
         self._gradient = partial(spectral_norm_backward, result=result, bound=self.bound)
         return result.weight
 
@@ -162,27 +172,40 @@ class SpectralNorm(_Layer):
         dw : array
             Gradient of the loss with respect to the normalized weight.
         """
-        if self._gradient is None:
+        gradient = self._gradient
+        if gradient is None:
             raise RuntimeError("SpectralNorm.backward called before a forward call")
-        return self._gradient(dw)
+        return gradient(dw)
 
     def state_dict(self) -> dict[str, Array]:
         """Return ``u`` and ``v`` under torch's names; see `_Layer.state_dict`."""
         return dict(zip(_NAMES[self.first], self.buffers.values(), strict=True))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> IncompatibleKeys:
         """Copy ``u`` and ``v`` from a state of ours or of torch; see the class's notes.
 
         Parameters
         ----------
         state_dict : mapping of str to array
+        strict : bool, default True
+            Whether missing and unexpected keys are errors.
+
+        Returns
+        -------
+        IncompatibleKeys
+            A named tuple of ``missing_keys`` and ``unexpected_keys``.
 
         Raises
         ------
         StateDictError
             Names every missing or unexpected key and every misfit; nothing has been changed.
         """
-        state = {k.removeprefix(_MODULE): v for k, v in state_dict.items() if k not in _OTHERS}
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict is {shown(state_dict)}, expected a mapping")
+        state = {str(k).removeprefix(_MODULE): v for k, v in state_dict.items()}
+        state = {k: v for k, v in state.items() if k not in _OTHERS}
         before = self.first
         try:
             for first, names in _NAMES.items():
@@ -190,8 +213,10 @@ class SpectralNorm(_Layer):
                     self.first = first
             own = _NAMES[self.first]
             plain = dict(zip(("u", "v"), own, strict=True))
-            super().load_state_dict({plain.get(k, k): v for k, v in state.items()})
+            result = super().load_state_dict({plain.get(k, k): v for k, v in state.items()}, strict)
         except BaseException:
             self.first = before
             raise
-        self._due = 0
+        if len(result.missing_keys) < len(own):
+            self._due = 0
+        return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, SupportsIndex
 
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import weights
+from ._arguments import above_zero, generator, integer, not_negative, shown, sizes
 from ._dtypes import float_dtype
 from ._interop import Array
-from ._layer import _Layer, positive
+from ._layer import _Layer, check_writable, real_array
 
 __all__ = ["WeightNorm"]
 
@@ -80,13 +81,13 @@ class WeightNorm(_Layer):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        self.shape = tuple(positive("shape", n) for n in shape)
-        self.axis = None if axis is None else operator.index(axis)
+        self.shape = sizes("shape", shape)
+        self.axis = None if axis is None else integer("axis", axis, "None or an integer")
         if self.axis is not None and not -len(self.shape) <= self.axis < len(self.shape):
             raise ValueError(f"axis is {axis}, expected an axis of shape {self.shape}")
-        self.eps = float(eps)
+        self.eps = not_negative("eps", eps)
         kind = float_dtype(dtype)
-        start = np.random.default_rng(rng).normal(0, 0.05, self.shape)
+        start = generator("rng", rng).normal(0, 0.05, self.shape)
         lengths = () if self.axis is None else (self.shape[self.axis],)
         super().__init__({"v": start.astype(kind), "g": np.ones(lengths, kind)})
 
@@ -106,8 +107,7 @@ class WeightNorm(_Layer):
         """
         v, g = self.parameters["v"], self.parameters["g"]
         dv, dg = weights.weight_norm_backward(dw, v, g, axis=self.axis, eps=self.eps)
-        self.grads["v"] += dv
-        self.grads["g"] += dg
+        self._add_to_grads([{"v": dv, "g": dg}])
 
     def initialize(
         self,
@@ -141,20 +141,30 @@ class WeightNorm(_Layer):
         Raises
         ------
         ValueError
-            Where the channels are not those of ``g``.
+            Where the channels are not those of ``g``, or have no finite variance.
         """
-        t = np.asarray(x_preactivation)
-        axis = operator.index(channel_axis)
+        t = real_array("x_preactivation", x_preactivation)
+        axis = integer("channel_axis", channel_axis)
+        init_scale, eps = above_zero("init_scale", init_scale), not_negative("eps", eps)
         g = self.parameters["g"]
+        check_writable([("g", g)])
         if not -t.ndim <= axis < t.ndim or (g.ndim and t.shape[axis] != g.size):
             raise ValueError(
                 f"x_preactivation has shape {t.shape}, expected {g.size} at channel_axis={axis}: "
                 "the channels of g"
             )
+        if t.size == 0:
+            raise ValueError(f"x_preactivation has shape {t.shape}, expected at least one value")
         over = tuple(i for i in range(t.ndim) if i != axis % t.ndim)
         mean = t.mean(axis=over, dtype=np.float64)
         var = t.var(axis=over, dtype=np.float64)
-        scale = init_scale / np.sqrt((var if g.ndim else var.mean()) + eps)
+        spread = np.asarray((var if g.ndim else var.mean()) + eps)
+        if not np.all((spread > 0) & (spread < math.inf)):
+            raise ValueError(
+                "x_preactivation has a channel without a positive, finite variance, expected one: "
+                f"{shown(spread)} with eps={eps}"
+            )
+        scale = init_scale / np.sqrt(spread)
         g[...] = (g.astype(np.float64) * scale).astype(g.dtype)
         bias: Array = (-mean * scale).astype(g.dtype)
         return bias
