@@ -159,14 +159,16 @@ py::object batch_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
 py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
                           py::handle running_mean, py::handle running_var,
                           py::handle use_input_stats_, py::handle momentum, py::handle eps,
-                          py::handle channel_axis, py::handle out, py::handle return_stats_) {
+                          py::handle unbiased, py::handle channel_axis, py::handle out,
+                          py::handle return_stats_) {
   const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool use_input_stats = as_bool(use_input_stats_, "use_input_stats");
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, use_input_stats);
   const InstanceNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
                                     use_input_stats,       as_double(momentum, "momentum"),
-                                    as_double(eps, "eps"), as_axis(channel_axis, "channel_axis")};
+                                    as_double(eps, "eps"), as_axis(channel_axis, "channel_axis"),
+                                    as_bool(unbiased, "unbiased_running_var")};
   Output y(out, a.x);
   Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, true, 0));
   const Context context = call_context(a.x, {{"weight", a.weight},

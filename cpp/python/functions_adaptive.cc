@@ -91,7 +91,8 @@ struct MixedStatistics : Statistics {
 py::object batch_instance_norm_(py::handle x_, py::handle rho_, py::handle weight_,
                                 py::handle bias_, py::handle running_mean, py::handle running_var,
                                 py::handle training_, py::handle momentum, py::handle eps,
-                                py::handle channel_axis, py::handle out, py::handle return_stats_) {
+                                py::handle unbiased, py::handle channel_axis, py::handle out,
+                                py::handle return_stats_) {
   const bool return_stats = as_bool(return_stats_, "return_stats");
   const bool training = as_bool(training_, "training");
   const ChannelArguments a(x_, weight_, bias_);
@@ -99,6 +100,7 @@ py::object batch_instance_norm_(py::handle x_, py::handle rho_, py::handle weigh
   const Buffers buffers(running_mean, running_var, training);
   BatchInstanceNormOptions options = mixed_options(buffers, training, eps, channel_axis);
   options.momentum = as_double(momentum, "momentum");
+  options.unbiased_running_var = as_bool(unbiased, "unbiased_running_var");
   Output y(out, a.x);
   MixedStatistics stats(return_stats, a.x, options);
   const Context context = call_context(a.x, {{"rho", rho},

@@ -61,7 +61,6 @@ struct ChannelCall {
   bool given_std = false;
   const char* var_name = "running_var";
   ConstTensor mask{};     // as x, with stride 0 along the channels
-  bool training = false;  // one value per channel is too few
   ExpectedShape channel_shape{};
   ArgumentNames names{};
 
@@ -123,12 +122,17 @@ struct ChannelCall {
       from += !repeated;
     }
   }
+  // Whether statistics are taken from the batch, in training or for want of running ones: one value
+  // per channel is too few for them, as torch has it.
+  bool of_the_batch() const {
+    for (int i = given() ? 1 : 0; i < pool_count; ++i) {
+      if (pools[i] == Pool::batch) return true;
+    }
+    return false;
+  }
   // Where statistics of x are those of other processes too.
   Exchange* exchange(const Context& context) const {
-    for (int i = given() ? 1 : 0; i < pool_count; ++i) {
-      if (pools[i] == Pool::batch) return context.exchange;
-    }
-    return nullptr;
+    return of_the_batch() ? context.exchange : nullptr;
   }
   // Mask and exchange where statistics are taken from x, and how much a batch pool counts.
   Reach reach(const Context& context, Weighed* count) const {
@@ -136,7 +140,7 @@ struct ChannelCall {
     r.own = Weighed::elements(double(space()) * double(samples()));
     r.exchange = exchange(context);
     r.count = count;
-    r.least_count = training && !mask ? 2 : 0;
+    r.least_count = of_the_batch() && !mask ? 2 : 0;
     if (mask) {
       // It is repeated along the channels.
       const Weighed weights = weigh(mask, std::max<Index>(1, channels()));
@@ -153,7 +157,7 @@ struct ChannelCall {
       throw value_error(std::string(mask ? "mask" : "context.exchange") +
                         " is given, expected none for arrays on a CUDA device");
     }
-    if (training && !context.exchange && x.size() > 0 && samples() * space() == 1) {
+    if (of_the_batch() && !context.exchange && x.size() > 0 && samples() * space() == 1) {
       throw value_error("Expected more than 1 value per channel when training" + input_size(x));
     }
   }

@@ -16,11 +16,6 @@ auto constant(const Params& params) {
   return [params](Memory&) { return params; };
 }
 
-void check_training(ChannelCall& call, double momentum, bool training) {
-  check_momentum(momentum);
-  call.training = training;
-}
-
 // ---- batch norm
 
 ChannelCall batch_norm_call(const ConstTensor& x, const ConstTensor& weight,
@@ -28,7 +23,7 @@ ChannelCall batch_norm_call(const ConstTensor& x, const ConstTensor& weight,
   ChannelCall call = ChannelCall::of(kMethod<BatchNorm>, x, weight, bias, o.channel_axis);
   call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
   check_eps(o.eps, /*positive=*/o.training);
-  check_training(call, o.momentum, o.training);
+  check_momentum(o.momentum);
   if (o.mask) call.count_by(o.mask);
   return call;
 }
@@ -81,7 +76,7 @@ ChannelCall batch_renorm_call(const ConstTensor& x, const ConstTensor& weight,
   call.buffers(o.running_mean, o.running_std, /*use=*/true);
   call.given_std = true;
   check_eps(o.eps, /*positive=*/o.training);
-  check_training(call, o.momentum, o.training);
+  check_momentum(o.momentum);
   check_at_least("r_max", o.r_max, 1.0);
   check_at_least("d_max", o.d_max, 0.0);
   if (o.mask) call.count_by(o.mask);
@@ -99,7 +94,7 @@ ChannelCall batch_instance_norm_call(const ConstTensor& x, const ConstTensor& rh
   check_shape("rho", rho, call.channel_shape);
   call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
   check_eps(o.eps, false);
-  check_training(call, o.momentum, o.training);
+  check_momentum(o.momentum);
   return call;
 }
 auto batch_instance_params(const ChannelCall& call, const ConstTensor& rho, double eps) {
@@ -123,7 +118,7 @@ ChannelCall switchable_norm_call(const ConstTensor& x, const ConstTensor& mean_l
   check_shape("var_logits", var_logits, three);
   call.buffers(o.running_mean, o.running_var, /*use=*/!o.training);
   check_eps(o.eps, false);
-  check_training(call, o.momentum, o.training);
+  check_momentum(o.momentum);
   return call;
 }
 auto switchable_params(const ConstTensor& mean_logits, const ConstTensor& var_logits, double eps) {
@@ -144,7 +139,7 @@ ChannelCall mean_only_call(const ConstTensor& x, const ConstTensor& bias,
   ChannelCall call = ChannelCall::of(kMethod<MeanOnlyBatchNorm>, x, kAbsent, bias, o.channel_axis);
   if (o.running_mean) check_shape("running_mean", o.running_mean, call.channel_shape);
   if (!o.training) call.given_mean = o.running_mean;
-  check_training(call, o.momentum, o.training);
+  check_momentum(o.momentum);
   if (o.mask) call.count_by(o.mask);
   return call;
 }
@@ -160,7 +155,7 @@ ChannelCall scaled_call(const ConstTensor& x, const ConstTensor& weight, const C
   call.buffers(o.running_mean, o.running_scale, /*use=*/!o.training);
   call.given_std = true;
   check_eps(o.eps, /*positive=*/o.training);
-  check_training(call, o.momentum, o.training);
+  check_momentum(o.momentum);
   return call;
 }
 void check_one_process(const Context& context) {
@@ -239,7 +234,7 @@ void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstT
   const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
-      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, true}};
+      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, o.unbiased_running_var}};
   channel_forward<InstanceNorm>(
       instance_norm_call(x, weight, bias, o), constant(InstanceNorm::Params{o.eps}), y,
       moving(updates, o.use_input_stats && o.running_mean), stats, context);
@@ -312,7 +307,7 @@ void batch_instance_norm(const ConstTensor& x, const ConstTensor& rho, const Con
   const cpu::RunningCall running(context);
   const BufferUpdate updates[] = {
       {"running_mean", o.running_mean, BufferUpdate::kMean, o.momentum},
-      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, true}};
+      {"running_var", o.running_var, BufferUpdate::kVariance, o.momentum, o.unbiased_running_var}};
   const OwnParameter own[] = {{"rho", rho}};
   const ChannelCall call = batch_instance_norm_call(x, rho, weight, bias, o);
   channel_forward<BatchInstanceNorm>(call, batch_instance_params(call, rho, o.eps), y,

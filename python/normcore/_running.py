@@ -59,7 +59,7 @@ class _RunningNorm(_ChannelLayer):
     """A channel layer that can keep running statistics."""
 
     _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
-    _unbiased: ClassVar[bool] = True  # the running variance
+    _has_variance: ClassVar[bool] = False  # a running one that can be unbiased or not
     _over_processes: ClassVar[bool] = False  # whether batch statistics can be
     _unusual: ClassVar[dict[str, object]] = {
         "channel_axis": 1,
@@ -90,6 +90,7 @@ class _RunningNorm(_ChannelLayer):
         time_steps: SupportsIndex | None = None,
         comm: Any = None,
         comm_timeout: float = 600.0,
+        unbiased_running_var: bool = True,
     ) -> None:
         self._processes: Processes | None = None
         if comm is not None:
@@ -111,6 +112,7 @@ class _RunningNorm(_ChannelLayer):
         self._last: _Call | None = None
         self._by_step: dict[int, _Call] = {}  # in the order of the calls
         self.num_features = positive("num_features", num_features)
+        self.unbiased_running_var = flag("unbiased_running_var", unbiased_running_var)
         self.eps = not_negative("eps", eps)
         self.momentum = averaging("momentum", momentum)
         self.affine = flag("affine", affine)
@@ -168,7 +170,7 @@ class _RunningNorm(_ChannelLayer):
             if name == "running_std":
                 values[name] = np.sqrt(total.var() + self.eps)
             else:
-                values[name] = total.var(int(self._unbiased and total.count.max() > 1))
+                values[name] = total.var(int(self.unbiased_running_var and total.count.max() > 1))
         return values
 
     def recompute_statistics(
@@ -308,12 +310,15 @@ class _RunningNorm(_ChannelLayer):
         self, x: Any, out: Any, mask: dict[str, Array], buffers: dict[str, Array]
     ) -> tuple[Any, Callable[..., Any]]:
         per_call = {**self._running_options(buffers), **mask}
-        forward_only = {} if out is None else {"out": out}
+        forward_only: dict[str, Any] = {} if out is None else {"out": out}
         batches = buffers.get("num_batches_tracked")
         if batches is None:
             return self._run_together(x, per_call, forward_only)
         momentum = 1.0 / (int(batches) + 1) if self.momentum is None else self.momentum
-        result = self._run_together(x, per_call, {**forward_only, "momentum": momentum})
+        forward_only["momentum"] = momentum
+        if self._has_variance:
+            forward_only["unbiased_running_var"] = self.unbiased_running_var
+        result = self._run_together(x, per_call, forward_only)
         # Batches of nothing leave the statistics alone, so they must not weigh in their average.
         nothing = 0 in shape_of(x) or (mask and not mask["mask"].any())
         if self._processes is not None:

@@ -280,6 +280,7 @@ def batch_instance_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    unbiased_running_var: bool = True,
     channel_axis: int = 1,
     out: Any = None,
     return_stats: bool = False,
@@ -299,13 +300,15 @@ def batch_instance_norm(
         1 and 0 when omitted.
     running_mean, running_var : array of shape (C,), optional
         Both or neither. When training they move in place by ``momentum`` towards the mean and the
-        unbiased variance of the batch.
+        variance of the batch.
     training : bool
         Whether to use the statistics of ``x`` and update the buffers.
     momentum : float
         Weight of the new value.
     eps : float
         Added to the variances; at least 0.
+    unbiased_running_var : bool
+        Whether ``running_var`` takes in the variance with divisor n - 1 or n.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
     out : array like x, optional
@@ -351,6 +354,7 @@ def batch_instance_norm(
         training,
         momentum,
         eps,
+        unbiased_running_var,
         channel_axis,
         out,
         return_stats,
@@ -372,6 +376,7 @@ def batch_instance_norm_backward(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    unbiased_running_var: bool = True,
     channel_axis: int = 1,
     stats: BatchInstanceNormStats | None = None,
     out: Any = None,
@@ -385,8 +390,9 @@ def batch_instance_norm_backward(
     ----------
     dy : array of x's shape and dtype
         Gradient of y; any strides, also broadcast ones.
-    x, rho, weight, bias, running_mean, running_var, training, momentum, eps, channel_axis
-        As in the forward call; ``momentum`` is not used.
+    x, rho, weight, bias, running_mean, running_var, training, momentum, eps, unbiased_running_var,
+    channel_axis
+        As in the forward call; ``momentum`` and ``unbiased_running_var`` are not used.
     stats : BatchInstanceNormStats, optional
         What the forward call returned; computed again when omitted.
     out : array like x, optional

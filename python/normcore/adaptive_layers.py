@@ -6,7 +6,7 @@ What all layers share is in `normcore._layer`; running statistics live as in `Ba
 from __future__ import annotations
 
 import math
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -177,6 +177,8 @@ class BatchInstanceNorm(_TrainingNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    unbiased_running_var : bool, default True
+        Whether ``running_var`` holds variances with divisor n - 1, as in torch, or n.
     ghost_batch_size, time_steps, comm, comm_timeout : optional
         As in `BatchNorm`.
 
@@ -216,6 +218,12 @@ class BatchInstanceNorm(_TrainingNorm):
     _function = staticmethod(adaptive.batch_instance_norm)
     _function_backward = staticmethod(adaptive.batch_instance_norm_backward)
 
+    _has_variance = True
+    _unusual: ClassVar[dict[str, object]] = {
+        **_RunningNorm._unusual,
+        "unbiased_running_var": True,
+    }
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -227,6 +235,7 @@ class BatchInstanceNorm(_TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        unbiased_running_var: bool = True,
         **life: Any,
     ) -> None:
         own = {"rho": np.ones(positive("num_features", num_features), float_dtype(dtype))}
@@ -240,6 +249,7 @@ class BatchInstanceNorm(_TrainingNorm):
             dtype,
             bias,
             own,
+            unbiased_running_var=unbiased_running_var,
             **life,
         )
 
@@ -312,7 +322,6 @@ class SwitchableNorm(_TrainingNorm):
     _over_processes = True
     _function = staticmethod(adaptive.switchable_norm)
     _function_backward = staticmethod(adaptive.switchable_norm_backward)
-    _unbiased = False
 
     def __init__(
         self,
@@ -338,6 +347,7 @@ class SwitchableNorm(_TrainingNorm):
             dtype,
             bias,
             own,
+            unbiased_running_var=False,
             **life,
         )
 

@@ -575,6 +575,7 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    unbiased_running_var: bool = True,
     channel_axis: int = 1,
     out: Any = None,
     return_stats: bool = False,
@@ -591,13 +592,15 @@ def instance_norm(
         1 and 0 when omitted.
     running_mean, running_var : array of shape (C,), optional
         Both or neither. With ``use_input_stats`` they move in place towards the mean over the batch
-        of the means and of the variances with divisor n - 1, by weight ``momentum``.
+        of the means and of the variances, by weight ``momentum``.
     use_input_stats : bool
         Whether statistics come from ``x``; otherwise from the buffers, which must be given.
     momentum : float
         Weight of the new value; nothing where the buffers do not move.
     eps : float
         Added to the variance; at least 0.
+    unbiased_running_var : bool
+        Whether ``running_var`` takes in variances with divisor n - 1, as PyTorch does, or n.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
     out : array like x, optional
@@ -639,6 +642,7 @@ def instance_norm(
         use_input_stats,
         momentum,
         eps,
+        unbiased_running_var,
         channel_axis,
         out,
         return_stats,
@@ -659,6 +663,7 @@ def instance_norm_backward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    unbiased_running_var: bool = True,
     channel_axis: int = 1,
     stats: InstanceNormStats | None = None,
     out: Any = None,
@@ -675,8 +680,8 @@ def instance_norm_backward(
         Gradient of y; any strides, also broadcast ones.
     x, weight, bias, running_mean, running_var, use_input_stats, eps, channel_axis
         As in the forward call. Buffers are read where they were used, and never written.
-    momentum
-        Taken so that the options of both calls can be one dict; no gradient depends on it.
+    momentum, unbiased_running_var
+        Taken so that the options of both calls can be one dict; no gradient depends on them.
     stats : InstanceNormStats, optional
         What the forward call returned; computed again when omitted.
     out : array like x, optional

@@ -404,7 +404,8 @@ class BatchNorm(Foldable, _MaskedNorm):
     .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
 
     In training, mean and (biased) variance are those of x, and the buffers become
-    ``(1 - momentum) * buffer + momentum * statistic``, with the unbiased variance. In evaluation
+    ``(1 - momentum) * buffer + momentum * statistic``, with the unbiased variance unless
+    told otherwise. In evaluation
     they are the buffers or, without buffers, those of x.
 
     Parameters
@@ -425,6 +426,8 @@ class BatchNorm(Foldable, _MaskedNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    unbiased_running_var : bool, default True
+        Whether ``running_var`` holds variances with divisor n - 1, as in torch, or n.
     ghost_batch_size : int, optional
         In training, statistics are taken from so many samples at a time: contiguous chunks, each of
         which counts as a batch for the buffers. The last may be short; where it has one value per
@@ -478,6 +481,12 @@ class BatchNorm(Foldable, _MaskedNorm):
     _function = staticmethod(functional.batch_norm)
     _function_backward = staticmethod(functional.batch_norm_backward)
 
+    _has_variance = True
+    _unusual: ClassVar[dict[str, object]] = {
+        **_RunningNorm._unusual,
+        "unbiased_running_var": True,
+    }
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -489,6 +498,7 @@ class BatchNorm(Foldable, _MaskedNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        unbiased_running_var: bool = True,
         **life: Any,
     ) -> None:
         super().__init__(
@@ -500,6 +510,7 @@ class BatchNorm(Foldable, _MaskedNorm):
             channel_axis,
             dtype,
             bias,
+            unbiased_running_var=unbiased_running_var,
             **life,
         )
 
@@ -533,6 +544,8 @@ class InstanceNorm(Foldable, _RunningNorm):
         Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
     bias : bool, default True
         Whether, given `affine`, there is a ``bias``.
+    unbiased_running_var : bool, default True
+        Whether ``running_var`` holds variances with divisor n - 1, as in torch, or n.
     ghost_batch_size, time_steps : int, optional
         As in `BatchNorm`.
 
@@ -569,6 +582,12 @@ class InstanceNorm(Foldable, _RunningNorm):
     _function = staticmethod(functional.instance_norm)
     _function_backward = staticmethod(functional.instance_norm_backward)
 
+    _has_variance = True
+    _unusual: ClassVar[dict[str, object]] = {
+        **_RunningNorm._unusual,
+        "unbiased_running_var": True,
+    }
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -580,6 +599,7 @@ class InstanceNorm(Foldable, _RunningNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
+        unbiased_running_var: bool = True,
         **life: Any,
     ) -> None:
         super().__init__(
@@ -591,6 +611,7 @@ class InstanceNorm(Foldable, _RunningNorm):
             channel_axis,
             dtype,
             bias,
+            unbiased_running_var=unbiased_running_var,
             **life,
         )
 
@@ -599,12 +620,12 @@ class InstanceNorm(Foldable, _RunningNorm):
         return {**super()._options(), "use_input_stats": use_input_stats}
 
     def _moments_of(self, x: Any) -> Moments:
-        # The buffers are averages over the samples: of means, and of unbiased variances.
+        # The buffers are averages over the samples: of means, and of variances.
         _, stats = functional.instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
         shape = shape_of(x)
         space = math.prod(shape) / (shape[0] * self.num_features)
         pooled = np.asarray(stats.pooled)
-        var = pooled[..., 1] * space / (space - 1)
+        var = pooled[..., 1] * (space / (space - 1) if self.unbiased_running_var else 1)
         return Moments(float(shape[0]), pooled[..., 0].mean(axis=0), var.sum(axis=0))
 
     def _merged(self, parts: list[Moments]) -> dict[str, Array]:

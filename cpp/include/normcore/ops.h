@@ -81,6 +81,7 @@ struct InstanceNormOptions {
   double momentum = 0.1;
   double eps = 1e-5;
   int channel_axis = 1;
+  bool unbiased_running_var = true;
 };
 struct GroupNormOptions {
   double eps = 1e-5;
@@ -102,6 +103,7 @@ struct BatchInstanceNormOptions {
   double momentum = 0.1;
   double eps = 1e-5;
   int channel_axis = 1;
+  bool unbiased_running_var = true;  // switchable norm's is biased whatever this says
 };
 using SwitchableNormOptions = BatchInstanceNormOptions;
 struct MeanOnlyBatchNormOptions {
