@@ -18,7 +18,7 @@ __all__ = ["Moments", "moments", "norm"]
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of disjoint parts of some data.
 
-    ``a + b`` and :meth:`merge` give the moments of the parts together::
+    ``a + b``, ``sum`` and :meth:`merge` give the moments of the parts together::
 
         n = n_a + n_b,  d = mean_b - mean_a
         mean = mean_a + d * n_b / n,  m2 = m2_a + m2_b + d**2 * n_a * n_b / n
@@ -81,6 +81,10 @@ class Moments(NamedTuple):
             m2 = self.m2 + other.m2 + delta * (delta * share) * self.count
             mean = np.where(self.count > 0, self.mean + delta * share, other.mean)
         return Moments(count[()], mean[()], m2[()])
+
+    def __radd__(self, other: object) -> Moments:
+        # What `sum` starts from.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @classmethod
     def merge(cls, parts: Iterable[Moments]) -> Moments:
