@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::size_t kLongestText = 100;
 
-constexpr const char* kIntegers = "an integer or a tuple of integers";
+constexpr const char* kIntegers = "an integer or a sequence of integers";
 
 // The items of a sequence as a tuple of our own, which neither another thread nor the items'
 // methods can change; null for what is no sequence. No more of them than a view has axes.
@@ -101,8 +101,16 @@ int as_axis(py::handle value, const char* name, const char* expected) {
   return static_cast<int>(v);
 }
 
-Axes as_axes(py::handle value) {
+Axes as_axes(py::handle value, int ndim) {
   if (PyLong_CheckExact(value.ptr())) return Axes{as_axis(value, "axis", kIntegers)};
+  if (value.is_none()) {
+    Axes all{};
+    while (all.count < ndim) {
+      all.values[all.count] = all.count;
+      ++all.count;
+    }
+    return all;
+  }
   const py::object items = items_of(value, "axis");
   if (!items) return Axes{as_axis(value, "axis", kIntegers)};
   Axes axes{};

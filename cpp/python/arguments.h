@@ -46,7 +46,8 @@ inline bool as_bool(py::handle value, const char* name) {
 bool as_one_of(py::handle value, const char* name, const char* first, const char* second);
 
 int as_axis(py::handle value, const char* name, const char* expected = "an integer");
-Axes as_axes(py::handle value);
+// One axis or a sequence of them; None is all of ndim axes.
+Axes as_axes(py::handle value, int ndim);
 WindowSizes as_window(py::handle value, const char* name);
 
 }  // namespace normcore::python

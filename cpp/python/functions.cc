@@ -31,7 +31,7 @@ py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
   const bool return_stats = as_bool(return_stats_, "return_stats");
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
-  LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
+  LayerNormOptions options{as_axes(axis, x.tensor().ndim()), as_double(eps, "eps")};
   ResidualArguments<LayerNormOptions> residual(residual_, x, &options);
   Output y(out, x);
   Statistics stats(return_stats, x, kept_shape(x, options.axes));
@@ -48,7 +48,7 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
   const bool return_stats = as_bool(return_stats_, "return_stats");
   const Array x(x_, "x");
   const Array weight = Array::optional(weight_, "weight");
-  RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
+  RMSNormOptions options{as_axes(axis, x.tensor().ndim()), as_double(eps, "eps"),
                          as_double(weight_offset, "weight_offset")};
   ResidualArguments<RMSNormOptions> residual(residual_, x, &options);
   Output y(out, x);
@@ -67,7 +67,7 @@ py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
   const Array x(x_, "x"), dy(dy_, "dy");
   const Array weight = Array::optional(weight_, "weight"), bias = Array::optional(bias_, "bias");
   const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
-  const LayerNormOptions options{as_axes(axis), as_double(eps, "eps")};
+  const LayerNormOptions options{as_axes(axis, x.tensor().ndim()), as_double(eps, "eps")};
   Output dx(out, x);
   ParameterGradient dweight(weight), dbias(bias);
   const Context context = call_context(x, {{"dy", dy},
@@ -88,7 +88,7 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
   const Array x(x_, "x"), dy(dy_, "dy");
   const Array weight = Array::optional(weight_, "weight");
   const Array dh = Array::optional(dh_, "dh"), pooled = Array::optional(pooled_, "stats.pooled");
-  const RMSNormOptions options{as_axes(axis), as_double(eps, "eps"),
+  const RMSNormOptions options{as_axes(axis, x.tensor().ndim()), as_double(eps, "eps"),
                                as_double(weight_offset, "weight_offset")};
   Output dx(out, x);
   ParameterGradient dweight(weight);
@@ -165,9 +165,12 @@ py::object instance_norm_(py::handle x_, py::handle weight_, py::handle bias_,
   const bool use_input_stats = as_bool(use_input_stats_, "use_input_stats");
   const ChannelArguments a(x_, weight_, bias_);
   const Buffers buffers(running_mean, running_var, use_input_stats);
-  const InstanceNormOptions options{buffers.mean.tensor(), buffers.var.tensor(),
-                                    use_input_stats,       as_double(momentum, "momentum"),
-                                    as_double(eps, "eps"), as_axis(channel_axis, "channel_axis"),
+  const InstanceNormOptions options{buffers.mean.tensor(),
+                                    buffers.var.tensor(),
+                                    use_input_stats,
+                                    as_double(momentum, "momentum"),
+                                    as_double(eps, "eps"),
+                                    as_axis(channel_axis, "channel_axis"),
                                     as_bool(unbiased, "unbiased_running_var")};
   Output y(out, a.x);
   Statistics stats(return_stats, a.x, channel_shape(a.x, options.channel_axis, true, 0));

@@ -323,7 +323,8 @@ py::object scaled_backward_(py::handle dy_, py::handle x_, py::handle weight_, p
 py::object normalize_(py::handle x_, py::handle ord, py::handle axis, py::handle eps,
                       py::handle out) {
   const Array x(x_, "x");
-  const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis), as_double(eps, "eps")};
+  const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis, x.tensor().ndim()),
+                                 as_double(eps, "eps")};
   Output y(out, x);
   const Context context = call_context(x, {{"out", y.array()}});
   unlocked(x.tensor().size(), &normalize, x.tensor(), y.tensor, options, context);
@@ -333,7 +334,8 @@ py::object normalize_(py::handle x_, py::handle ord, py::handle axis, py::handle
 py::object normalize_backward_(py::handle dy_, py::handle x_, py::handle ord, py::handle axis,
                                py::handle eps, py::handle out) {
   const Array x(x_, "x"), dy(dy_, "dy");
-  const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis), as_double(eps, "eps")};
+  const NormalizeOptions options{as_double(ord, "ord"), as_axes(axis, x.tensor().ndim()),
+                                 as_double(eps, "eps")};
   Output dx(out, x);
   const Context context = call_context(x, {{"dy", dy}, {"out", dx.array()}});
   unlocked(x.tensor().size(), &normalize_backward, dy.tensor(), x.tensor(), dx.tensor, options,

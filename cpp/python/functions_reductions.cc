@@ -12,7 +12,7 @@ struct ReducedAxes {
   ConstTensor kept, result;
 
   ReducedAxes(const Array& x, py::handle axis, bool keepdims) {
-    if (!axis.is_none()) axes = as_axes(axis);
+    if (!axis.is_none()) axes = as_axes(axis, x.tensor().ndim());
     const Tensor& t = x.tensor();
     bool reduced[kMaxDims];
     std::fill_n(reduced, t.ndim(), !axes);

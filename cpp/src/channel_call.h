@@ -60,7 +60,7 @@ struct ChannelCall {
   ConstTensor given_mean{}, given_var{};
   bool given_std = false;
   const char* var_name = "running_var";
-  ConstTensor mask{};     // as x, with stride 0 along the channels
+  ConstTensor mask{};  // as x, with stride 0 along the channels
   ExpectedShape channel_shape{};
   ArgumentNames names{};
 

@@ -158,7 +158,7 @@ def layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     eps: float = 1e-5,
     residual: Any = None,
     out: Any = None,
@@ -174,8 +174,8 @@ def layer_norm(
     x : array of any shape with at least one axis
     weight, bias : array, optional
         x's shape over the axes of ``axis`` in ascending order; 1 and 0 when omitted.
-    axis : int or sequence of int
-        Axes that are normalized, in any order, also ones that are not trailing.
+    axis : int, sequence of int or None
+        Axes that are normalized, in any order, also ones that are not trailing; None for all.
     eps : float
         Added to the variance; at least 0.
     residual : array like x, optional
@@ -220,7 +220,7 @@ def layer_norm_backward(
     weight: Any = None,
     bias: Any = None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     eps: float = 1e-5,
     dh: Any = None,
     stats: LayerNormStats | None = None,
@@ -277,7 +277,7 @@ def rms_norm(
     x: Any,
     weight: Any = None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     residual: Any = None,
@@ -293,8 +293,8 @@ def rms_norm(
     x : array of any shape with at least one axis
     weight : array, optional
         x's shape over the axes of ``axis`` in ascending order; 1 when omitted.
-    axis : int or sequence of int
-        Axes that are normalized, in any order, also ones that are not trailing.
+    axis : int, sequence of int or None
+        Axes that are normalized, in any order, also ones that are not trailing; None for all.
     eps : float
         Added to the mean square; at least 0.
     weight_offset : float
@@ -340,7 +340,7 @@ def rms_norm_backward(
     x: Any,
     weight: Any = None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     dh: Any = None,

@@ -118,7 +118,7 @@ def normalize(
     x: Any,
     *,
     ord: float = 2,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     eps: float = 1e-12,
     out: Any = None,
 ) -> Any:
@@ -132,8 +132,8 @@ def normalize(
     x : array of any shape with at least one axis
     ord : {2, 1, inf}
         The order of the norm.
-    axis : int or sequence of int
-        Axes over which the norm is taken, in any order.
+    axis : int, sequence of int or None
+        Axes over which the norm is taken, in any order; None for all.
     eps : float
         The least divisor; at least 0.
     out : array like x, optional
@@ -168,7 +168,7 @@ def normalize_backward(
     x: Any,
     *,
     ord: float = 2,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     eps: float = 1e-12,
     out: Any = None,
 ) -> Any:
