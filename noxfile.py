@@ -6,11 +6,13 @@ C++ sessions take CMake and Ninja from PyPI, so that a compiler is all they ask 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import nox
@@ -25,6 +27,11 @@ IN_CI = bool(os.environ.get("CI"))
 BUILDS_ALL = "^Consumer.add_subdirectory$"
 # More packages for the tests, such as "torch==2.13.0 jax"; tests that want one skip without it.
 TEST_PACKAGES = shlex.split(os.environ.get("NORMCORE_TEST_PACKAGES", ""))
+
+SANITIZED = ("-DCMAKE_BUILD_TYPE=Debug", "-DNORMCORE_SANITIZE=ON")
+UBSAN = "halt_on_error=1:print_stacktrace=1"
+# Python tests of what may go wrong at an edge of memory, and are quick without optimization.
+SANITIZED_TESTS = ("errors", "interop", "divisive", "local", "masks", "row_family", "spectral")
 
 os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
 
@@ -53,12 +60,15 @@ def install(session: nox.Session, extra: str, *packages: str) -> None:
     stamp.write_text(digest.hexdigest())
 
 
-def cmake(session: nox.Session, source: str, build: str, *options: str) -> None:
-    """Configure and build `source` in the folder `build`."""
+def cmake(
+    session: nox.Session, source: str, build: str, *options: str, targets: tuple[str, ...] = ()
+) -> None:
+    """Configure and build `source` in the folder `build`: all of it, or the targets."""
     session.install("cmake>=3.20", "ninja")
     release = "-DCMAKE_BUILD_TYPE=Release"  # a later option of the same name wins
     session.run("cmake", "-S", source, "-B", build, "-G", "Ninja", release, *options)
-    session.run("cmake", "--build", build)
+    chosen = ["--target", *targets] if targets else []
+    session.run("cmake", "--build", build, *chosen)
 
 
 def binding_options(session: nox.Session) -> list[str]:
@@ -69,12 +79,14 @@ def binding_options(session: nox.Session) -> list[str]:
     return [f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={python.strip()}"]
 
 
-def build_tests(session: nox.Session, build: str, *options: str) -> None:
+def build_tests(
+    session: nox.Session, build: str, *options: str, targets: tuple[str, ...] = ()
+) -> None:
     """Build the C++ library with its tests. CI does not go on without GoogleTest."""
     switches = {"TESTS": True, "BENCHMARKS": False, "PYTHON": False}
     defaults = [f"-DNORMCORE_BUILD_{name}={'ON' if on else 'OFF'}" for name, on in switches.items()]
     defaults.append(f"-DNORMCORE_REQUIRE_SYSTEM_DEPS={'ON' if IN_CI else 'OFF'}")
-    cmake(session, ".", build, *defaults, *options)
+    cmake(session, ".", build, *defaults, *options, targets=targets)
 
 
 def ctest(session: nox.Session, build: str, *options: str, leave_out: str = "") -> None:
@@ -198,9 +210,73 @@ def cpp(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    session.env["UBSAN_OPTIONS"] = "halt_on_error=1:print_stacktrace=1"
-    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DNORMCORE_SANITIZE=ON"]
-    ctest(session, "build/cpp-sanitize", *options, leave_out=BUILDS_ALL)
+    session.env["UBSAN_OPTIONS"] = UBSAN
+    ctest(session, "build/cpp-sanitize", *SANITIZED, leave_out=BUILDS_ALL)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The fuzzers of the C and Python interfaces; arguments: --seed N --seconds N (of all)."""
+    parser = argparse.ArgumentParser("fuzz")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--seconds", type=float, default=120)
+    options = parser.parse_args(session.posargs)
+    session.log(f"repeat with --seed {options.seed}")
+    session.env["UBSAN_OPTIONS"] = UBSAN
+    clang = shutil.which("clang++") or shutil.which("clang++-19")
+    share = options.seconds / (3 if clang else 2)
+    budget = ("--seed", str(options.seed), "--seconds", str(share))
+
+    # The kernels of all instruction sets, with random inputs; the build is that of `sanitize`.
+    build_tests(session, "build/cpp-sanitize", *SANITIZED, targets=("c_api_fuzz",))
+    session.run("build/cpp-sanitize/tests/fuzz/c_api_fuzz", *budget, external=True)
+    if clang:
+        # The portable kernels, with inputs that go where none before them went.
+        switches = [
+            "-DNORMCORE_LIBFUZZER=ON",
+            "-DNORMCORE_GENERIC=ON",
+            "-DNORMCORE_BUILD_TESTS=OFF",
+        ]
+        compiler = [f"-DCMAKE_CXX_COMPILER={clang}", "-DCMAKE_CXX_FLAGS_DEBUG=-g1"]
+        target = ("c_api_fuzz",)
+        cmake(session, ".", "build/fuzz", *SANITIZED, *switches, *compiler, targets=target)
+        limits = [f"-seed={options.seed % 2**32}", f"-max_total_time={share:.0f}"]
+        limits += ["-max_len=512", "-len_control=0", "-timeout=100", "-artifact_prefix=build/fuzz/"]
+        session.run("build/fuzz/tests/fuzz/c_api_fuzz", *limits, external=True)
+    else:
+        session.log("no clang++ on PATH: libFuzzer's part is left out")
+
+    install(session, "test", *TEST_PACKAGES)
+    session.run("python", "tests/fuzz/python_fuzz.py", *budget)
+
+
+@nox.session
+def sanitize_python(session: nox.Session) -> None:
+    """Python tests with the module under both sanitizers of GCC; arguments go to pytest."""
+    install(session, "test")
+    options = [*SANITIZED, "-DNORMCORE_BUILD_PYTHON=ON", *binding_options(session)]
+    build_tests(session, "build/cpp-sanitize", *options, targets=("_core",))
+    # The sources with the module of that build, before the package that is installed.
+    package = ROOT / "build/cpp-sanitize/package"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "python", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for module in (ROOT / "build/cpp-sanitize").glob("_core.*"):
+        shutil.copy(module, package / "normcore")
+    # Python itself is not sanitized: the libraries must be there before it starts.
+    compiler = os.environ.get("CXX", "c++")
+    libraries = [
+        str(session.run(compiler, f"-print-file-name={name}", external=True, silent=True)).strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    environment = {
+        "LD_PRELOAD": " ".join(libraries),
+        "PYTHONPATH": str(package),
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory until its end
+        "UBSAN_OPTIONS": UBSAN,
+    }
+    chosen = session.posargs or [f"tests/test_{name}.py" for name in SANITIZED_TESTS]
+    session.run("python", "-m", "pytest", "-p", "no:faulthandler", *chosen, env=environment)
 
 
 @nox.session
