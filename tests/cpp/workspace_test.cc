@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <thread>
 
@@ -47,6 +48,34 @@ TEST(Workspace, FilledArraysAreFilled) {
   const double* p = scope.take_filled<double>(1000, 2.5);
   for (int i = 0; i < 1000; ++i) ASSERT_EQ(p[i], 2.5);
 }
+
+#if defined(NORMCORE_POISON)
+TEST(Workspace, OnlyWhatIsTakenMayBeTouched) {
+  auto poisoned = [](const char* p) { return __asan_address_is_poisoned(p) != 0; };
+  Workspace w;
+  const char *before, *inner_array, *large;
+  {
+    Scope outer(w);
+    before = outer.take<char>(13);
+    {
+      Scope inner(w);
+      inner_array = inner.take<char>(64);
+      large = inner.take<char>(1'000'000);  // a chunk of its own
+      for (const char* p : {before, before + 12, inner_array + 63, large + 999'999}) {
+        EXPECT_FALSE(poisoned(p));
+      }
+      for (const char* p : {before + 13, inner_array - 1, inner_array + 64, large + 1'000'000}) {
+        EXPECT_TRUE(poisoned(p));
+      }
+    }
+    EXPECT_FALSE(poisoned(before));
+    EXPECT_TRUE(poisoned(inner_array));
+    EXPECT_TRUE(poisoned(large + 500'000));
+    EXPECT_TRUE(std::isnan(outer.take<float>(100)[99]));  // nothing that could pass for a value
+  }
+  EXPECT_TRUE(poisoned(before));
+}
+#endif
 
 TEST(Workspace, AScopeGivesBackWhatItTookAndNothingElse) {
   Workspace w;

@@ -1,0 +1,167 @@
+"""Every function of the library, forward and backward, as a table: what it takes and what it gives.
+
+For tests of what holds for all of them, whatever they compute. A Case names the arrays of a call,
+which `make` draws and `call` hands over by these names; the first ones have the shape of x.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from support import stat_dtype
+
+import normcore as nc
+
+TENSORS = ("x", "dy", "residual", "dh", "v", "dw", "a")  # laid out in memory as a test likes
+
+
+@dataclass(frozen=True)
+class Case:
+    function: str
+    names: str
+    options: dict = field(default_factory=dict)
+    stats: bool = False  # backward from what the forward call returned
+    least: int = 2  # axes of x
+
+    def __str__(self):
+        extra = [f"{k}={v}" for k, v in self.options.items()] + ["stats"] * self.stats
+        extra += [n for n in ("mask", "dh", "running_mean") if n in self.arrays]
+        return "-".join([self.function, *extra]).replace(" ", "")
+
+    @property
+    def arrays(self):
+        return self.names.split()
+
+    @property
+    def tensors(self):
+        """The arrays of x's shape."""
+        own = ("weight",) if self.function == "spectral_norm" else ()
+        return [n for n in self.arrays if n in TENSORS + own]
+
+    @property
+    def has_out(self):
+        return self.function not in ("norm", "moments", "power_method")
+
+    @property
+    def over(self):
+        """What `out` may be."""
+        return [n for n in self.tensors if n != "residual"] if self.has_out else []
+
+    def make(self, rng, shape, dtype):
+        """Draw the arrays of a call; running buffers and given statistics among them."""
+        values = {name: self._draw(rng, name, shape, dtype) for name in self.arrays}
+        if self.function == "spectral_norm_backward":
+            values["result"] = nc.spectral_norm(values["dw"][::-1], np.ones(shape[0], np.float32))
+        if self.stats:
+            forward = getattr(nc, self.function.removesuffix("_backward"))
+            given = {k: v.copy() for k, v in values.items() if k not in ("dy", "dh")}
+            stats = forward(**given, **self.settings(shape), return_stats=True)[-1]
+            values["stats"] = stats
+        return values
+
+    def settings(self, shape):
+        if "group_norm" not in self.function:
+            return self.options
+        return {"num_groups": next(n for n in (3, 2, 1) if shape[1] % n == 0)}
+
+    def call(self, values, shape, out=None):
+        """All results, as a flat list of arrays, and the running buffers that have moved."""
+        extra = {} if out is None else {"out": out}
+        result = getattr(nc, self.function)(**values, **self.settings(shape), **extra)
+        moved = [v for k, v in values.items() if k.startswith("running")]
+        return list(_flat(result)) + moved
+
+    def _draw(self, rng, name, shape, dtype):
+        channels = shape[1]
+        if self.function == "spectral_norm" and name == "weight":
+            return rng.normal(0, 1, shape).astype(dtype)
+        if name == "a":
+            return rng.normal(0, 1, (channels, shape[0] * shape[-1])).astype(dtype)
+        if name in TENSORS:
+            return rng.normal(0.25, 1, shape).astype(dtype)
+        if name == "g":
+            return rng.normal(0, 1, shape[0]).astype(dtype)
+        if name == "u":
+            return rng.normal(0, 1, shape[0]).astype(np.float32)
+        if name == "mask":
+            wide = stat_dtype(dtype)
+            return rng.integers(0, 2, (*shape[:1], *shape[2:])).astype(wide)
+        if name in ("weights", "gamma"):
+            return rng.uniform(0, 1, (channels, channels)).astype(dtype)
+        if name.endswith("logits"):
+            return rng.normal(0, 1, 3).astype(dtype)
+        if self.function.startswith(("layer_norm", "rms_norm")):
+            axes = np.atleast_1d(self.options["axis"])
+            return rng.normal(0, 1, [shape[a] for a in axes]).astype(dtype)
+        if name.startswith("running"):
+            dtype = stat_dtype(dtype)
+        positive = name in ("rho", "sigma", "beta", "running_var", "running_std", "running_scale")
+        return rng.uniform(0.25 if positive else -1, 1, channels).astype(dtype)
+
+
+def _flat(result):
+    if result is None or isinstance(result, (bool, int)):
+        return
+    if isinstance(result, tuple):
+        for part in result:
+            yield from _flat(part)
+    else:
+        yield np.asarray(result)
+
+
+def _pair(function, names, options=None, *, stats=False, least=2, forward_only=""):
+    """Forward and backward."""
+    options = options or {}
+    yield Case(function, f"{names} {forward_only}", options, least=least)
+    first = "dw" if names.startswith("v ") else "dy"
+    yield Case(f"{function}_backward", f"{first} {names}", options, least=least)
+    if stats:
+        yield Case(f"{function}_backward", f"{first} {names}", options, stats=True, least=least)
+
+
+def _cases():
+    affine = "x weight bias"
+    for axis in (-1, (0, 1)):
+        yield from _pair("layer_norm", affine, {"axis": axis}, stats=True, forward_only="residual")
+        yield from _pair("rms_norm", "x weight", {"axis": axis, "weight_offset": 1.0}, stats=True)
+    yield Case("layer_norm_backward", "dy x weight bias dh", {"axis": -1})
+    for training in (True, False):
+        mode = {"training": training}
+        buffers = f"{affine} running_mean running_var"
+        yield from _pair("batch_norm", buffers, mode, stats=True)
+        switchable = "x mean_logits var_logits weight bias running_mean running_var"
+        yield from _pair("switchable_norm", switchable, mode, stats=True)
+        of_rho = "x rho weight bias running_mean running_var"
+        yield from _pair("batch_instance_norm", of_rho, mode, stats=True)
+        yield from _pair("mean_only_batch_norm", "x bias running_mean", mode, stats=True)
+        scaled = f"{affine} running_mean running_scale"
+        yield from _pair("lp_batch_norm", scaled, mode, stats=True)
+        yield from _pair("topk_batch_norm", scaled, mode | {"k": 3}, stats=True)
+        renorm = f"{affine} running_mean running_std"
+        yield Case("batch_renorm", renorm, mode)
+        yield Case("batch_renorm_backward", f"dy {renorm}", mode, stats=True)
+    yield from _pair("batch_norm", f"{affine} mask", {"training": True}, stats=True)
+    yield from _pair("lp_batch_norm", affine, {"training": True, "p": np.inf})
+    yield from _pair("instance_norm", affine, stats=True, least=3)
+    given = f"{affine} running_mean running_var"
+    yield from _pair("instance_norm", given, {"use_input_stats": False}, least=3)
+    yield from _pair("group_norm", affine, stats=True)
+    for order in (1, 2, np.inf):
+        yield from _pair("normalize", "x", {"ord": order, "axis": 1})
+        yield Case("norm", "x", {"ord": order, "axis": -1})
+    yield Case("moments", "x", {"axis": 0})
+    yield from _pair("weight_norm", "v g")
+    yield Case("spectral_norm", "weight u", {"n_power_iterations": 2})
+    yield Case("spectral_norm_backward", "dw")
+    yield Case("power_method", "a", {"n_iterations": 3})
+    yield from _pair("divisive_norm", "x weights sigma gain", {"exponent": 1.5})
+    yield from _pair("gdn", "x beta gamma")
+    yield from _pair("gdn", "x beta gamma", {"inverse": True, "alpha": 1.0, "epsilon": 1.0})
+    for size in (2, 5, 19):
+        yield from _pair("local_response_norm", "x", {"size": size, "alpha": 0.5})
+    over_space = {"size": 3, "alpha": 0.5, "beta": 0.6, "across": "space"}
+    yield from _pair("local_response_norm", "x", over_space, least=3)
+    windows = {"summation_window": 3, "suppression_window": 5}
+    yield from _pair("local_divisive_norm", "x sigma weight bias", windows, least=3)
+
+
+CASES = list(_cases())
