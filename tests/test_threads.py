@@ -8,10 +8,13 @@ are not obeyed. Whether more threads are faster is a benchmark's business.
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from every_call import CASES
 from support import VARIANTS, assert_same_bits, bfloat16, bits, make_problem
 
 import normcore as nc
@@ -83,6 +86,52 @@ def test_concurrent_callers_may_change_the_number_of_threads(rng, threads):
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(call, [1, 2, 3, 4] * 6):
             assert_same_bits(got, want, "while others set the number of threads")
+
+
+@contextmanager
+def flipping_isa():
+    """Another thread sets one instruction set after the other."""
+    previous, interval = nc.get_isa(), sys.getswitchinterval()
+    stop = threading.Event()
+
+    def flip():
+        while not stop.is_set():
+            for name in nc.available_isas():
+                nc.set_isa(name)
+
+    thread = threading.Thread(target=flip)
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+        nc.set_isa(previous)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_call_keeps_the_instruction_set_that_it_began_with(rng, threads, case, count):
+    # Of a size at which blocks of all instruction sets have rests, and that is worth two threads.
+    shape = (9, 17, 31, 31)
+    values = case.make(rng, shape, np.float32)
+
+    def call():
+        fresh = {k: v.copy() if k.startswith("running") else v for k, v in values.items()}
+        return tuple(bits(result) for result in case.call(fresh, shape))
+
+    threads(count)
+    previous, expected = nc.get_isa(), []
+    for name in nc.available_isas():
+        nc.set_isa(name)
+        expected.append(call())
+    nc.set_isa(previous)
+    with flipping_isa():
+        for _ in range(10):
+            known = call() in expected
+            assert known, "a result that no instruction set gives"
 
 
 @pytest.mark.parametrize("count", [0, -1])

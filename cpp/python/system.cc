@@ -51,8 +51,10 @@ void register_system(py::module_& m) {
   m.attr("__version__") = NORMCORE_VERSION;
   m.def("methods", &method_names, "Names of the registered methods.");
   m.def("get_isa", &get_isa, "The instruction set in use, such as 'x86-64-v4'.");
-  m.def("set_isa", &set_isa, py::arg("name"),
-        "Use another instruction set of available_isas(); 'v3' is short for 'x86-64-v3'.");
+  m.def(
+      "set_isa", &set_isa, py::arg("name"),
+      "Use another instruction set of available_isas(); 'v3' is short for 'x86-64-v3'. Calls that "
+      "run keep the one that they began with.");
   m.def("available_isas", &available_isas, "Instruction sets that this CPU has, best first.");
   m.def("get_num_threads", &get_num_threads,
         "Threads of a large call: what was set, else what OpenMP offers.");

@@ -165,7 +165,7 @@ const char* normcore_version(void) { return NORMCORE_VERSION; }
 
 const char* normcore_get_isa(void) {
   const char* isa = nullptr;
-  guarded([&] { isa = cpu::kernels().isa; });
+  guarded([&] { isa = cpu::chosen_kernels().isa; });
   return isa;
 }
 normcore_status normcore_set_isa(const char* name) {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "normcore/context.h"
+#include "cpu/dispatch.h"
 #include "tuning.h"
 
 namespace normcore {
@@ -270,7 +270,7 @@ void explain(const char* op, const Plan& p, int threads) {
       static_cast<long long>(p.count), p.layout == Layout::rows ? "rows" : "columns",
       p.fused ? "fused blocks" : "two sweeps", static_cast<long long>(p.block_outer),
       static_cast<long long>(p.block_cells), p.access[0].direct ? "" : ", gathered",
-      p.stream ? ", streamed" : "", get_isa().c_str(), threads, threads == 1 ? "" : "s", p.reason);
+      p.stream ? ", streamed" : "", cpu::kernels().isa, threads, threads == 1 ? "" : "s", p.reason);
 }
 
 }  // namespace normcore

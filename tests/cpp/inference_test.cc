@@ -3,6 +3,8 @@
 // has done a call; and what the C interface refuses.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <functional>
 #include <string>
 #include <thread>
@@ -484,6 +486,37 @@ TEST(InferenceInManyThreads, HasTheBitsOfOne) {
   }
   for (std::thread& t : threads) t.join();
   for (const std::string& fault : faults) EXPECT_EQ(fault, "");
+}
+
+// Every method has the bits of one of the instruction sets while another thread sets them in turn.
+TEST(InferenceBesideSetIsa, HasTheBitsOfOneInstructionSet) {
+  const std::string initial = get_isa();
+  const Inputs in(DType::kFloat32, 61, testing::run_seed());
+  std::vector<std::vector<std::string>> want;
+  for (const Method& m : kMethods) {
+    want.emplace_back();
+    for (const std::string& isa : available_isas()) {
+      set_isa(isa);
+      want.back().push_back(bits_of(m, in, 1));
+    }
+  }
+  std::atomic<bool> stop{false};
+  std::thread flip([&] {
+    while (!stop) {
+      for (const std::string& isa : available_isas()) set_isa(isa);
+    }
+  });
+  for (int i = 0; i < 60; ++i) {
+    const std::size_t at = std::size_t(i) % std::size(kMethods);
+    for (const int threads : {1, 2}) {
+      const std::string got = bits_of(kMethods[at], in, threads);
+      EXPECT_EQ(std::count(want[at].begin(), want[at].end(), got) > 0, true)
+          << kMethods[at].name << ", " << threads << " threads";
+    }
+  }
+  stop = true;
+  flip.join();
+  set_isa(initial);
 }
 
 // ---- what the C interface refuses by itself

@@ -1,6 +1,6 @@
 // The C interface: inference with every method, for programs in C or in any language that calls C.
-// Plain structs, no ownership; memory is the caller's. All functions but normcore_set_isa may run
-// in many threads at once. The C++ headers say what each method computes.
+// Plain structs, no ownership; memory is the caller's. All functions may run in many threads at
+// once. The C++ headers say what each method computes.
 //
 // A call returns NORMCORE_OK, or a status with its message in normcore_last_error(), in the words
 // of the C++ functions (y is `out`, None is null); arguments are checked before anything is
@@ -64,7 +64,7 @@ typedef struct normcore_context {
 NORMCORE_API const char* normcore_last_error(void);
 NORMCORE_API const char* normcore_version(void);
 // "x86-64-v3" and the like; null where this CPU, or what NORMCORE_ISA asks for, is not supported.
-// The string is the library's. To set it, "v3" will do, while no other call runs.
+// The string is the library's. To set it, "v3" will do; calls that run keep what they began with.
 NORMCORE_API const char* normcore_get_isa(void);
 NORMCORE_API normcore_status normcore_set_isa(const char* name);
 NORMCORE_API int32_t normcore_get_num_threads(void);

@@ -56,7 +56,8 @@ NORMCORE_API void set_num_threads(int n);  // throws but for 1 to kMostThreads
 // The instruction set of the CPU kernels: "x86-64-v2", "x86-64-v3", "x86-64-v4" or "generic". The
 // best that the CPU has is chosen at start; the environment variable NORMCORE_ISA forces one.
 NORMCORE_API std::string get_isa();
-NORMCORE_API void set_isa(const std::string& name);  // "v3" will do; not while a call runs
+// "v3" will do. Calls that run keep the one that they began with.
+NORMCORE_API void set_isa(const std::string& name);
 NORMCORE_API std::vector<std::string> available_isas();
 
 NORMCORE_API bool has_openmp();

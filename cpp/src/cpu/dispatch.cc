@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "cpu/parallel.h"
+#include "cpu/running_call.h"
 #include "normcore/context.h"
 #include "normcore/errors.h"
 #include "tuning.h"
@@ -86,7 +87,11 @@ std::atomic<const KernelTable*>& current() {
 
 }  // namespace
 
-const KernelTable& kernels() { return *current().load(std::memory_order_relaxed); }
+const KernelTable& chosen_kernels() { return *current().load(std::memory_order_relaxed); }
+const KernelTable& kernels() {
+  const RunningCall* call = RunningCall::current();
+  return call ? call->kernels() : chosen_kernels();
+}
 
 void parallel_copy(const void* src, void* dst, Index bytes, bool stream) {
   const Index task_bytes = tuning::kUnitBytes;
@@ -101,7 +106,7 @@ void parallel_copy(const void* src, void* dst, Index bytes, bool stream) {
 
 }  // namespace cpu
 
-std::string get_isa() { return cpu::kernels().isa; }
+std::string get_isa() { return cpu::chosen_kernels().isa; }
 void set_isa(const std::string& name) { cpu::current() = cpu::choose(name, "name"); }
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

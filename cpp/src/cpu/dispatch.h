@@ -6,7 +6,10 @@
 
 namespace normcore::cpu {
 
+// What the calling thread computes with: the table of the call that it takes part in.
 const KernelTable& kernels();
+// What set_isa said last, which may change at any time: calls take it when they begin.
+const KernelTable& chosen_kernels();
 
 // All threads copy: the yardstick of the benchmarks.
 void parallel_copy(const void* src, void* dst, Index bytes, bool stream);

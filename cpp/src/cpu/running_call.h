@@ -1,10 +1,12 @@
 // What holds while a call runs, in the calling thread and in those that help it: the
-// floating-point environment, and whether the call goes on. Every operation begins with one.
+// floating-point environment, the kernels, and whether the call goes on. Every operation begins
+// with one.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
+#include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
 #include "normcore/context.h"
 
@@ -13,7 +15,10 @@ namespace normcore::cpu {
 class RunningCall {
  public:
   explicit RunningCall(const Context& context)
-      : interrupt_(context.interrupt), own_(&current_), outer_(current_) {
+      : kernels_(chosen_kernels()),
+        interrupt_(context.interrupt),
+        own_(&current_),
+        outer_(current_) {
     if (context.threads < 0 || context.threads > kMostThreads) refuse(context.threads);
     *own_ = this;
   }
@@ -23,6 +28,9 @@ class RunningCall {
 
   // That in which the thread takes part, or null.
   static RunningCall* current() { return current_; }
+
+  // Of one instruction set from start to end, whatever set_isa is told meanwhile.
+  const KernelTable& kernels() const { return kernels_; }
 
   // Throws where the call should end: between tasks, and in loops of many seconds.
   static void check() {
@@ -65,6 +73,7 @@ class RunningCall {
   static inline constinit thread_local RunningCall* current_ = nullptr;
 
   FloatEnvironment environment_;
+  const KernelTable& kernels_;
   Interrupt* interrupt_;
   RunningCall** own_;  // of the calling thread
   RunningCall* outer_;

@@ -209,7 +209,7 @@ double run_spectral_norm(const Shape& shape, const SpectralNormVectors& start,
   const ConstTensor w_out = out.weight;
   Plan apply;
   shape.plan({&shape.w, &w_out}, &apply);
-  scale_and_add<C>(special::Matrix<C>(apply, shape.w.dtype(), context.threads), apply, 0,
+  scale_and_add<C>(special::Matrix<C>(apply, shape.w.dtype(), matrix.threads()), apply, 0,
                    shape.w.data(), 1, out.weight.data(), factor_of(sigma, o.bound), nullptr,
                    nullptr);
   write_vector(shape, plan, true, power.vector(u_side), shape.out, out.u);
