@@ -42,6 +42,12 @@ std::optional<double> as_bound(py::handle bound) {
   return as_double(bound, "bound");
 }
 
+// Elements that a call goes over: iterations on a small matrix may take long, too.
+Index swept(const Array& matrix, Index iterations) {
+  const Index n = matrix.tensor().size();
+  return n > 4096 ? n : n * std::clamp<Index>(iterations, 1, 4097);
+}
+
 // (weight, sigma, u, v)
 py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::handle n,
                           py::handle axis, py::handle eps, py::handle bound, py::handle u_first,
@@ -60,8 +66,8 @@ py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::
   NewVector new_v(weight, length_of_rest(weight, options.axis));
   const Context context = call_context(weight, {{"u", u}, {"v", v}, {"out", w.array()}});
   const double sigma =
-      unlocked(weight.tensor().size(), &spectral_norm, weight.tensor(), {u.tensor(), v.tensor()},
-               {w.tensor, new_u.tensor, new_v.tensor}, options, context);
+      unlocked(swept(weight, options.n_power_iterations), &spectral_norm, weight.tensor(),
+               {u.tensor(), v.tensor()}, {w.tensor, new_u.tensor, new_v.tensor}, options, context);
   return py::make_tuple(w.result.take(), sigma, new_u.result.take(), new_v.result.take());
 }
 
@@ -94,8 +100,9 @@ py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::han
   options.max_iterations = as_index(max_iterations, "max_iterations");
   NewVector u(a, length_of(a, 0)), v(a, length_of_rest(a, 0));
   const Context context = call_context(a, {{"u", start}});
-  const PowerMethodResult r = unlocked(a.tensor().size(), &power_method, a.tensor(), start.tensor(),
-                                       u.tensor, v.tensor, options, context);
+  const PowerMethodResult r =
+      unlocked(swept(a, options.n_iterations.value_or(options.max_iterations)), &power_method,
+               a.tensor(), start.tensor(), u.tensor, v.tensor, options, context);
   return py::make_tuple(r.sigma, u.result.take(), v.result.take(), r.n_iterations, r.converged);
 }
 

@@ -32,9 +32,8 @@ PYBIND11_MODULE(_core_of_main, m, pybind11::mod_gil_not_used()) {
 // one it would share objects with them, or hang on the way: they are refused before anything else.
 PyMODINIT_FUNC PyInit__core() {
   if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
-    PyErr_SetString(
-        PyExc_ImportError,
-        "normcore._core can be used in the main interpreter only, not in a subinterpreter");
+    PyErr_SetString(PyExc_ImportError,
+                    "normcore._core runs in the main interpreter only, not in a subinterpreter");
     return nullptr;
   }
   return PyInit__core_of_main();

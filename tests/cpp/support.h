@@ -224,6 +224,11 @@ struct Array {
       put(dtype, bytes.data(), place(Index(values.size()) - 1), values.back());
     }
   }
+  // Also between the elements.
+  bool same_bits(const Array& other) const {
+    return bytes.size() == other.bytes.size() &&
+           std::memcmp(bytes.data(), other.bytes.data(), bytes.size()) == 0;
+  }
   double read(Index i) const { return get(dtype, bytes.data(), place(i)); }
   std::vector<double> read() const {
     std::vector<double> numbers(static_cast<std::size_t>(size()));

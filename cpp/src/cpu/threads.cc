@@ -206,6 +206,7 @@ void run_in_team(const Tasks& tasks, [[maybe_unused]] int threads, [[maybe_unuse
     const RunningCall own{Context{}};
     return run_in_team(tasks, threads, sticky);
   }
+  call->ask();  // in the team the calling thread may come too late for any task
 #ifdef _OPENMP
   Region region(*call, tasks, sticky);
   int team = static_cast<int>(std::min<Index>(threads, tasks.count));
