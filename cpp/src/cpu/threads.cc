@@ -93,30 +93,45 @@ class Region {
 
 #if defined(__unix__) || defined(__APPLE__)
 
-// As many threads of `team` as can be started: OpenMP's runtime ends the process where it lacks
-// one. It keeps the threads of a team for the next one, so this is asked when a team grows.
+// As many threads of `team` as can be had: OpenMP's runtime ends the process where it lacks one,
+// and so does the C library where a new thread lacks memory for its thread_local data. The runtime
+// keeps the threads of a team for the next one, so this is asked when a team grows: by starting as
+// many at the same time, each with the memory that it will need.
 int startable(int team) {
   static thread_local int started = 1;
   if (team > started) {
+    struct Trial {
+      std::mutex gate;
+      std::atomic<int> good{1}, tried{1};
+      static void* run(void* trial) {
+        auto& t = *static_cast<Trial*>(trial);
+        void* scratch = std::malloc(Workspace::kFirstChunk + Workspace::kAlignment);
+        void* data = std::malloc(std::size_t(1) << 16);
+        if (scratch && data) ++t.good;
+        ++t.tried;
+        t.gate.lock();
+        t.gate.unlock();
+        std::free(data);
+        std::free(scratch);
+        return nullptr;
+      }
+    } trial;
     // What the runtime asks for beside stacks.
     void* room = std::malloc(std::size_t(team) * 1024 + (std::size_t(1) << 16));
-    std::free(room);
     auto* threads = room ? new (std::nothrow) pthread_t[std::size_t(team)] : nullptr;
     int n = 1;
     if (threads) {
-      // All at the same time.
-      std::mutex gate;
-      gate.lock();
-      auto wait = [](void* g) -> void* {
-        const std::lock_guard lock(*static_cast<std::mutex*>(g));
-        return nullptr;
-      };
-      while (n < team && pthread_create(threads + n, nullptr, wait, &gate) == 0) ++n;
-      gate.unlock();
+      trial.gate.lock();
+      while (n < team && pthread_create(threads + n, nullptr, Trial::run, &trial) == 0) ++n;
+      while (trial.tried < n) std::this_thread::yield();
+      trial.gate.unlock();
       for (int i = 1; i < n; ++i) pthread_join(threads[i], nullptr);
       delete[] threads;
     }
-    team = n;
+    std::free(room);
+    // At the limit others need something, too.
+    const int good = trial.good;
+    team = good < team ? std::max(1, good - 1 - good / 8) : team;
   }
   return started = team;
 }
