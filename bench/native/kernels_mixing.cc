@@ -67,7 +67,7 @@ void add_mixing(KernelRegistry& registry, const cpu::MixingKernels<C>& kernels) 
   registry.cover(kernels.denominators);
   add<C>(registry, "denominators", place, 3, 1, [](const Kernels& k, T& t) {
     bool outside[64];
-    k.denominators(t.f, t.start.data(), t.buffers[0].data(), t.buffers[1].data(), outside);
+    k.denominators(t.f, t.start.data(), nullptr, t.buffers[0].data(), t.buffers[1].data(), outside);
   });
   registry.cover(kernels.divide);
   add<C>(registry, "divide", place, 3, 0,

@@ -2,7 +2,8 @@
 // pools, spread that over each pool's members, apply. With u = (x - center) * unit (see kernels.h),
 //   dx = p * dy + q * u + r,
 //   p = weight * a,  q = sum_P 2 dvar_P / n_P / unit,
-//   r = sum_P (dmean_P - 2 dvar_P * (mean_P - center)) / n_P.
+//   r = sum_P (dmean_P - 2 dvar_P * (mean_P - center)) / n_P,
+// and with weights by element dx = p * (weight * dy - r) + q * u, p = a, from the same gradients.
 #pragma once
 
 #include <algorithm>
@@ -276,7 +277,7 @@ class Backward {
     for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
     merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
     if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
-    spread_over_members(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), t);
+    spread_over_members(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), t, dy_1);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -406,10 +407,29 @@ class Backward {
 
   // From the gradients of the pooled statistics to q and r.
   void spread_over_members(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
-                           const GradientTable<C>& t) const {
+                           const GradientTable<C>& t, const double* dy_1) const {
     const CellStats<Method> stats = s.cells;
     const GradientTable<C> out = t;
     const int first_pool = computed();
+    if constexpr (P == 1) {
+      if (elementwise()) {
+        // Moving all of x moves no y, so that dx has the mean 0: r is that of weight * dy, exactly
+        // where all of them are equal, and of what u lacks to one.
+        const double n = stats.count[0];
+        for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
+          const double share = 2 * d.var[0][cell] / n;
+          const double r = dy_1[cell] / n + share * stats.mean[0][cell] / out.a[cell];
+          out.q[cell] = C(share / out.unit[cell]);
+          out.r[cell] = Method::raw ? C(0) : C(r);
+        }
+        return;
+      }
+      if (!Method::raw && stats.count[0] == 1 && !args_.reach.mask) {
+        // A pool of one element is 0 whatever it holds.
+        for (C* column : {out.p, out.q, out.r}) std::fill_n(column, s.rows * b.kn, C(0));
+        return;
+      }
+    }
     for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
       double q = 0, r = 0;
       for (int i = first_pool; i < P; ++i) {

@@ -310,10 +310,15 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
       pooled_mean = mean;
       out.cells.var[i] = var;
     }
-    // The centre: the mean as the compute type holds it.
+    // The centre: the mean as the compute type holds it. Where a float may be further from it than
+    // a float can tell, 0: the mean is then no larger than the spread.
     C* center = out.center;
     if (i == P - 1) {
-      for (Index c = 0; c < cells; ++c) center[c] = Method::raw ? C(0) : C(pooled_mean[c]);
+      const double* var = out.cells.var[i];
+      const double most = sizeof(C) == 4 ? 0x1p253 / t.count : std::numeric_limits<double>::max();
+      for (Index c = 0; c < cells; ++c) {
+        center[c] = Method::raw || var[c] > most ? C(0) : C(pooled_mean[c]);
+      }
     }
     double* from_center = scope.template take<double>(cells);
     for (Index c = 0; c < cells; ++c) from_center[c] = pooled_mean[c] - double(center[c]);

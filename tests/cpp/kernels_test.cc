@@ -190,6 +190,18 @@ Sum gradient_sum(const Problem<C>& p, Index r, Index c, double weight, double dh
   return s;
 }
 
+// The shift of a gradient with weights is that of weight * dy.
+template <class C>
+Sum weighted_sum(const Problem<C>& p, Index r, Index c, double dh) {
+  Sum s;
+  const double scale = p.cell_at(p.p, r, c);
+  s.add(scale * p.along_at(p.weight, r, c) * p.dy.at(r, c));
+  s.add(-scale * p.cell_at(p.shift, r, c));
+  s.add(p.cell_at(p.q, r, c) * p.u(r, c));
+  s.add(dh);
+  return s;
+}
+
 template <class C>
 std::vector<Map<C>> maps() {
   using K = const KernelSet<C>&;
@@ -220,15 +232,13 @@ std::vector<Map<C>> maps() {
          k.weighted_grad[p.orientation](p.in(p.dy, t), p.in(p.x, t), In{nullptr, 0}, y, t.rows,
                                         t.cols, p.gradient(t), p.along(p.weight, t));
        },
-       [](P p, Index r, Index c) { return gradient_sum(p, r, c, p.along_at(p.weight, r, c), 0); }},
+       [](P p, Index r, Index c) { return weighted_sum(p, r, c, 0); }},
       {"weighted_grad with dh",
        [](K k, P p, const Part& t, Out y) {
          k.weighted_grad[p.orientation](p.in(p.dy, t), p.in(p.x, t), p.in(p.dh, t), y, t.rows,
                                         t.cols, p.gradient(t), p.along(p.weight, t));
        },
-       [](P p, Index r, Index c) {
-         return gradient_sum(p, r, c, p.along_at(p.weight, r, c), p.dh.at(r, c));
-       }},
+       [](P p, Index r, Index c) { return weighted_sum(p, r, c, p.dh.at(r, c)); }},
       {"add",
        [](K k, P p, const Part& t, Out y) {
          k.add(p.in(p.x, t), p.in(p.dh, t), y, t.rows, t.cols);

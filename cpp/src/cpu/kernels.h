@@ -41,7 +41,7 @@ struct Affine {
   const C* b;
 };
 
-// dx = p * dy + q * u + r, per cell.
+// dx = p * dy + q * u + r, per cell; with elementwise weights p * (weight * dy - r) + q * u.
 template <class C>
 struct Gradient {
   const C* p;
@@ -86,6 +86,13 @@ struct MatrixKernels {
 // D_i = b_i + sum_j W_ij |x_j|^a over its channels. It works on `pixels` at a time, in buffers
 // [rows][pixels] of the compute type: a row for every channel, and more of them, holding 1 (0 for
 // dy), up to a multiple of `block`. Those of x, y, dy and dx may be wider, and hold more pixels.
+//
+// What of float leaves the range in which nothing is lost is another's work, in double. Bounds of
+// |x|, unless it is 0, and of D; logarithms to base 2, also of what bounds the gradients beside.
+struct MixingRange {
+  float least_x = 0, most_x = 0x1p110f, least_d = 0x1p-100f, most_d = 0x1p100f;
+  float least_gain = 0, most_gain = 0, most_weight = 0;
+};
 template <class C>
 struct Mixture {
   Index channels, rows;
@@ -96,6 +103,7 @@ struct Mixture {
   const C* offset;      // b, g: [rows], 1 beyond the channels
   const C* gain;
   C a, p, e;
+  MixingRange range{};
 };
 // What backward adds to, [rows][lanes]: sums over the pixels of dL/dD, of dy y / g, and the terms
 // of dL/da and dL/de. Absent ones are null.
@@ -109,9 +117,9 @@ struct MixingSums {
 template <class C>
 struct MixingKernels {
   Index block, lanes, pixels;
-  // u = |x|^a and the denominators d. True, and which pixels, where some left the range in which
-  // the compute type loses nothing.
-  bool (*denominators)(const Mixture<C>& f, const C* x, C* u, C* d, bool* outside);
+  // u = |x|^a and the denominators d. True, and which pixels, where something left the range in
+  // which the compute type loses nothing: of y, or with dy of the gradients.
+  bool (*denominators)(const Mixture<C>& f, const C* x, const C* dy, C* u, C* d, bool* outside);
   // x becomes y.
   void (*divide)(const Mixture<C>& f, const C* d, C* x);
   // dy becomes dx, d becomes t = dL/dD.
@@ -210,7 +218,7 @@ struct KernelSet {
   void (*grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f);
   // dx = p * dy + mask * (q * u + r)
   void (*masked_grad[2])(In dy, In x, In mask, Out dx, Index rows, Index cols, Gradient<C> f);
-  // As grad with weight * dy, and + dh unless its data is null.
+  // dx = p * (weight * dy - r) + q * u, and + dh unless its data is null.
   void (*weighted_grad[2])(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C> f,
                            const C* weight);
   // dweight += sum dy * (a * (x - center) + b) and dbias += sum dy, summed over the cells.

@@ -250,8 +250,8 @@ template <class T>
       largest = d > largest ? d : largest;
     }
   }
-  // All zero, or NaN, which the maximum passes over: the plain sum says which.
-  if (largest == 0) return double(plain);
+  // All zero, or infinite, or NaN, which the maximum passes over: the plain sum says which.
+  if (largest == 0 || !(largest < C(__builtin_inf()))) return double(plain);
   double sum = 0;
   if (stride == 1 && largest > C(0x1p-120) && largest < C(0x1p120)) {
     const double unit = 1.0 / double(largest);
@@ -279,14 +279,29 @@ template <class T>
 constexpr Index kSampleElements = 64;
 constexpr Index kSampleRows = 8;
 
-// Mean and second moment from sums of d = x - center.
+// The moments of floats whose sums or differences left the range of float: in double none does.
 template <class T>
+[[gnu::noinline]] void wide_moments(const T* x, Index stride, Index n, double* mean, double* m2) {
+  auto at = [&](Index i)
+                __attribute__((always_inline)) { return double(load(x + i * stride, Part{1})[0]); };
+  double sum = 0, squares = 0;
+  for (Index i = 0; i < n; ++i) sum += at(i);
+  *mean = sum / double(n);
+  for (Index i = 0; i < n; ++i) squares += (at(i) - *mean) * (at(i) - *mean);
+  *m2 = squares;
+}
+
+// Mean and second moment from sums of d = x - center.
+template <bool kCentred, class T>
 SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Compute<T> rest,
                        Compute<T> squares, double* mean, double* m2) {
   const double inverse = 1 / double(n);
   const double delta = double(rest) * inverse;
   const double q = safe(squares) ? double(squares) : scaled_squares(x, stride, n, center, squares);
   const double around_mean = q - delta * double(rest);
+  if (kCentred && sizeof(Compute<T>) == 4 && around_mean - around_mean != 0) {
+    return wide_moments(x, stride, n, mean, m2);
+  }
   *mean = double(center) + delta;
   // Rounding may leave less than nothing; a NaN stays.
   *m2 = around_mean < 0 ? 0 : around_mean;
@@ -327,8 +342,8 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
       if constexpr (kCentred) sum_rows<C, R>(acc, rest);
       sum_rows<C, R>(squares_acc, squares);
       for (int k = 0; k < R; ++k) {
-        finish_moments(row<T>(x, r + k), 1, cols, center[k], rest[k], squares[k], mean + r + k,
-                       m2 + r + k);
+        finish_moments<kCentred>(row<T>(x, r + k), 1, cols, center[k], rest[k], squares[k],
+                                 mean + r + k, m2 + r + k);
       }
     });
     return;
@@ -352,8 +367,8 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
       }
       squares[j] = fma<C>(d, d, squares[j]);
     });
-    finish_moments(p, 1, cols, center, kCentred ? total<C>(rest) : C(0), total<C>(squares),
-                   mean + r, m2 + r);
+    finish_moments<kCentred>(p, 1, cols, center, kCentred ? total<C>(rest) : C(0),
+                             total<C>(squares), mean + r, m2 + r);
   }
 }
 
@@ -400,8 +415,8 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       m2[j0 + j] = around_mean < 0 ? 0 : around_mean;
     }
     for (Index j = 0; !all_safe && j < n; ++j) {
-      finish_moments(p + j, x.stride, rows, center[j], rest[j], squares[j], mean + j0 + j,
-                     m2 + j0 + j);
+      finish_moments<kCentred>(p + j, x.stride, rows, center[j], rest[j], squares[j], mean + j0 + j,
+                               m2 + j0 + j);
     }
   }
 }
@@ -509,7 +524,8 @@ SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
     Vec<C> g = load(row<T>(dy, r) + i, tag);
     if constexpr (kWeighted) g *= load(weight + i, tag);
     const Vec<C> u = (load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]);
-    product = fma<C>(g, u, product);
+    // Beyond the row it is a centre times the unit, which may be infinite, and 0 times that is NaN.
+    product = fma<C>(g, keep<C>(u, tag), product);
     return g;
   };
   if (cols <= 4 * N) {
@@ -616,7 +632,13 @@ SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C
             Vec<C> g = dyr.load(j, i, tag);
             if constexpr (kWeighted) g *= w.at(j, w_i);
             const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
-            Vec<C> d = fma<C>(p.at(j, p_i), g, fma<C>(q.at(j, q_i), u, c.at(j, r_i)));
+            Vec<C> d;
+            if constexpr (kWeighted) {
+              // Centred before it is scaled: equal gradients leave 0, and not a rounding.
+              d = fma<C>(p.at(j, p_i), g - c.at(j, r_i), q.at(j, q_i) * u);
+            } else {
+              d = fma<C>(p.at(j, p_i), g, fma<C>(q.at(j, q_i), u, c.at(j, r_i)));
+            }
             if constexpr (kResidual) d += dhr.load(j, i, tag);
             out.at[j] = d;
           }

@@ -27,6 +27,26 @@ double masked_squares(const T* x, Index x_stride, const Compute<T>* mask, Index 
   return sum * largest * largest;
 }
 
+// The moments of floats whose sums or differences left the range of float.
+template <class T>
+[[gnu::noinline]] void wide_masked(const T* x, Index x_stride, const float* mask, Index mask_stride,
+                                   Index n, double* mean, double* m2) {
+  auto each = [&](auto f) __attribute__((always_inline)) {
+    for (Index i = 0; i < n; ++i) {
+      const double w = mask[i * mask_stride];
+      float value;
+      load_array<T>(x + i * x_stride, &value, 1);
+      if (w > 0) f(w, double(value));
+    }
+  };
+  double weight = 0, sum = 0, squares = 0;
+  each([&](double w, double v) { weight += w, sum += w * v; });
+  const double center = sum / weight;
+  each([&](double w, double v) { squares += w * (v - center) * (v - center); });
+  *mean = center;
+  *m2 = squares;
+}
+
 // From sums of m, m * d and m * d^2, d = x - center.
 template <class T>
 void finish_masked(const T* x, Index x_stride, const Compute<T>* mask, Index mask_stride, Index n,
@@ -39,6 +59,11 @@ void finish_masked(const T* x, Index x_stride, const Compute<T>* mask, Index mas
   const double q =
       safe(squares) ? double(squares) : masked_squares(x, x_stride, mask, mask_stride, n, center);
   const double around_mean = q - delta * double(rest);
+  if constexpr (sizeof(Compute<T>) == 4) {
+    if (around_mean - around_mean != 0) {
+      return wide_masked(x, x_stride, mask, mask_stride, n, mean, m2);
+    }
+  }
   *mean = double(center) + delta;
   // Rounding may leave less than nothing; a NaN stays.
   *m2 = around_mean < 0 ? 0 : around_mean;

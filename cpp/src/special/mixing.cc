@@ -1,10 +1,11 @@
 // A tile of pixels is worked on in buffers of the compute type, in the core's own cache. Float
-// tiles whose denominators leave the safe range are done again in double, which no float can
+// pixels of which something leaves the safe range are done again in double, which no float can
 // overflow.
 #include "special/mixing.h"
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "arrays.h"
@@ -28,6 +29,43 @@ const cpu::MixingKernels<C>& mixing_kernels() {
   }
 }
 
+// Logarithms to base 2 of the least and the greatest |v| that is not 0; 0 where all are.
+struct Magnitudes {
+  double least = 0, most = 0;
+  template <class C>
+  Magnitudes(const C* values, Index n) {
+    double low = std::numeric_limits<double>::infinity(), high = 0;
+    for (Index i = 0; i < n; ++i) {
+      const double size = std::abs(double(values[i]));
+      if (size > 0) low = std::min(low, size);
+      high = std::max(high, size);
+    }
+    if (high > 0) least = std::log2(low), most = std::log2(high);
+  }
+};
+
+// Where in float |x|^a, g |x|^p and D^e all stay clear of 2^-126 and 2^128.
+template <class C>
+cpu::MixingRange range_of(const MixingCall& call, const C* gain, const C* weights) {
+  const Index n = call.channels();
+  const Magnitudes g(gain, n), w(weights, n * n);
+  cpu::MixingRange range;
+  const double most = std::min(110 / call.a, (110 - std::max(g.most, 0.0)) / call.p);
+  double least = (-110 - std::min(g.least, 0.0)) / call.p;
+  // A power that vanishes counts where a weight makes it large again, and where its slope is it.
+  if (w.most > 0 || (call.a != 1 && call.a != 2)) least = std::max(least, -125 / call.a);
+  const double d = std::min(100.0, 100 / std::abs(call.e));
+  auto power = [](double exponent) { return float(std::exp2(exponent)); };
+  range.most_x = power(most);
+  range.least_x = least < -149 ? 0 : power(least);
+  range.most_d = power(d);
+  range.least_d = power(-d);
+  range.least_gain = float(g.least);
+  range.most_gain = float(g.most);
+  range.most_weight = float(w.most);
+  return range;
+}
+
 // The parameters as the kernels want them, in memory of the scope.
 template <class C>
 cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope& scope) {
@@ -46,6 +84,8 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope&
   };
   C* w = scope.take<C>(n * n);
   read_array(call.weights, whole_walk(call.weights), scope, w);
+  const C* offset = per_channel(call.offset, call.offset_power);
+  const C* gain = per_channel(call.gain, 1);
   // Element (row, column) of W or its transpose.
   auto blocks = [&](Index row_step, Index column_step) {
     C* packed = scope.take_filled<C>(rows * n, C(0));
@@ -60,11 +100,12 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope&
           stride,
           blocks(n, 1),
           backward ? blocks(1, n) : nullptr,
-          per_channel(call.offset, call.offset_power),
-          per_channel(call.gain, 1),
+          offset,
+          gain,
           C(call.a),
           C(call.p),
-          C(call.e)};
+          C(call.e),
+          range_of(call, gain, w)};
 }
 
 // Buffers of a task, [rows][stride] and [rows][pixels].
@@ -88,7 +129,7 @@ struct Buffers {
   }
 };
 
-// ---- pixels whose denominators leave the range of float
+// ---- pixels of which something leaves the range of float
 
 // The chosen pixels of a float buffer in double, for one half of them at a time: tiles of double
 // have half as many. The other pixels, and rows beyond the channels, are `pad`.
@@ -114,13 +155,19 @@ void for_halves(const F& f) {
   f(0);
   f(mixing_kernels<double>().pixels);
 }
-// Chosen pixels of `to` become those of such a buffer, or a number where there is none.
-void replace_pixels(float* to, Index stride, const bool* chosen, Index rows, const float* from,
-                    float number = 0) {
+// Chosen pixels of `to` become those of such a buffer.
+void replace_pixels(float* to, Index stride, const bool* chosen, Index rows, const float* from) {
   const Index pixels = mixing_kernels<float>().pixels;
   for (Index r = 0; r < rows; ++r) {
     for (Index p = 0; p < pixels; ++p) {
-      if (chosen[p]) to[r * stride + p] = from ? from[r * pixels + p] : number;
+      if (chosen[p]) to[r * stride + p] = from[r * pixels + p];
+    }
+  }
+}
+void fill_pixels(float* to, Index stride, const bool* chosen, Index rows, float number) {
+  for (Index r = 0; r < rows; ++r) {
+    for (Index p = 0; p < mixing_kernels<float>().pixels; ++p) {
+      if (chosen[p]) to[r * stride + p] = number;
     }
   }
 }
@@ -132,7 +179,7 @@ template <class C>
 void forward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffers<C>& b) {
   const auto& k = mixing_kernels<C>();
   bool outside[kMostPixels];
-  const bool any = k.denominators(f, b.x, b.u, b.d, outside);
+  const bool any = k.denominators(f, b.x, nullptr, b.u, b.d, outside);
   if constexpr (sizeof(C) == 4) {
     if (any) {
       Scope scope(Workspace::local());
@@ -279,7 +326,7 @@ void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffe
                    Sums<C>& sums, const MixingGradients& totals) {
   const auto& k = mixing_kernels<C>();
   bool outside[kMostPixels];
-  const bool any = k.denominators(f, b.x, b.u, b.d, outside);
+  const bool any = k.denominators(f, b.x, b.dy, b.u, b.d, outside);
   auto run = [&] {
     k.gradient(f, b.x, b.u, b.d, b.dy, b.scratch, sums.rows());
     sums.add_products(b.d, b.u);
@@ -299,11 +346,11 @@ void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffe
         narrow(w.dy, f.channels, first, results);
       });
       wide_sums.flush(totals);
-      // In their place stands what has no gradient.
-      replace_pixels(b.x, f.stride, outside, f.channels, nullptr, 1);
-      replace_pixels(b.dy, f.stride, outside, f.channels, nullptr, 0);
-      bool still[kMostPixels];
-      k.denominators(f, b.x, b.u, b.d, still);
+      // In their place stands what has no gradient, and no value that could spoil a sum.
+      fill_pixels(b.x, f.stride, outside, f.channels, 1);
+      fill_pixels(b.dy, f.stride, outside, f.channels, 0);
+      fill_pixels(b.u, k.pixels, outside, f.channels, 1);
+      fill_pixels(b.d, k.pixels, outside, f.channels, 1);
       run();
       return replace_pixels(b.dy, f.stride, outside, f.channels, results);
     }
