@@ -44,6 +44,51 @@ MergedDims merge(const PlanRequest& r, const int* axes, int n) {
   return m;
 }
 
+// The axis that counts samples, where there is one.
+bool counts_samples(const PlanRequest& r, int axis) {
+  return axis == 0 && r.roles[0] == Role::outer;
+}
+
+// The role that decides on the layout, and with it on the order of summation within a cell: that of
+// the innermost axis of a sample. A sample does not know where its batch lies, nor how large it is,
+// so the axis of the samples has no say.
+Role innermost_role(const PlanRequest& r, const int* axes, const Role* role_of, int n) {
+  int inner = n - 1;
+  if (inner >= 0 && counts_samples(r, axes[inner]) && role_of[inner] == Role::outer) --inner;
+  if (inner < 0) return Role::space;
+  if (r.affinity == Affinity::element && role_of[inner] == Role::space) {
+    // One of the kept positions that lie within a cell's elements, cut out, is summed as among the
+    // others: its axis still has the shorter stride.
+    const ConstTensor& x = *r.operands[0];
+    const Index step = magnitude(x.stride(axes[inner]));
+    for (int a = 0; a < x.ndim(); ++a) {
+      const Index s = magnitude(x.stride(a));
+      const bool cut = x.shape(a) == 1 && r.roles[a] == Role::outer && !counts_samples(r, a);
+      if (cut && s > 0 && s < step) return Role::outer;
+    }
+  }
+  return role_of[inner];
+}
+
+// Cells that are gathered together where they lie closer to each other than their elements do:
+// those of some cache lines.
+Index cells_of_lines(const PlanRequest& r, const Plan& p, Index element) {
+  if (p.layout != Layout::rows || p.space_dims == 0) return 1;
+  const Index length = std::min(p.count, p.chunk) * element;
+  const Index run =
+      std::clamp<Index>(tuning::kGatherBytes / length * element, 64, tuning::kGatherRun);
+  Index cells = 1;
+  for (int i = 0; i < r.operand_count; ++i) {
+    const Access& a = p.access[i];
+    if (!r.operands[i] || a.direct || a.cell == 0) continue;
+    const Index step = magnitude(a.cell) * element;
+    if (magnitude(a.cell) < magnitude(a.space[p.space_dims - 1])) {
+      cells = std::max(cells, run / std::min(run, step));
+    }
+  }
+  return std::min(cells, p.cells);
+}
+
 Index round_down(Index n, Index unit) { return std::max(unit, n / unit * unit); }
 Index clamp(Index n, Index low, Index high) { return std::max(low, std::min(n, high)); }
 
@@ -69,6 +114,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
   p->piece_space = p->chunk * (rows ? tuning::kRowChunksPerPiece : tuning::kColChunksPerPiece);
   p->piece_outer =
       p->merged_outer ? std::max<Index>(1, p->chunk / std::max<Index>(1, p->count)) : 1;
+
+  const Index together = packed > 0 ? cells_of_lines(r, *p, element) : 1;
 
   // What a closed block must hold, and how many there are.
   Index closure = 1, closed_rows = 1;
@@ -109,6 +156,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
       p->reason = "samples in the shared cache";
     }
   }
+  if (closure == 1) p->block_cells = std::max(p->block_cells, together);
   if (p->fused && closed_rows == 1 && p->block_cells == p->cells) {
     p->block_outer = at_most(p->outer, tuning::kBlockBytes, row_bytes);
   }
@@ -137,6 +185,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
     if (packed > 0) {
       const Index length = std::max<Index>(1, std::min(p->count, p->chunk));
       p->tile_cells = clamp(tuning::kPackElements / length, 1, p->tile_cells);
+      p->tile_cells = std::max(p->tile_cells, std::min(together, p->block_cells));
+      p->unit_cells = std::max(p->unit_cells, p->tile_cells);
     }
   } else {
     p->tile_cells = at_most(p->block_cells, tuning::kColTileBytes, p->chunk * element);
@@ -201,17 +251,15 @@ void make_plan(const PlanRequest& r, Plan* p) {
     p->extent = std::max(p->extent, e);
   }
 
-  // The innermost axis decides the layout; without a channel or kept axis there it is rows.
+  // Where statistics are of the whole batch, or given, batch and space may be one.
   Role role_of[kMaxDims];
   for (int i = 0; i < n; ++i) role_of[i] = r.roles[axes[i]];
-  const Role inner = n > 0 ? role_of[n - 1] : Role::space;
-  if (p->merged_outer && inner != Role::space) {
-    // Batch and space are one to a batch pool.
+  if (p->merged_outer && n > 0 && role_of[n - 1] != Role::space) {
     for (int i = 0; i < n; ++i) {
       if (role_of[i] == Role::outer) role_of[i] = Role::space;
     }
   }
-  const Role innermost = n > 0 ? role_of[n - 1] : Role::space;
+  const Role innermost = innermost_role(r, axes, role_of, n);
   const Role cell_role = r.affinity == Affinity::channel ? Role::channel : Role::outer;
   p->layout = innermost == cell_role ? Layout::columns : Layout::rows;
 

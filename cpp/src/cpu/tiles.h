@@ -109,11 +109,44 @@ class TileAccess {
   template <class E>
   static void copy_plane(E* there, Index there_i, Index there_j, E* here, Index here_i,
                          Index here_j, Index ni, Index nj, bool gather) {
+    if (there_j == 1 && here_i == 1 && ni > 1 && nj > 1) {
+      return transpose_plane(there, there_i, here, here_j, ni, nj, gather);
+    }
     for (Index i = 0; i < ni; ++i, there += there_i, here += here_i) {
       if (gather) {
         for (Index j = 0; j < nj; ++j) here[j * here_j] = there[j * there_j];
       } else {
         for (Index j = 0; j < nj; ++j) there[j * there_j] = here[j * here_j];
+      }
+    }
+  }
+
+  // there[i, j] and here[j, i] by squares, so that every line is read once and written once,
+  // however far lines are apart.
+  template <class E>
+  static void transpose_plane(E* there, Index there_i, E* here, Index here_j, Index ni, Index nj,
+                              bool gather) {
+    constexpr Index kSide = 64 / Index(sizeof(E));
+    E square[kSide][kSide];
+    auto move = [&](Index i0, Index j0, Index in, Index jn) {
+      E* from = gather ? there + i0 * there_i + j0 : here + j0 * here_j + i0;
+      E* to = gather ? here + j0 * here_j + i0 : there + i0 * there_i + j0;
+      const Index from_step = gather ? there_i : here_j, to_step = gather ? here_j : there_i;
+      const Index rows = gather ? in : jn, cols = gather ? jn : in;
+      for (Index a = 0; a < rows; ++a) {
+        for (Index b = 0; b < cols; ++b) square[b][a] = from[a * from_step + b];
+      }
+      for (Index b = 0; b < cols; ++b) {
+        for (Index a = 0; a < rows; ++a) to[b * to_step + a] = square[b][a];
+      }
+    };
+    for (Index i = 0; i < ni; i += kSide) {
+      for (Index j = 0; j < nj; j += kSide) {
+        if (i + kSide <= ni && j + kSide <= nj) {
+          move(i, j, kSide, kSide);
+        } else {
+          move(i, j, std::min(kSide, ni - i), std::min(kSide, nj - j));
+        }
       }
     }
   }

@@ -71,13 +71,18 @@ struct Part {
   Index offset[WindowAxis::kOperands];  // of the first row
 };
 
+// What comes of a task: the output; or its elements held back in the order of the blocks, for a
+// choice among two; or for each of them whether an element out of range has a part in it.
+enum class Result { kOutput, kHeld, kMarks };
+
 // The work on parts of `rows` rows at most and, where a run has no window, `width` of its elements,
 // in the compute type C; `wide` where that is double but the elements are not.
 template <class C>
 class Task {
  public:
-  Task(const Call& call, Index rows, Index width)
+  Task(const Call& call, Index rows, Index width, Result result = Result::kOutput)
       : call_(call),
+        result_(result),
         plan_(call.plan),
         width_(width),
         table_(cpu::kernels()),
@@ -99,7 +104,8 @@ class Task {
     overlap_ = plan_.row.window() - 1;
     inner_ = across ? plan_.mids + plan_.run.windowed() : 0;
     // A band is of at least as many rows as it shares with the next one.
-    band_ = kBandBytes / Index(pitch_ * sizeof(C)) - overlap_;
+    const Index size = result == Result::kOutput ? sizeof(C) : sizeof(double);
+    band_ = kBandBytes / (pitch_ * size) - overlap_;
     band_ = std::min(std::max(band_, overlap_ + 1), rows);
     const Index reach = call.backward() ? 2 * overlap_ : overlap_;
     rows_ = band_ + reach;
@@ -114,14 +120,41 @@ class Task {
     }
     for (int i = 0; i < call.operands; ++i) buffers_[i] = take_buffer(i);
     if (wide_) narrow_ = scope_.template take<float>(buffered_);
+    const Index room = band_ * dense() * Index(size_of(call.dtype));
+    if (result != Result::kOutput) held_ = scope_.template take<char>(room);
   }
+  Index band() const { return band_; }
 
   // Whether it was all done; where not, x was out of range and nothing has been written over it.
   bool run(const Part& part) {
-    part_ = part;
+    begin(part);
     // What has been overwritten cannot be read again.
     if (call_.overwrites && part_.r1 - part_.r0 > band_ && !in_range()) return false;
-    return call_.backward() ? backward() : forward();
+    return for_steps(part_.r0, part_.r1, band_, [&](Index b0, Index b1) { return step(b0, b1); });
+  }
+
+  // By hand: band after band of a part. Of rows that `step` has seen only [b0, b1) may be written.
+  void begin(const Part& part) {
+    part_ = part;
+    kept_squares_ = kept_terms_ = 0;
+  }
+  bool step(Index b0, Index b1) {
+    held_bytes_ = 0;
+    return call_.backward() ? backward(b0, b1) : forward(b0, b1);
+  }
+
+  // Writes what a step has held back, or the other task where there is a mark.
+  void choose(Index b0, Index b1, const Task<double>& other, const Task& marks) {
+    Index at = 0;
+    each_block(b0, b1, 0, [&](const Block& b) {
+      with_storage(call_.dtype, [&]<class E>(std::type_identity<E>) {
+        auto* near = static_cast<E*>(static_cast<void*>(held_)) + at;
+        auto* far = static_cast<const E*>(static_cast<const void*>(other.held_)) + at;
+        for (Index i = 0; i < b.rows * cols_; ++i) near[i] = marks.held_[at + i] ? far[i] : near[i];
+        copy(call_.last(), b, place(b), near, /*gather=*/false);
+      });
+      at += b.rows * cols_;
+    });
   }
 
  private:
@@ -131,50 +164,72 @@ class Task {
     Index offset[WindowAxis::kOperands], stride[WindowAxis::kOperands];
   };
 
-  bool forward() {
-    Index kept = 0;
-    return for_steps(part_.r0, part_.r1, band_, [&](Index b0, Index b1) {
-      const Index from = b0 - plan_.row.before + kept;
-      if (!load_squares(from, b1 + plan_.row.after, squares_ + kept * pitch_)) return false;
-      const C* squares;
-      const Window w = last_sums(squares_, b1 - b0, &squares);
-      each_block(b0, b1, 0, [&](const Block& b) {
-        Out y = out(b);
-        In x = in(kX, b);
-        // While this strip is in the caches, the next one is on its way.
-        if (direct(kX)) x.ahead = call_.ahead;
-        set_.windows.response(x, y, b.rows, cols_, squares + b.slab, at(w, b), response());
-        commit(b, y);
-      });
-      kept = keep(squares_, b1 - b0);
-      return true;
+  bool forward(Index b0, Index b1) {
+    const Index kept = kept_squares_, from = b0 - plan_.row.before + kept;
+    if (!load_squares(from, b1 + plan_.row.after, squares_ + kept * pitch_)) return false;
+    const C* squares;
+    const Window w = last_sums(squares_, b1 - b0, &squares);
+    each_block(b0, b1, 0, [&](const Block& b) {
+      if (result_ == Result::kMarks) return hold_marks(b, squares + b.slab, at(w, b));
+      Out y = out(b);
+      In x = in(kX, b);
+      // While this strip is in the caches, the next one is on its way.
+      if (direct(kX)) x.ahead = call_.ahead;
+      set_.windows.response(x, y, b.rows, cols_, squares + b.slab, at(w, b), response());
+      commit(b, y);
     });
+    kept_squares_ = keep(squares_, b1 - b0);
+    return true;
   }
 
   // dx of row j needs terms of the rows whose windows reach it, j - after .. j + before; those of a
   // row need squares of its own window.
-  bool backward() {
+  bool backward(Index b0, Index b1) {
     const Index before = plan_.row.before, after = plan_.row.after;
-    Index kept_terms = 0, kept_squares = 0;
-    return for_steps(part_.r0, part_.r1, band_, [&](Index b0, Index b1) {
-      const Index t0 = b0 - after + kept_terms, t1 = b1 + before;  // new rows of terms
-      C* squares_to = squares_ + kept_squares * pitch_;
-      if (!load_squares(t0 - before + kept_squares, t1 + after, squares_to)) return false;
-      load_terms(t0, t1, kept_terms);
-      kept_squares = keep(squares_, t1 - t0);
-      const C* terms;
-      const Window w = last_sums(terms_, b1 - b0, &terms);
-      const C* direct = direct_ + after * pitch_;
-      each_block(b0, b1, 0, [&](const Block& b) {
-        Out dx = out(b);
-        set_.windows.response_grad(in(kX, b), dx, b.rows, cols_, direct + b.slab, terms + b.slab,
-                                   at(w, b), C(2 * call_.beta * call_.scale));
-        commit(b, dx);
-      });
-      kept_terms = keep(terms_, b1 - b0);
-      keep(direct_, b1 - b0);
-      return true;
+    const Index t0 = b0 - after + kept_terms_, t1 = b1 + before;  // new rows of terms
+    C* squares_to = squares_ + kept_squares_ * pitch_;
+    if (!load_squares(t0 - before + kept_squares_, t1 + after, squares_to)) return false;
+    load_terms(t0, t1, kept_terms_);
+    kept_squares_ = keep(squares_, t1 - t0);
+    const C* terms;
+    const Window w = last_sums(terms_, b1 - b0, &terms);
+    const C* direct = direct_ + after * pitch_;
+    each_block(b0, b1, 0, [&](const Block& b) {
+      if (result_ == Result::kMarks) return hold_marks(b, terms + b.slab, at(w, b));
+      Out dx = out(b);
+      set_.windows.response_grad(in(kX, b), dx, b.rows, cols_, direct + b.slab, terms + b.slab,
+                                 at(w, b), C(2 * call_.beta * call_.scale));
+      commit(b, dx);
     });
+    kept_terms_ = keep(terms_, b1 - b0);
+    keep(direct_, b1 - b0);
+    return true;
+  }
+
+  // ---- marks: 1 for a square out of range, then for a window with such a one in it
+
+  void mark_squares(const Block& b, C* squares) const {
+    for (Index r = 0; r < b.rows; ++r) {
+      C* row = squares + r * b.pitch;
+      for (Index i = 0; i < cols_; ++i) row[i] = double(row[i]) > call_.limit;
+    }
+  }
+  // f(element of the block, element of a row with padding, whether there is a mark in its window)
+  template <class F>
+  void each_mark(const Block& b, const C* marks, const Window& w, F f) const {
+    for (Index r = 0; r < b.rows; ++r) {
+      for (Index i = 0; i < cols_; ++i) {
+        const Index at = r * b.pitch + i;
+        C sum = 0;
+        for (Index n = 0; n < w.n; ++n) sum += marks[at + n * w.step];
+        f(r * cols_ + i, at, sum > 0);
+      }
+    }
+  }
+  void hold_marks(const Block& b, const C* marks, const Window& w) {
+    char* to = held_ + held_bytes_;
+    each_mark(b, marks, w, [&](Index i, Index, bool mark) { to[i] = mark; });
+    held_bytes_ += b.rows * cols_;
   }
 
   // Squares of rows [from, to), zeros beyond the edges, summed along the inner axes.
@@ -184,8 +239,9 @@ class Task {
     fill_rows(from, to, dest, /*mirrored=*/false, [&](const Block& b, C* rows) {
       const C top = set_.windows.squares(in(kX, b), b.rows, cols_, rows + b.slab, b.pitch);
       largest = std::max(largest, top);
+      if (result_ == Result::kMarks) mark_squares(b, rows + b.slab);
     });
-    return double(largest) <= limit_;
+    return result_ != Result::kOutput || double(largest) <= limit_;
   }
 
   // Terms of rows [from, to) behind `kept` others, from the squares of their windows.
@@ -194,6 +250,11 @@ class Task {
     const Window w = last_sums(squares_, to - from, &squares);
     fill_rows(from, to, terms_ + kept * pitch_, /*mirrored=*/true, [&](const Block& b, C* rows) {
       const Index bare = b.slab - padding(/*mirrored=*/true);
+      if (result_ == Result::kMarks) {
+        C* marks = rows + b.slab;
+        return each_mark(b, squares + bare, at(w, b),
+                         [=](Index, Index i, bool mark) { marks[i] = mark; });
+      }
       C* direct = direct_ + kept * pitch_ + bare;
       set_.windows.response_terms(in(kDy, b), in(kX, b), b.rows, cols_, squares + bare, at(w, b),
                                   response(), direct, rows + b.slab);
@@ -339,20 +400,28 @@ class Task {
   }
   Out out(const Block& b) {
     const int o = call_.last();
+    if (holds() && !wide_) return {held_ + held_bytes_, cols_, false};
     if (direct(o)) return {place(b), b.stride[o], call_.bytes > tuning::kStreamBytes};
     return {buffers_[o], cols_, false};
   }
   void commit(const Block& b, const Out& tile) {
     const int o = call_.last();
-    if (direct(o)) return;
+    if (direct(o) && !holds()) return;
     if (wide_) {
       const Index n = b.rows * cols_;
       const C* values = static_cast<const C*>(tile.data);
       for (Index i = 0; i < n; ++i) narrow_[i] = float(values[i]);
       cpu::kernel_set<float>(table_, call_.dtype).store(narrow_, tile.data, n);
     }
-    copy(o, b, place(b), tile.data, /*gather=*/false);
+    if (holds()) {
+      const Index bytes = b.rows * cols_ * Index(size_of(call_.dtype));
+      if (wide_) std::memcpy(held_ + held_bytes_, tile.data, std::size_t(bytes));
+      held_bytes_ += bytes;
+    } else {
+      copy(o, b, place(b), tile.data, /*gather=*/false);
+    }
   }
+  bool holds() const { return result_ != Result::kOutput; }
   char* place(const Block& b) const {
     return static_cast<char*>(call_.output) + b.offset[call_.last()] * Index(size_of(call_.dtype));
   }
@@ -374,7 +443,11 @@ class Task {
     with_storage(call_.dtype, move);
   }
 
+  template <class>
+  friend class Task;
+
   const Call& call_;
+  const Result result_;
   const WindowPlan& plan_;
   Part part_{};
   Index width_;
@@ -392,6 +465,9 @@ class Task {
   int inner_;          // windowed axes before the last one
   Index band_, rows_;
   Index group_ = Index(1) << 62, buffered_ = 0;
+  Index kept_squares_ = 0, kept_terms_ = 0;  // rows that the last band has left
+  char* held_ = nullptr;                     // what is held back of a band, and how much
+  Index held_bytes_ = 0;
   C *squares_, *spare_ = nullptr, *sums_ = nullptr, *direct_ = nullptr, *terms_ = nullptr;
   void* buffers_[WindowAxis::kOperands] = {};
   float* narrow_ = nullptr;
@@ -427,6 +503,23 @@ struct Cut {
   }
 };
 
+// A part with elements out of the range of float: those in whose result they have a share are of
+// the computation in double, all others of the one in float, as if they had been alone.
+void run_in_both(const Call& call, Index rows, Index width, const Part& part) {
+  Task<float> narrow(call, rows, width, Result::kHeld), marks(call, rows, width, Result::kMarks);
+  Task<double> wide(call, rows, width, Result::kHeld);
+  narrow.begin(part);
+  marks.begin(part);
+  wide.begin(part);
+  for_steps(part.r0, part.r1, narrow.band(), [&](Index b0, Index b1) {
+    narrow.step(b0, b1);
+    marks.step(b0, b1);
+    wide.step(b0, b1);
+    narrow.choose(b0, b1, wide, marks);
+    return true;
+  });
+}
+
 void run_slices(const Call& call, const Cut& cut, Index part, Index strip, Index s0, Index s1) {
   const WindowPlan& plan = call.plan;
   const Index first = strip * cut.width, width = std::min(cut.width, plan.lanes.size - first);
@@ -442,17 +535,15 @@ void run_slices(const Call& call, const Cut& cut, Index part, Index strip, Index
     }
     return p;
   };
-  auto in_type = [&]<class C>(std::type_identity<C>) {
-    Task<C> task(call, cut.rows, width);
-    for (Index s = s0; s < s1; ++s) {
-      // Out of the range of float somewhere: all of the part in double.
-      if (!task.run(at(s))) Task<double>(call, cut.rows, width).run(at(s));
-    }
-  };
-  if (call.dtype == DType::kFloat64) {
-    in_type(std::type_identity<double>{});
-  } else {
-    in_type(std::type_identity<float>{});
+  // Double, and only that, where the constants leave the range of float.
+  if (call.dtype == DType::kFloat64 || call.limit < 0) {
+    Task<double> task(call, cut.rows, width);
+    for (Index s = s0; s < s1; ++s) task.run(at(s));
+    return;
+  }
+  Task<float> task(call, cut.rows, width);
+  for (Index s = s0; s < s1; ++s) {
+    if (!task.run(at(s))) run_in_both(call, cut.rows, width, at(s));
   }
 }
 
