@@ -40,7 +40,7 @@ std::string text_of(py::handle value) {
   if (!text) {
     // An integer of too many digits, or a __repr__ that raises.
     PyErr_Clear();
-    return std::string("a ") + Py_TYPE(value.ptr())->tp_name;
+    return std::string("<") + Py_TYPE(value.ptr())->tp_name + ">";
   }
   std::string line;
   for (const char* c = text; *c; ++c) {

@@ -188,6 +188,15 @@ void Array::view_dlpack(const dlpack::DLTensor& t, std::pair<int, int> device, c
                       device_text(given) + " (DLPack numbers), expected " + device_text(device) +
                       ": what __dlpack_device__() says");
   }
+  if (t.byte_offset > std::uint64_t{1} << 57) {
+    throw value_error(std::string(name) + ".byte_offset is " + std::to_string(t.byte_offset) +
+                      ", expected what memory can hold");
+  }
+  // An offset makes no memory of a null.
+  void* data =
+      t.data ? reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset)
+             : nullptr;
+  if (any_numbers_) return view_numbers(t, data, name);
   DType dtype = DType::kFloat32;
   if (t.dtype.lanes == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 64) {
     dtype = DType::kFloat64;
@@ -199,15 +208,47 @@ void Array::view_dlpack(const dlpack::DLTensor& t, std::pair<int, int> device, c
     throw type_error(std::string(name) + " has dtype " + dtype_text(object_, t.dtype) + ", " +
                      kExpectedDtypes);
   }
-  if (t.byte_offset > std::uint64_t{1} << 57) {
-    throw value_error(std::string(name) + ".byte_offset is " + std::to_string(t.byte_offset) +
-                      ", expected what memory can hold");
-  }
-  // An offset makes no memory of a null.
-  void* data =
-      t.data ? reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset)
-             : nullptr;
   tensor_ = make_view<Tensor>(name, data, dtype, t.ndim, t.shape, t.strides);
+}
+
+void Array::view_numbers(const dlpack::DLTensor& t, void* data, const char* name) {
+  constexpr const char* kNames[] = {"int", "uint", "float", "", "", "", "bool"};
+  const int bits = t.dtype.bits;
+  const bool is_bool = t.dtype.code == dlpack::kBool;
+  const bool known = t.dtype.lanes == 1 && t.dtype.code < std::size(kNames) &&
+                     *kNames[t.dtype.code] && (bits == 8 || bits == 16 || bits == 32 || bits == 64);
+  if (!known || (is_bool && bits != 8) || (t.dtype.code == dlpack::kFloat && bits == 8)) {
+    throw type_error(std::string(name) + " has dtype " + dtype_text(object_, t.dtype) +
+                     ", expected bools or real numbers");
+  }
+  numbers_ = kNames[t.dtype.code] + (is_bool ? "" : std::to_string(bits));
+  number_bytes_ = bits / 8;
+  first_number_ = data;
+  // A dtype of the same size stands for theirs; single bytes need no alignment.
+  const DType like = bits == 64 ? DType::kFloat64 : bits == 32 ? DType::kFloat32 : DType::kFloat16;
+  if (bits == 8) {
+    data = reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(data) & ~std::uintptr_t{1});
+  }
+  tensor_ = make_view<Tensor>(name, data, like, t.ndim, t.shape, t.strides);
+}
+
+py::object Array::to_numpy(py::handle object, const char* name) {
+  auto a = std::make_unique<Array>();
+  a->object_ = py::reinterpret_borrow<py::object>(object);
+  a->any_numbers_ = true;
+  a->read_dlpack(name);
+  if (a->where_.device == Device::kCuda) {
+    throw value_error(std::string(name) + " is on a CUDA device, expected the CPU");
+  }
+  std::vector<py::ssize_t> shape, strides;
+  for (int i = 0; i < a->tensor_.ndim(); ++i) {
+    shape.push_back(a->tensor_.shape(i));
+    strides.push_back(a->tensor_.stride(i) * a->number_bytes_);
+  }
+  const py::dtype dtype(a->numbers_);
+  const void* first = a->first_number_;
+  const py::capsule owner(a.release(), [](void* p) { delete static_cast<Array*>(p); });
+  return py::array(dtype, shape, strides, first, owner);
 }
 
 // Objects that have no __dlpack__, such as Numba's device arrays.

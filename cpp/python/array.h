@@ -188,6 +188,10 @@ class Array {
     return a;
   }
 
+  // What a library exports by DLPack as a NumPy array over its memory: also integers and bools,
+  // which only masks may be.
+  static py::object to_numpy(py::handle object, const char* name);
+
   explicit operator bool() const { return static_cast<bool>(tensor_); }
   const Tensor& tensor() const { return tensor_; }
   py::handle object() const { return object_; }
@@ -227,6 +231,7 @@ class Array {
   template <class M>
   bool take_capsule(const py::object& capsule, std::pair<int, int> device, const char* name);
   void view_dlpack(const dlpack::DLTensor& t, std::pair<int, int> device, const char* name);
+  void view_numbers(const dlpack::DLTensor& t, void* data, const char* name);
 
   // `order`: axes from the outermost in memory.
   Result new_array(const ConstTensor& shape, DType dtype, const int* order, Tensor* view) const {
@@ -257,6 +262,11 @@ class Array {
   std::shared_ptr<void> owner_;
   bool numpy_ = false;
   bool writable_ = false;
+  // Of to_numpy alone, whose elements tensor_ cannot name: it has their shape and strides.
+  bool any_numbers_ = false;
+  std::string numbers_;  // NumPy's name of the dtype
+  Index number_bytes_ = 0;
+  void* first_number_ = nullptr;
 };
 
 }  // namespace normcore::python

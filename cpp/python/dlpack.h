@@ -7,7 +7,7 @@
 namespace normcore::dlpack {
 
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
-enum TypeCode : std::uint8_t { kFloat = 2, kBfloat = 4 };
+enum TypeCode : std::uint8_t { kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct Device {
   std::int32_t type;

@@ -254,6 +254,7 @@ void register_functions(py::module_& m) {
           py::kw_only(), py::arg("stream") = py::none())
       .def("__dlpack_device__", &Buffer::device)
       .def_property_readonly("stream", &Buffer::stream);
+  m.def("to_numpy", &Array::to_numpy);
   m.def("layer_norm", &layer_norm_);
   m.def("layer_norm_backward", &layer_norm_backward_);
   m.def("rms_norm", &rms_norm_);

@@ -11,6 +11,12 @@
 namespace normcore {
 namespace {
 
+template <bool kConst>
+void check_given(const char* name, const BasicTensor<kConst>& t) {
+  if (!t) throw value_error(std::string(name) + " is None, expected an array");
+  check_view(name, t);
+}
+
 std::string number(double v) {
   char text[32];
   std::snprintf(text, sizeof(text), "%g", v);
@@ -116,7 +122,7 @@ std::string shape_text(const Index* shape, int ndim) {
 }
 
 void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& expected) {
-  check_view(name, t);
+  check_given(name, t);
   bool same = t.ndim() == expected.ndim;
   for (int i = 0; same && i < t.ndim(); ++i) same = t.shape(i) == expected.shape[i];
   if (same) return;
@@ -125,7 +131,7 @@ void check_shape(const char* name, const ConstTensor& t, const ExpectedShape& ex
 }
 
 void check_like(const char* name, const ConstTensor& t, const ConstTensor& x, const char* x_name) {
-  check_view(name, t);
+  check_given(name, t);
   if (t.dtype() != x.dtype()) {
     throw type_error(std::string(name) + " has dtype " + name_of(t.dtype()) + ", expected " +
                      name_of(x.dtype()) + ": " + x_name + "'s");
@@ -137,7 +143,7 @@ void check_like(const char* name, const ConstTensor& t, const ConstTensor& x, co
 }
 
 void check_output(const char* name, const Tensor& out, const ConstTensor& x, const char* x_name) {
-  check_view(name, out);
+  check_given(name, out);
   if (!same_shape(out, x)) {
     throw value_error(std::string(name) + " has shape " + shape_text(out) + ", expected " +
                       shape_text(x) + ": " + x_name + "'s");

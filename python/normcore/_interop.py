@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from . import _core
+
 Array = npt.NDArray[Any]
 
 _LONGEST_TEXT = 300
@@ -150,10 +152,7 @@ def as_numpy(value: Any, name: str = "the array") -> Array:
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
     elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            refuse_export(value, name, error)
+        return _core.to_numpy(value, name)
     return as_array(value, name)
 
 
