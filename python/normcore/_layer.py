@@ -63,6 +63,8 @@ def real_array(name: str, value: Any) -> Array:
     """Return an array of any library, of real numbers, as one of NumPy."""
     try:
         array = stored(value, name)
+    except ImportError:
+        raise  # says what to install
     except Exception as error:  # whatever another library throws
         raise TypeError(f"{name} is {shown(value)}, expected an array: {error}") from error
     if array.dtype.kind not in "biuf" and array.dtype.name not in FLOATS:
