@@ -175,6 +175,7 @@ VARIANTS = [
 # Methods of weights and plain rows, which have no statistics to return: test_weights.py.
 OTHER_METHODS = {
     "weight_norm": "weight_norm",
+    "wide_weight_norm": "weight_norm",
     "normalize": "normalize",
     "lp_normalize": "normalize",
 }

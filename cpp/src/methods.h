@@ -15,6 +15,7 @@
 #include "normcore/methods/switchable_norm.h"
 #include "normcore/methods/topk_batch_norm.h"
 #include "normcore/methods/weight_norm.h"
+#include "normcore/methods/wide_weight_norm.h"
 #include "pipeline.h"
 
 namespace normcore {

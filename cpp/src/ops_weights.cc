@@ -37,8 +37,15 @@ ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
   return call;
 }
 
-auto params_of(const WeightNormOptions& o) {
-  return [eps = o.eps](Memory&) { return WeightNorm::Params{eps}; };
+// f(method, the function that gives its params). Squares of double may leave its own range, which
+// WideWeightNorm minds.
+template <class F>
+void with_method(const WeightNormOptions& o, DType dtype, const Context& context, F&& f) {
+  if (dtype == DType::kFloat64 && context.device == Device::kCpu) {
+    return f(std::type_identity<WideWeightNorm>{},
+             [eps = o.eps](Memory&) { return WideWeightNorm::Params{eps, spread_of_norm(2)}; });
+  }
+  f(std::type_identity<WeightNorm>{}, [eps = o.eps](Memory&) { return WeightNorm::Params{eps}; });
 }
 
 }  // namespace
@@ -46,15 +53,20 @@ auto params_of(const WeightNormOptions& o) {
 void weight_norm(const ConstTensor& v, const ConstTensor& g, const Tensor& w,
                  const WeightNormOptions& o, const Context& context) {
   const cpu::RunningCall running(context);
-  channel_forward<WeightNorm>(weight_norm_call(v, g, o), params_of(o), w, {}, {}, context);
+  const ChannelCall call = weight_norm_call(v, g, o);
+  with_method(o, v.dtype(), context, [&]<class Method>(std::type_identity<Method>, auto params) {
+    channel_forward<Method>(call, params, w, {}, {}, context);
+  });
 }
 
 void weight_norm_backward(const ConstTensor& dw, const ConstTensor& v, const ConstTensor& g,
                           const Tensor& dv, const Tensor& dg, const WeightNormOptions& o,
                           const Context& context) {
   const cpu::RunningCall running(context);
-  channel_backward<WeightNorm>(weight_norm_call(v, g, o), params_of(o), dw, {dv, dg, {}}, {},
-                               context);
+  const ChannelCall call = weight_norm_call(v, g, o);
+  with_method(o, v.dtype(), context, [&]<class Method>(std::type_identity<Method>, auto params) {
+    channel_backward<Method>(call, params, dw, {dv, dg, {}}, {}, context);
+  });
 }
 
 }  // namespace normcore
