@@ -111,6 +111,8 @@ class _Layer:
     _named: ClassVar[tuple[str, ...]]
     _unusual: ClassVar[dict[str, object]] = {}
     _has_stats: ClassVar[bool] = True  # of forward, for backward
+    # Keys of the layer around this one, which are left alone in a state that has them.
+    _foreign: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self, parameters: dict[str, Array], buffers: dict[str, Array] | None = None
@@ -267,7 +269,7 @@ class _Layer:
             raise TypeError(f"state_dict is {shown(state_dict)}, expected a mapping")
         own = self.state_dict()
         missing = [k for k in own if k not in state_dict and k != "num_batches_tracked"]
-        unexpected = [str(k) for k in state_dict if k not in own]
+        unexpected = [str(k) for k in state_dict if k not in own and k not in self._foreign]
         problems = []
         if strict and missing:
             problems.append(f"missing {', '.join(missing)}")

@@ -34,7 +34,7 @@ WARM_UP = 15  # iterations, as torch does before the first call
 _NAMES = {"v": ("weight_u", "weight_v"), "u": ("_u", "_v")}
 _MODULE = "parametrizations.weight.0."
 # What a whole module of torch has beside them.
-_OTHERS = {"bias", "weight_orig", "parametrizations.weight.original"}
+_OTHERS = frozenset({"bias", "weight_orig", "parametrizations.weight.original"})
 
 
 class SpectralNorm(_Layer):
@@ -110,6 +110,7 @@ class SpectralNorm(_Layer):
     _leading = ("shape",)
     _named = ("n_power_iterations", "axis")
     _unusual: ClassVar[dict[str, object]] = {"eps": 1e-12, "bound": None, "first": "v"}
+    _foreign = _OTHERS
 
     def __init__(
         self,
@@ -205,7 +206,6 @@ class SpectralNorm(_Layer):
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict is {shown(state_dict)}, expected a mapping")
         state = {str(k).removeprefix(_MODULE): v for k, v in state_dict.items()}
-        state = {k: v for k, v in state.items() if k not in _OTHERS}
         before = self.first
         try:
             for first, names in _NAMES.items():

@@ -50,6 +50,10 @@ class WeightNorm(_Layer):
     TypeError
         For a dtype that is not one of the four.
 
+    Notes
+    -----
+    `load_state_dict` leaves the ``bias`` alone that states of whole modules have.
+
     References
     ----------
     Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
@@ -72,6 +76,7 @@ class WeightNorm(_Layer):
     _leading = ("shape",)
     _named = ("axis",)
     _unusual: ClassVar[dict[str, object]] = {"eps": 0.0}
+    _foreign = frozenset({"bias"})
 
     def __init__(
         self,
