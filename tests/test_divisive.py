@@ -474,12 +474,12 @@ def test_divisive_layer(rng):
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gdn_layer(rng, inverse, channel_axis):
     layer = nc.GDN(6, inverse, channel_axis=channel_axis)
-    assert layer.beta.tolist() == [1] * 6
-    np.testing.assert_allclose(layer.gamma, 0.1 * np.eye(6), rtol=1e-6)
+    assert layer.effective_beta.tolist() == [1] * 6
+    np.testing.assert_allclose(layer.effective_gamma, 0.1 * np.eye(6), rtol=1e-6)
     x, dy, _ = make(rng, "gdn", (2, 6, 3, 6))
     options = {"inverse": inverse, "channel_axis": channel_axis}
-    assert bits(layer(x)) == bits(nc.gdn(x, layer.beta, layer.gamma, **options))
-    want = nc.gdn_backward(dy, x, layer.beta, layer.gamma, **options)
+    assert bits(layer(x)) == bits(nc.gdn(x, layer.effective_beta, layer.effective_gamma, **options))
+    want = nc.gdn_backward(dy, x, layer.effective_beta, layer.effective_gamma, **options)
     assert bits(layer.backward(dy)) == bits(want.dx)
     np.testing.assert_allclose(
         layer.grads["beta"], 2 * layer.parameters["beta"] * want.dbeta, rtol=1e-6
@@ -493,14 +493,14 @@ def test_gdn_bounds():
     layer = nc.GDN(2, beta_min=0.25, dtype=np.float64)
     layer.parameters["beta"][:] = [-3, 0.1]  # below the bound, both of them
     layer.parameters["gamma"][:] = [[1, -1], [-1, -1]]
-    np.testing.assert_allclose(layer.beta, 0.25)
-    np.testing.assert_allclose(layer.gamma, [[1, 0], [0, 0]], atol=1e-11)
+    np.testing.assert_allclose(layer.effective_beta, 0.25)
+    np.testing.assert_allclose(layer.effective_gamma, [[1, 0], [0, 0]], atol=1e-11)
     x = np.array([[1.0, 2.0]])
     # With dy > 0 descent raises the divisor, with dy < 0 it lowers it: below the bound only the
     # first passes.
     layer(x)
     layer.backward(np.array([[1.0, -1.0]]))
-    want = nc.gdn_backward(np.array([[1.0, -1.0]]), x, layer.beta, layer.gamma)
+    want = nc.gdn_backward(np.array([[1.0, -1.0]]), x, layer.effective_beta, layer.effective_gamma)
     bound = np.sqrt(0.25 + 2.0**-36)
     np.testing.assert_allclose(layer.grads["beta"], [2 * bound * want.dbeta[0], 0])
     bound = 2.0**-18

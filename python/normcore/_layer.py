@@ -7,7 +7,7 @@ options both of them take (`_options`) and which shapes it accepts (`_check_shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -51,12 +51,13 @@ def check_writable(values: Iterable[tuple[str, Any]], error: type[Exception] = V
 
 
 def affine_parameters(
-    shape: tuple[int, ...], dtype: npt.DTypeLike, *, weight: bool, bias: bool, start: float = 1.0
+    shape: tuple[int, ...], dtype: npt.DTypeLike, *, weight: bool, bias: bool
 ) -> dict[str, Array]:
-    """Return new parameters: weight at `start`, bias at 0, each only where wanted."""
+    """Return new parameters, each only where wanted; the layer sets them to their start."""
     kind = float_dtype(dtype)
-    wanted = {"weight": (weight, start), "bias": (bias, 0.0)}
-    return {name: np.full(shape, value, kind) for name, (want, value) in wanted.items() if want}
+    return {
+        name: np.empty(shape, kind) for name, want in (("weight", weight), ("bias", bias)) if want
+    }
 
 
 def real_array(name: str, value: Any) -> Array:
@@ -99,7 +100,8 @@ class _Layer:
     ----------
     parameters, grads, buffers : dict of str to numpy.ndarray
         Trained arrays, their accumulated gradients (same keys, shapes and dtypes) and running
-        statistics. Update the arrays in place: ``layer.parameters["weight"] -= step``.
+        statistics. Parameters and buffers are attributes too: ``layer.weight -= step`` works in
+        place, and ``layer.weight = values`` copies into the array that is there.
     training : bool
         Set by `train` and `eval`.
     """
@@ -123,6 +125,7 @@ class _Layer:
         self.grads: dict[str, Array] = {}
         # The backward function, all but dy bound.
         self._gradient: Callable[..., Any] | None = None
+        self.reset_parameters()
         self.zero_grad()
 
     def _options(self) -> dict[str, Any]:
@@ -216,6 +219,28 @@ class _Layer:
                 sums[name] = (grad + gradient).astype(grad.dtype)
         for name, value in sums.items():
             self.grads[name][...] = value
+
+    def _start(self, name: str) -> Any:
+        """Return what a parameter or buffer starts at: an array, or one number for all of it."""
+        return 0.0 if name in ("bias", "running_mean", "num_batches_tracked") else 1.0
+
+    def reset_parameters(self) -> None:
+        """Set parameters, and buffers as `reset_running_stats` does, to what a new layer has.
+
+        In place: the arrays stay the same objects. Gradients and modes stay as they are.
+        """
+        self.reset_running_stats()
+        for name, parameter in self.parameters.items():
+            parameter[...] = self._start(name)
+
+    def reset_running_stats(self) -> None:
+        """Set all buffers, in place, to what a new layer has."""
+        for name, buffer in self.buffers.items():
+            buffer[...] = self._start(name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Array]]:
+        """Return an iterator over names and parameters."""
+        return iter(self.parameters.items())
 
     def zero_grad(self) -> None:
         """Set all gradients to new arrays of zeros."""

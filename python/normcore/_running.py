@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import averaging, flag, integer, not_negative, positive, shape_of, shown
+from ._attributes import maybe
 from ._dtypes import float_dtype
 from ._interop import Array, is_wide, position_weights, split_masked
 from ._layer import _Layer, affine_parameters, check_writable
@@ -24,12 +25,17 @@ from .reductions import Moments, moments
 
 Running = TypeVar("Running", bound="_RunningNorm")
 
+RUNNING_VAR = "Running variance; None without `track_running_stats`."
+
 
 class _ChannelLayer(_Layer):
     """A layer with one weight and one bias a channel."""
 
     _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
     _channels: ClassVar[str] = "num_features"  # the attribute that holds the channels' number
+
+    weight = maybe("Scale of each channel; None where there is none.")
+    bias = maybe("Shift of each channel; None where there is none.")
 
     eps: float
     channel_axis: int
@@ -67,6 +73,10 @@ class _RunningNorm(_ChannelLayer):
         "time_steps": None,
     }
     _leading = ("num_features",)
+
+    running_mean = maybe("Running mean; None without `track_running_stats`.")
+    num_batches_tracked = maybe("Training calls so far; None without `track_running_stats`.")
+
     _named: ClassVar[tuple[str, ...]] = (
         "eps",
         "momentum",
@@ -126,9 +136,8 @@ class _RunningNorm(_ChannelLayer):
             kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
             rows = () if self.time_steps is None else (self.time_steps,)
             for name in self._running:
-                start = 0.0 if name == "running_mean" else 1.0
-                buffers[name] = np.full((*rows, *shape), start, kind)
-            buffers["num_batches_tracked"] = np.zeros(rows, np.int64)
+                buffers[name] = np.empty((*rows, *shape), kind)
+            buffers["num_batches_tracked"] = np.empty(rows, np.int64)
         self.frozen = False
         super().__init__({**(own or {}), **parameters}, buffers)
 

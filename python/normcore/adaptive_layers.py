@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from . import adaptive, scaled
 from ._arguments import flag, integer, not_negative, number, positive, shape_of, shown
+from ._attributes import always, maybe
 from ._dtypes import float_dtype
 from ._interop import Array, as_numpy
 from ._layer import affine_parameters
 from ._life import Foldable
-from ._running import _MaskedNorm, _RunningNorm
+from ._running import RUNNING_VAR, _MaskedNorm, _RunningNorm
 from .reductions import Moments
 
 __all__ = [
@@ -103,6 +104,8 @@ class BatchRenorm(Foldable, _MaskedNorm, _TrainingNorm):
     _function_backward = staticmethod(adaptive.batch_renorm_backward)
     _running = ("running_mean", "running_std")
     _named = ("eps", "momentum", "r_max", "d_max", "schedule", "affine", "bias")
+
+    running_std = always("Running standard deviation.")
 
     def __init__(
         self,
@@ -224,6 +227,9 @@ class BatchInstanceNorm(_TrainingNorm):
         "unbiased_running_var": True,
     }
 
+    rho = always("The share of batch norm in each channel.")
+    running_var = maybe(RUNNING_VAR)
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -238,7 +244,7 @@ class BatchInstanceNorm(_TrainingNorm):
         unbiased_running_var: bool = True,
         **life: Any,
     ) -> None:
-        own = {"rho": np.ones(positive("num_features", num_features), float_dtype(dtype))}
+        own = {"rho": np.empty(positive("num_features", num_features), float_dtype(dtype))}
         super().__init__(
             num_features,
             eps,
@@ -323,6 +329,10 @@ class SwitchableNorm(_TrainingNorm):
     _function = staticmethod(adaptive.switchable_norm)
     _function_backward = staticmethod(adaptive.switchable_norm_backward)
 
+    mean_logits = always("Of the mixture of means: instance, layer, batch.")
+    var_logits = always("Of the mixture of variances: instance, layer, batch.")
+    running_var = maybe(RUNNING_VAR)
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -336,7 +346,7 @@ class SwitchableNorm(_TrainingNorm):
         bias: bool = True,
         **life: Any,
     ) -> None:
-        own = {name: np.ones(3, float_dtype(dtype)) for name in ("mean_logits", "var_logits")}
+        own = {name: np.empty(3, float_dtype(dtype)) for name in ("mean_logits", "var_logits")}
         super().__init__(
             num_features,
             eps,
@@ -443,6 +453,8 @@ class MeanOnlyBatchNorm(Foldable, _MaskedNorm, _TrainingNorm):
 
 class _ScaledNorm(Foldable, _TrainingNorm):
     _running = ("running_mean", "running_scale")
+
+    running_scale = maybe("Running scale; None without `track_running_stats`.")
 
     def _moments_of(self, x: Any) -> Moments:
         # Scales of this kind do not merge: their average, weighed by the counts, has to do.

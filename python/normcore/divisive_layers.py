@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from . import divisive
 from ._arguments import above_zero, flag, integer, not_negative, number, positive
+from ._attributes import always
 from ._dtypes import float_dtype
 from ._interop import Array
 from ._layer import _Layer
@@ -89,6 +90,10 @@ class DivisiveNorm(_MixingLayer):
     _named = ("exponent", "power")
     _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
 
+    weights = always("What each channel adds to the divisors of the others.")
+    sigma = always("Where division sets in.")
+    gain = always("Scale of each channel.")
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -100,11 +105,14 @@ class DivisiveNorm(_MixingLayer):
         self.exponent, self.power = above_zero("exponent", exponent), above_zero("power", power)
         n, kind = positive("num_features", num_features), float_dtype(dtype)
         parameters = {
-            "weights": np.full((n, n), 1 / n, kind),
-            "sigma": np.ones(n, kind),
-            "gain": np.ones(n, kind),
+            "weights": np.empty((n, n), kind),
+            "sigma": np.empty(n, kind),
+            "gain": np.empty(n, kind),
         }
         super().__init__(n, channel_axis, parameters)
+
+    def _start(self, name: str) -> Any:
+        return 1 / self.num_features if name == "weights" else 1.0
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -154,8 +162,8 @@ class GDN(_MixingLayer):
         ``beta`` and ``gamma``: the stored :math:`q`, of shape (num_features,) and
         (num_features, num_features). Where one is below its bound, its gradient passes only if
         descent would raise it.
-    beta, gamma : numpy.ndarray
-        What they stand for.
+    effective_beta, effective_gamma : numpy.ndarray
+        What they stand for: what `normcore.gdn` is called with.
 
     Raises
     ------
@@ -186,6 +194,9 @@ class GDN(_MixingLayer):
     #: Added before the root is taken, so that its slope at 0 is finite.
     pedestal: ClassVar[float] = 2.0**-36
 
+    beta = always("The stored root of beta.")
+    gamma = always("The stored root of gamma.")
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -205,9 +216,15 @@ class GDN(_MixingLayer):
         self.beta_min = not_negative("beta_min", beta_min)
         gamma_init = not_negative("gamma_init", gamma_init)
         n = positive("num_features", num_features)
-        start = {"beta": np.ones(n), "gamma": gamma_init * np.eye(n)}
-        stored = {name: np.sqrt(v + self.pedestal).astype(kind) for name, v in start.items()}
-        super().__init__(n, channel_axis, stored)
+        self._gamma_init = float(gamma_init)
+        super().__init__(
+            n, channel_axis, {"beta": np.empty(n, kind), "gamma": np.empty((n, n), kind)}
+        )
+
+    def _start(self, name: str) -> Any:
+        n = self.num_features
+        effective = np.ones(n) if name == "beta" else self._gamma_init * np.eye(n)
+        return np.sqrt(effective + self.pedestal)
 
     def _bound(self, name: str) -> Array:
         least = self.beta_min if name == "beta" else 0.0
@@ -215,7 +232,7 @@ class GDN(_MixingLayer):
         return np.asarray(np.sqrt(least + self.pedestal), self.parameters[name].dtype)
 
     def _values(self) -> dict[str, Array]:
-        return {"beta": self.beta, "gamma": self.gamma}
+        return {"beta": self.effective_beta, "gamma": self.effective_gamma}
 
     def _value(self, name: str) -> Array:
         bounded = np.maximum(self.parameters[name], self._bound(name)).astype(np.float64)
@@ -223,11 +240,11 @@ class GDN(_MixingLayer):
         return value.astype(self.parameters[name].dtype)
 
     @property
-    def beta(self) -> Array:
+    def effective_beta(self) -> Array:
         return self._value("beta")
 
     @property
-    def gamma(self) -> Array:
+    def effective_gamma(self) -> Array:
         return self._value("gamma")
 
     def _options(self) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from . import functional
 from ._arguments import flag, integer, not_negative, number, positive, shape_of, sizes
+from ._attributes import maybe
 from ._dtypes import float_dtype
 from ._interop import Array
 from ._layer import StateDictError, _Layer, affine_parameters
 from ._life import Foldable
-from ._running import _ChannelLayer, _MaskedNorm, _RunningNorm
+from ._running import RUNNING_VAR, _ChannelLayer, _MaskedNorm, _RunningNorm
 from .reductions import Moments
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
@@ -33,6 +34,8 @@ class _RowLayer(_Layer):
     _leading = ("normalized_shape",)
     _unusual: ClassVar[dict[str, object]] = {"axis": None}
 
+    weight = maybe("Scale, of shape `normalized_shape`; None without `elementwise_affine`.")
+
     def __init__(
         self,
         normalized_shape: SupportsIndex | Iterable[SupportsIndex],
@@ -42,7 +45,6 @@ class _RowLayer(_Layer):
         dtype: npt.DTypeLike,
         *,
         bias: bool,
-        start: float = 1.0,
     ) -> None:
         if not isinstance(normalized_shape, Iterable):
             normalized_shape = (positive("normalized_shape", normalized_shape),)
@@ -64,7 +66,6 @@ class _RowLayer(_Layer):
                 dtype,
                 weight=self.elementwise_affine,
                 bias=bias,
-                start=start,
             )
         )
 
@@ -201,6 +202,8 @@ class LayerNorm(_RowLayer):
     _function_backward = staticmethod(functional.layer_norm_backward)
     _named = ("eps", "elementwise_affine", "bias")
 
+    bias = maybe("Shift, of shape `normalized_shape`; None where there is none.")
+
     def __init__(
         self,
         normalized_shape: SupportsIndex | Iterable[SupportsIndex],
@@ -299,10 +302,12 @@ class RMSNorm(_RowLayer):
             axis,
             dtype,
             bias=False,
-            start=1.0 - self.weight_offset,
         )
         wide = float_dtype(dtype) == np.float64
         self._epsilon = float(np.finfo(np.float64 if wide else np.float32).eps)
+
+    def _start(self, name: str) -> Any:
+        return 1.0 - self.weight_offset
 
     def _options(self) -> dict[str, Any]:
         eps = self._epsilon if self.eps is None else self.eps
@@ -487,6 +492,8 @@ class BatchNorm(Foldable, _MaskedNorm):
         "unbiased_running_var": True,
     }
 
+    running_var = maybe(RUNNING_VAR)
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -587,6 +594,8 @@ class InstanceNorm(Foldable, _RunningNorm):
         **_RunningNorm._unusual,
         "unbiased_running_var": True,
     }
+
+    running_var = maybe(RUNNING_VAR)
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import local
 from ._arguments import choice, flag, integer, not_negative, number, positive, sizes
+from ._attributes import always, maybe
 from ._dtypes import float_dtype
 from ._interop import Array
 from ._layer import _Layer, affine_parameters
@@ -165,6 +166,10 @@ class LocalDivisiveNorm(_LocalLayer):
     _named = ()
     _unusual: ClassVar[dict[str, object]] = {"affine": True, "channel_axis": 1}
 
+    sigma = always("What a deviation is large or small beside.")
+    weight = maybe("Scale of each channel; None without `affine`.")
+    bias = maybe("Shift of each channel; None without `affine`.")
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -180,13 +185,15 @@ class LocalDivisiveNorm(_LocalLayer):
         self.suppression_window = _window("suppression_window", suppression_window)
         self.affine = flag("affine", affine)
         self.channel_axis = integer("channel_axis", channel_axis)
-        parameters: dict[str, Array] = {
-            "sigma": np.full((), number("sigma", sigma), float_dtype(dtype))
-        }
+        self._sigma = number("sigma", sigma)
+        parameters: dict[str, Array] = {"sigma": np.empty((), float_dtype(dtype))}
         shape = (self.num_features,)
         super().__init__(
             parameters | affine_parameters(shape, dtype, weight=self.affine, bias=self.affine)
         )
+
+    def _start(self, name: str) -> Any:
+        return self._sigma if name == "sigma" else super()._start(name)
 
     def _options(self) -> dict[str, Any]:
         return {

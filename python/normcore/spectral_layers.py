@@ -22,6 +22,7 @@ from ._arguments import (
     shown,
     sizes,
 )
+from ._attributes import always
 from ._dtypes import float_dtype
 from ._interop import Array, as_numpy
 from ._layer import IncompatibleKeys, _Layer, check_writable
@@ -112,6 +113,9 @@ class SpectralNorm(_Layer):
     _unusual: ClassVar[dict[str, object]] = {"eps": 1e-12, "bound": None, "first": "v"}
     _foreign = _OTHERS
 
+    u = always("The left singular vector so far.")
+    v = always("The right singular vector so far.")
+
     def __init__(
         self,
         shape: Iterable[SupportsIndex],
@@ -131,14 +135,21 @@ class SpectralNorm(_Layer):
         self.eps = not_negative("eps", eps)
         self.bound = None if bound is None else above_zero("bound", bound)
         self.first = choice("first", first, _NAMES)
+        kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
+        self._rng = generator("rng", rng)
+        outputs = self.shape[self.axis]
+        rest = math.prod(self.shape) // outputs
+        super().__init__({}, {"u": np.empty(outputs, kind), "v": np.empty(rest, kind)})
+
+    def _start(self, name: str) -> Any:
+        vector = self._rng.normal(size=self.buffers[name].shape)
+        return vector / np.linalg.norm(vector)
+
+    def reset_running_stats(self) -> None:
+        """Start from new random vectors, and from the iterations of a first call."""
+        super().reset_running_stats()
         self.sigma: float | None = None
         self._due = WARM_UP  # iterations that the next call does beside its own
-        kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
-        rng = generator("rng", rng)
-        outputs = self.shape[self.axis]
-        vectors = (rng.normal(size=n) for n in (outputs, math.prod(self.shape) // outputs))
-        u, v = ((vector / np.linalg.norm(vector)).astype(kind) for vector in vectors)
-        super().__init__({}, {"u": u, "v": v})
 
     def __call__(self, weight: Any) -> Any:
         """Return the normalized weight, and remember what `backward` needs.

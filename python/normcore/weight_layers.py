@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from . import weights
 from ._arguments import above_zero, generator, integer, not_negative, shown, sizes
+from ._attributes import always
 from ._dtypes import float_dtype
 from ._interop import Array
 from ._layer import _Layer, check_writable, real_array
@@ -78,6 +79,9 @@ class WeightNorm(_Layer):
     _unusual: ClassVar[dict[str, object]] = {"eps": 0.0}
     _foreign = frozenset({"bias"})
 
+    v = always("The direction, of `shape`.")
+    g = always("The lengths.")
+
     def __init__(
         self,
         shape: Iterable[SupportsIndex],
@@ -92,9 +96,12 @@ class WeightNorm(_Layer):
             raise ValueError(f"axis is {axis}, expected an axis of shape {self.shape}")
         self.eps = not_negative("eps", eps)
         kind = float_dtype(dtype)
-        start = generator("rng", rng).normal(0, 0.05, self.shape)
+        self._rng = generator("rng", rng)
         lengths = () if self.axis is None else (self.shape[self.axis],)
-        super().__init__({"v": start.astype(kind), "g": np.ones(lengths, kind)})
+        super().__init__({"v": np.empty(self.shape, kind), "g": np.empty(lengths, kind)})
+
+    def _start(self, name: str) -> Any:
+        return self._rng.normal(0, 0.05, self.shape) if name == "v" else 1.0
 
     def __call__(self) -> Array:  # type: ignore[override]
         """Return the weight."""
