@@ -546,6 +546,29 @@ def test_little_memory_is_an_error(count):
     expect_success(LIMITED + LITTLE_MEMORY, tests, count, timeout=600, **settings)
 
 
+def test_threads_need_little_stack():
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, normcore as nc
+from support import VARIANTS, make_problem
+rng = np.random.default_rng(0)
+nc.set_num_threads(4)
+for variant in VARIANTS:
+    for dtype in (np.float32, np.float64, np.float16):
+        problem = make_problem(rng, variant, dtype, (4, 36, 67, 41), "channels_last")
+        problem.forward()
+        problem.backward()
+x = rng.normal(size=(6, 200, 30, 31)).astype(np.float32)
+beta, gamma = np.ones(200, np.float32), rng.uniform(0, 1, (200, 200)).astype(np.float32)
+nc.gdn(x, beta, gamma)
+nc.gdn_backward(x, x, beta, gamma)
+nc.local_response_norm_backward(x, x, 5)
+nc.local_divisive_norm_backward(x, x, 1.0, summation_window=3, suppression_window=5)
+"""
+    expect_success(code, Path(__file__).parent, OMP_STACKSIZE="64k")
+
+
 # ---- the module as a library
 
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -117,12 +118,49 @@ TEST(Fork, AChildRunsAfterTheParentHasStartedThreads) {
   EXPECT_EQ(run_tasks(), 0) << "in the parent, afterwards";
 }
 
-TEST(Fork, OnlyTheChildRunsSerially) {
-  if (!has_openmp()) GTEST_SKIP() << "built without OpenMP";
-  ASSERT_EQ(run_tasks(), 0);
-  EXPECT_EQ(in_child([] { return threads_for(kHuge, 2); }), 1);
-  EXPECT_EQ(threads_for(kHuge, 2), 2);
+#ifdef _OPENMP
+// The largest team of a region, which is that of every task.
+int team_of_tasks() {
+  std::atomic<int> team{0};
+  parallel_for(100, threads_for(kHuge, 3), true, [&](Index) { team = omp_get_num_threads(); });
+  return team;
 }
+
+TEST(Fork, AChildHasThreadsOfItsOwn) {
+  ASSERT_EQ(run_tasks(), 0);
+  EXPECT_EQ(in_child(team_of_tasks), 3);
+  EXPECT_EQ(in_child([] { return in_child(team_of_tasks); }), 3) << "a grandchild";
+  EXPECT_EQ(in_child([] { return team_of_tasks() == 3 ? in_child(team_of_tasks) : -3; }), 3)
+      << "a grandchild whose parent has used its own";
+  EXPECT_EQ(team_of_tasks(), 3);
+}
+
+TEST(Fork, AnotherUserOfTheRuntimeHasStartedItsThreads) {
+  // In a thread of its own, so that the library has run nothing in parallel in it.
+  std::thread([] {
+    int count = 0;
+#pragma omp parallel num_threads(3) reduction(+ : count)
+    ++count;
+    ASSERT_EQ(count, 3);
+    EXPECT_EQ(in_child(run_tasks), 0) << "-2: the child hung";
+  }).join();
+}
+
+TEST(Fork, ErrorsReachTheCallerInAChild) {
+  ASSERT_EQ(run_tasks(), 0);
+  EXPECT_EQ(in_child([] {
+              try {
+                parallel_for(100, 3, false, [](Index i) {
+                  if (i == 57) throw std::runtime_error("task 57");
+                });
+              } catch (const std::runtime_error&) {
+                return run_tasks();
+              }
+              return 1;
+            }),
+            0);
+}
+#endif
 
 TEST(Fork, TheLibrarysOwnLoopsRunInAChild) {
   std::vector<char> from(8 << 20, 'x'), to(from.size());

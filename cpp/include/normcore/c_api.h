@@ -68,6 +68,7 @@ NORMCORE_API const char* normcore_version(void);
 NORMCORE_API const char* normcore_get_isa(void);
 NORMCORE_API normcore_status normcore_set_isa(const char* name);
 NORMCORE_API int32_t normcore_get_num_threads(void);
+// 1 to 1024. A call takes fewer where the system does not let it start so many.
 NORMCORE_API normcore_status normcore_set_num_threads(int32_t n);
 
 // ---- rows: axes are those of x that are normalized, negative ones from the end; none: the last
