@@ -18,7 +18,7 @@ class FloatEnvironment {
  public:
   FloatEnvironment() : before_(read()) {
     changed_ = !is_default(before_);
-    if (changed_) write(kDefault);
+    if (changed_) write_default();
     barrier();
   }
   ~FloatEnvironment() {
@@ -34,6 +34,7 @@ class FloatEnvironment {
   static constexpr State kDefault = 0x1f80, kRaised = 0x3f;
   static State read() { return _mm_getcsr(); }
   static void write(State state) { _mm_setcsr(state); }
+  static void write_default() { write(kDefault); }
   static bool is_default(State state) { return (state & ~kRaised) == kDefault; }
 #elif defined(__aarch64__)
   using State = std::uint64_t;  // FPCR, without the flags of what was raised
@@ -44,17 +45,18 @@ class FloatEnvironment {
     return state;
   }
   static void write(State state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
+  static void write_default() { write(kDefault); }
   static bool is_default(State state) { return state == kDefault; }
 #else
   // Its members are the system's own: as if it were always another one.
   using State = std::fenv_t;
-  static inline const State kDefault = *FE_DFL_ENV;
   static State read() {
     State state;
     std::fegetenv(&state);
     return state;
   }
   static void write(const State& state) { std::fesetenv(&state); }
+  static void write_default() { std::fesetenv(FE_DFL_ENV); }
   static bool is_default(const State&) { return false; }
 #endif
   // Compilers do not know that arithmetic depends on the environment, but they keep loads and
