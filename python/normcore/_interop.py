@@ -29,11 +29,11 @@ def library_of(array: Any) -> str:
     It is that of the nearest of its class and base classes that can take arrays over: a subclass of
     an array of torch may be defined anywhere.
     """
-    roots = [str(base.__module__).partition(".")[0] for base in type(array).__mro__]
-    for root in roots:
+    for base in type(array).__mro__:
+        root = str(base.__module__).partition(".")[0]
         if hasattr(sys.modules.get(root), "from_dlpack"):
             return root
-    return roots[0]
+    return str(type(array).__module__).partition(".")[0]
 
 
 def current_stream(array: Any) -> int:
