@@ -1,7 +1,8 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy.typing as npt
+from ._interop import Array
+from ._typing import A, Floats, SupportsDLPack
 
 __version__: str
 
@@ -26,45 +27,494 @@ def has_openmp() -> bool: ...
 def compiler() -> str: ...
 def cuda_is_built() -> bool: ...
 def cuda_is_available() -> bool: ...
-def to_numpy(array: Any, name: str) -> npt.NDArray[Any]: ...
-def copy(dst: Any, src: Any, stream: bool) -> None: ...
-def convert(src: Any, dst: Any) -> None: ...
-def layer_norm(*args: Any) -> Any: ...
-def layer_norm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def rms_norm(*args: Any) -> Any: ...
-def rms_norm_backward(*args: Any) -> tuple[Any, Any]: ...
-def batch_norm(*args: Any) -> Any: ...
-def batch_norm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def instance_norm(*args: Any) -> Any: ...
-def instance_norm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def group_norm(*args: Any) -> Any: ...
-def group_norm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def batch_renorm(*args: Any) -> Any: ...
-def batch_renorm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def batch_instance_norm(*args: Any) -> Any: ...
-def batch_instance_norm_backward(*args: Any) -> tuple[Any, Any, Any, Any]: ...
-def switchable_norm(*args: Any) -> Any: ...
-def switchable_norm_backward(*args: Any) -> tuple[Any, Any, Any, Any, Any]: ...
-def mean_only_batch_norm(*args: Any) -> Any: ...
-def mean_only_batch_norm_backward(*args: Any) -> tuple[Any, Any]: ...
-def normalize(*args: Any) -> Any: ...
-def normalize_backward(*args: Any) -> Any: ...
-def weight_norm(*args: Any) -> Any: ...
-def weight_norm_backward(*args: Any) -> tuple[Any, Any]: ...
-def spectral_norm(*args: Any) -> tuple[Any, float, Any, Any]: ...
-def spectral_norm_backward(*args: Any) -> Any: ...
-def power_method(*args: Any) -> tuple[float, Any, Any, int, bool]: ...
-def lp_batch_norm(*args: Any) -> Any: ...
-def lp_batch_norm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def topk_batch_norm(*args: Any) -> Any: ...
-def topk_batch_norm_backward(*args: Any) -> tuple[Any, Any, Any]: ...
-def divisive_norm(*args: Any) -> Any: ...
-def divisive_norm_backward(*args: Any) -> tuple[Any, Any, Any, Any]: ...
-def gdn(*args: Any) -> Any: ...
-def gdn_backward(*args: Any) -> tuple[Any, Any, Any, float, float]: ...
-def norm(*args: Any) -> Any: ...
-def moments(*args: Any) -> tuple[Any, Any, Any]: ...
-def local_response_norm(*args: Any) -> Any: ...
-def local_response_norm_backward(*args: Any) -> Any: ...
-def local_divisive_norm(*args: Any) -> Any: ...
-def local_divisive_norm_backward(*args: Any) -> tuple[Any, Any, Any, Any]: ...
+def to_numpy(array: Any, name: str, /) -> Array: ...
+def copy(dst: SupportsDLPack, src: SupportsDLPack, stream: bool, /) -> None: ...
+def convert(src: SupportsDLPack, dst: SupportsDLPack, /) -> None: ...
+
+# Positional, in the order of the C++ functions; with return_stats (y, a tuple of statistics).
+def layer_norm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    residual: A | None,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def layer_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    dh: A | None,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def rms_norm(
+    x: A,
+    weight: Floats | None,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    weight_offset: float,
+    residual: A | None,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def rms_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    weight_offset: float,
+    dh: A | None,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None]: ...
+def batch_norm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    unbiased_running_var: bool,
+    channel_axis: int,
+    mask: Floats | None,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def batch_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    eps: float,
+    channel_axis: int,
+    mask: Floats | None,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def instance_norm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    unbiased_running_var: bool,
+    channel_axis: int,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def instance_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    use_input_stats: bool,
+    eps: float,
+    channel_axis: int,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def group_norm(
+    x: A,
+    num_groups: int,
+    weight: Floats | None,
+    bias: Floats | None,
+    eps: float,
+    channel_axis: int,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def group_norm_backward(
+    dy: A,
+    x: A,
+    num_groups: int,
+    weight: Floats | None,
+    bias: Floats | None,
+    eps: float,
+    channel_axis: int,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def batch_renorm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_std: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    r_max: float,
+    d_max: float,
+    eps: float,
+    channel_axis: int,
+    mask: Floats | None,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def batch_renorm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_std: SupportsDLPack | None,
+    training: bool,
+    r_max: float,
+    d_max: float,
+    eps: float,
+    channel_axis: int,
+    mask: Floats | None,
+    pooled: SupportsDLPack | None,
+    given: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def batch_instance_norm(
+    x: A,
+    rho: Floats,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    unbiased_running_var: bool,
+    channel_axis: int,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def batch_instance_norm_backward(
+    dy: A,
+    x: A,
+    rho: Floats,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    eps: float,
+    channel_axis: int,
+    pooled: SupportsDLPack | None,
+    given: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A, A | None, A | None]: ...
+def switchable_norm(
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    channel_axis: int,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def switchable_norm_backward(
+    dy: A,
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    eps: float,
+    channel_axis: int,
+    pooled: SupportsDLPack | None,
+    given: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A, A, A | None, A | None]: ...
+def mean_only_batch_norm(
+    x: A,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    channel_axis: int,
+    mask: Floats | None,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def mean_only_batch_norm_backward(
+    dy: A,
+    x: A,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    training: bool,
+    channel_axis: int,
+    mask: Floats | None,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None]: ...
+def lp_batch_norm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    p: float,
+    running_mean: SupportsDLPack | None,
+    running_scale: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    channel_axis: int,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def lp_batch_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    p: float,
+    running_mean: SupportsDLPack | None,
+    running_scale: SupportsDLPack | None,
+    training: bool,
+    eps: float,
+    channel_axis: int,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    k: int,
+    running_mean: SupportsDLPack | None,
+    running_scale: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    channel_axis: int,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> Any: ...
+def topk_batch_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    k: int,
+    running_mean: SupportsDLPack | None,
+    running_scale: SupportsDLPack | None,
+    training: bool,
+    eps: float,
+    channel_axis: int,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
+def normalize(
+    x: A,
+    ord: float,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> A: ...
+def normalize_backward(
+    dy: A,
+    x: A,
+    ord: float,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> A: ...
+def weight_norm(
+    v: A,
+    g: Floats | float,
+    axis: int | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> A: ...
+def weight_norm_backward(
+    dw: A,
+    v: A,
+    g: Floats | float,
+    axis: int | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> tuple[A, A]: ...
+def divisive_norm(
+    x: A,
+    weights: Floats,
+    sigma: Floats | float,
+    gain: Floats | float | None,
+    exponent: float,
+    power: float,
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> A: ...
+def divisive_norm_backward(
+    dy: A,
+    x: A,
+    weights: Floats,
+    sigma: Floats | float,
+    gain: Floats | float | None,
+    exponent: float,
+    power: float,
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> tuple[A, A, A | float, A | float | None]: ...
+def gdn(
+    x: A,
+    beta: Floats,
+    gamma: Floats,
+    inverse: bool,
+    alpha: float,
+    epsilon: float,
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> A: ...
+def gdn_backward(
+    dy: A,
+    x: A,
+    beta: Floats,
+    gamma: Floats,
+    inverse: bool,
+    alpha: float,
+    epsilon: float,
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> tuple[A, A, A, float, float]: ...
+def local_response_norm(
+    x: A,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    across: str,
+    even_window: str,
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> A: ...
+def local_response_norm_backward(
+    dy: A,
+    x: A,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    across: str,
+    even_window: str,
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> A: ...
+def local_divisive_norm(
+    x: A,
+    sigma: Floats | float,
+    weight: Floats | None,
+    bias: Floats | None,
+    summation_window: int | Sequence[int],
+    suppression_window: int | Sequence[int],
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> A: ...
+def local_divisive_norm_backward(
+    dy: A,
+    x: A,
+    sigma: Floats | float,
+    weight: Floats | None,
+    bias: Floats | None,
+    summation_window: int | Sequence[int],
+    suppression_window: int | Sequence[int],
+    channel_axis: int,
+    out: A | None,
+    /,
+) -> tuple[A, Any, A | None, A | None]: ...
+def norm(
+    x: A,
+    ord: float,
+    axis: int | Sequence[int] | None,
+    keepdims: bool,
+    /,
+) -> Any: ...
+def moments(
+    x: A,
+    axis: int | Sequence[int] | None,
+    mask: Floats | None,
+    keepdims: bool,
+    /,
+) -> tuple[Array, Array, Array]: ...
+def spectral_norm(
+    weight: A,
+    u: Floats,
+    v: Floats | None,
+    n_power_iterations: int,
+    axis: int,
+    eps: float,
+    bound: float | None,
+    u_first: bool,
+    out: A | None,
+    /,
+) -> tuple[A, float, A, A]: ...
+def spectral_norm_backward(
+    dw: A,
+    weight: A,
+    sigma: float,
+    u: Floats,
+    v: Floats,
+    axis: int,
+    bound: float | None,
+    out: A | None,
+    /,
+) -> A: ...
+def power_method(
+    a: A,
+    u: Floats | None,
+    n_iterations: int | None,
+    tol: float,
+    max_iterations: int,
+    /,
+) -> tuple[float, A, A, int, bool]: ...

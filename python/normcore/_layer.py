@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ._arguments import flag, shape_of, shown
 from ._dtypes import FLOATS, float_dtype, stored
 from ._interop import Array
+from ._typing import A
 
 Layer = TypeVar("Layer", bound="_Layer")
 
@@ -139,9 +140,10 @@ class _Layer:
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         raise NotImplementedError
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: A) -> A:
         """Normalize x and remember what `backward` needs (x itself, not a copy)."""
-        return self._run(x)
+        y: A = self._run(x)
+        return y
 
     def _run(self, x: Any, **forward_only: Any) -> Any:
         """Run forward and remember it."""
@@ -168,7 +170,7 @@ class _Layer:
         gradient = partial(self._function_backward, x=normalized, stats=stats, **common)
         return (tuple(outputs) if len(outputs) > 1 else outputs[0]), gradient
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: A) -> A:
         """Return dx for the last forward call; add the parameters' gradients to `grads`.
 
         The last call of any thread: threads that share a layer go forward alone.
@@ -190,13 +192,14 @@ class _Layer:
         """
         return self._run_backward(dy)
 
-    def _run_backward(self, dy: Any, **options: Any) -> Any:
+    def _run_backward(self, dy: A, **options: Any) -> A:
         gradient = self._gradient
         if gradient is None:
             raise RuntimeError(f"{type(self).__name__}.backward called before a forward call")
         gradients = gradient(dy, **options)
         self._add_to_grads([self._parameter_gradients(gradients)])
-        return gradients.dx
+        dx: A = gradients.dx
+        return dx
 
     def _parameter_gradients(self, gradients: Any) -> dict[str, Array]:
         """Return the gradients of the parameters, by their names, of what a function returned."""

@@ -16,6 +16,7 @@ import numpy as np
 from ._arguments import flag, integer
 from ._interop import Array, library_of
 from ._layer import _Layer, float_array, real_array
+from ._typing import Floats
 
 
 def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]:
@@ -81,7 +82,11 @@ class Foldable(_Layer):
         return scale[0], shift[0]
 
     def fold_into(
-        self, conv_weight: Any, conv_bias: Any = None, transposed: bool = False, groups: int = 1
+        self,
+        conv_weight: Floats,
+        conv_bias: Floats | None = None,
+        transposed: bool = False,
+        groups: int = 1,
     ) -> tuple[Array, Array]:
         """Fold this layer, as it is in evaluation, into the linear layer before it.
 

@@ -21,6 +21,7 @@ from ._interop import Array, is_wide, position_weights, split_masked
 from ._layer import _Layer, affine_parameters, check_writable
 from ._life import Parts, ghost_chunks
 from ._processes import Processes
+from ._typing import A, Communicator, Floats, SupportsDLPack
 from .reductions import Moments, moments
 
 Running = TypeVar("Running", bound="_RunningNorm")
@@ -98,7 +99,7 @@ class _RunningNorm(_ChannelLayer):
         own: dict[str, Array] | None = None,
         ghost_batch_size: SupportsIndex | None = None,
         time_steps: SupportsIndex | None = None,
-        comm: Any = None,
+        comm: Communicator | None = None,
         comm_timeout: float = 600.0,
         unbiased_running_var: bool = True,
     ) -> None:
@@ -183,7 +184,7 @@ class _RunningNorm(_ChannelLayer):
         return values
 
     def recompute_statistics(
-        self, batches: Iterable[Any], step: SupportsIndex | None = None
+        self, batches: Iterable[SupportsDLPack], step: SupportsIndex | None = None
     ) -> None:
         """Set the buffers to the statistics of all batches together, which may differ in size.
 
@@ -254,12 +255,13 @@ class _RunningNorm(_ChannelLayer):
         """Return the options of both functions that come from the buffers of a call."""
         return {name: buffers.get(name) for name in self._running}
 
-    def __call__(self, x: Any, step: SupportsIndex | None = None) -> Any:
+    def __call__(self, x: A, step: SupportsIndex | None = None) -> A:
         """Normalize x, remember what `backward` needs and, in training, update the buffers.
 
         ``step`` is the time step of a layer with ``time_steps``.
         """
-        return self._call(x, step, None)
+        y: A = self._call(x, step, None)
+        return y
 
     def _call(self, x: Any, step: SupportsIndex | None, mask: Array | None) -> Any:
         row = self._row_of(step)
@@ -354,7 +356,7 @@ class _RunningNorm(_ChannelLayer):
 
         return y, together
 
-    def backward(self, dy: Any, step: SupportsIndex | None = None) -> Any:
+    def backward(self, dy: A, step: SupportsIndex | None = None) -> A:
         """Return dx for the last forward call, or that of a time step; add to `grads`.
 
         In training the calls of a sequence of steps are kept, until its first step comes again; in
@@ -389,15 +391,16 @@ class _RunningNorm(_ChannelLayer):
         # The function checks dy, but a longer or shorter one can have chunks that fit.
         if len(call.chunks) > 1 and shape_of(dy, "dy") != call.shape:
             raise ValueError(f"dy has shape {shape_of(dy, 'dy')}, expected {call.shape}: x's")
+        whole: Any = dy  # which slices, as x does
         parts = Parts(call.x, call.chunks)
         added = []
         for chunk, gradient in zip(call.chunks, call.gradients, strict=True):
             out = parts.out(chunk)
-            part = dy if len(call.chunks) == 1 else dy[chunk]
+            part = whole if len(call.chunks) == 1 else whole[chunk]
             gradients = gradient(part, **({} if out is None else {"out": out}))
             parts.add(gradients.dx)
             added.append(self._parameter_gradients(gradients))
-        dx = parts.joined()
+        dx: A = parts.joined()
         self._add_to_grads(added)
         return dx
 
@@ -408,7 +411,7 @@ class _RunningNorm(_ChannelLayer):
 class _MaskedNorm(_RunningNorm):
     """Whose statistics are of the batch alone, so that a mask can say what counts in them."""
 
-    def __call__(self, x: Any, step: SupportsIndex | None = None, mask: Any = None) -> Any:
+    def __call__(self, x: A, step: SupportsIndex | None = None, mask: Floats | None = None) -> A:
         """Normalize x, remember what `backward` needs and, in training, update the buffers.
 
         ``step`` is the time step of a layer with ``time_steps``; ``mask`` says how much each
@@ -419,4 +422,5 @@ class _MaskedNorm(_RunningNorm):
             shape = shape_of(x)
             self._check_shape(shape)
             mask = position_weights(mask, shape, is_wide(x), self.channel_axis)
-        return self._call(x, step, mask)
+        y: A = self._call(x, step, mask)
+        return y

@@ -5,9 +5,11 @@ The rules of :mod:`normcore.functional` hold here too.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, overload
 
 from . import _core
+from ._interop import Array
+from ._typing import A, Floats, NamedTuple, SupportsDLPack
 from .functional import saved
 
 __all__ = [
@@ -30,92 +32,146 @@ __all__ = [
 ]
 
 
-class BatchRenormStats(NamedTuple):
+class BatchRenormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`batch_renorm`, shape ``(C,)``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and variance in float64, for the backward function.
-    pooled: Any
+    pooled: Array
     #: The running mean and squared standard deviation that corrected them; None in evaluation.
-    given: Any
+    given: Array | None
 
 
-class BatchInstanceNormStats(NamedTuple):
+class BatchInstanceNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`batch_instance_norm`, for the backward function, in float64."""
 
     #: Mean and variance of every sample and channel, shape ``(N, C, 2)``.
-    pooled: Any
+    pooled: Array
     #: The running mean and variance where they were used, shape ``(C, 2)``, else None.
-    given: Any
+    given: Array | None
 
 
-class SwitchableNormStats(NamedTuple):
+class SwitchableNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`switchable_norm`, for the backward function, in float64."""
 
     #: Mean and variance of every sample and channel, shape ``(N, C, 2)``.
-    pooled: Any
+    pooled: Array
     #: The running mean and variance where they were used, shape ``(C, 2)``, else None.
-    given: Any
+    given: Array | None
 
 
-class MeanOnlyBatchNormStats(NamedTuple):
+class MeanOnlyBatchNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`mean_only_batch_norm`, shape ``(C,)``."""
 
-    mean: Any
+    mean: A
     #: Mean and variance in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class BatchRenormGradients(NamedTuple):
+class BatchRenormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`batch_renorm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
-class BatchInstanceNormGradients(NamedTuple):
+class BatchInstanceNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`batch_instance_norm`; None where the parameter was None."""
 
-    dx: Any
-    drho: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    drho: A
+    dweight: A | None
+    dbias: A | None
 
 
-class SwitchableNormGradients(NamedTuple):
+class SwitchableNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`switchable_norm`; None where the parameter was None."""
 
-    dx: Any
-    dmean_logits: Any
-    dvar_logits: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dmean_logits: A
+    dvar_logits: A
+    dweight: A | None
+    dbias: A | None
 
 
-class MeanOnlyBatchNormGradients(NamedTuple):
+class MeanOnlyBatchNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`mean_only_batch_norm`; None where the parameter was None."""
 
-    dx: Any
-    dbias: Any
+    dx: A
+    dbias: A | None
 
 
+@overload
 def batch_renorm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
     *,
-    running_mean: Any,
-    running_std: Any,
+    running_mean: SupportsDLPack,
+    running_std: SupportsDLPack,
+    training: bool = ...,
+    momentum: float = ...,
+    r_max: float = ...,
+    d_max: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def batch_renorm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack,
+    running_std: SupportsDLPack,
+    training: bool = ...,
+    momentum: float = ...,
+    r_max: float = ...,
+    d_max: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, BatchRenormStats[A]]: ...
+@overload
+def batch_renorm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack,
+    running_std: SupportsDLPack,
+    training: bool = ...,
+    momentum: float = ...,
+    r_max: float = ...,
+    d_max: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, BatchRenormStats[A]]: ...
+def batch_renorm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    running_mean: SupportsDLPack,
+    running_std: SupportsDLPack,
     training: bool = False,
     momentum: float = 0.01,
     r_max: float = 3.0,
     d_max: float = 5.0,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    mask: Any = None,
-    out: Any = None,
+    mask: Floats | None = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize by batch statistics that are corrected towards the running ones.
@@ -200,23 +256,23 @@ def batch_renorm(
 
 
 def batch_renorm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
-    running_mean: Any,
-    running_std: Any,
+    running_mean: SupportsDLPack,
+    running_std: SupportsDLPack,
     training: bool = False,
     momentum: float = 0.01,
     r_max: float = 3.0,
     d_max: float = 5.0,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    mask: Any = None,
-    stats: BatchRenormStats | None = None,
-    out: Any = None,
-) -> BatchRenormGradients:
+    mask: Floats | None = None,
+    stats: BatchRenormStats[A] | None = None,
+    out: A | None = None,
+) -> BatchRenormGradients[A]:
     """Gradients of :func:`batch_renorm`.
 
     When training, with ``xhat = (x - mean) / s`` and ``g = weight * dy``:
@@ -269,20 +325,71 @@ def batch_renorm_backward(
     )
 
 
+@overload
 def batch_instance_norm(
-    x: Any,
-    rho: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    rho: Floats,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def batch_instance_norm(
+    x: A,
+    rho: Floats,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, BatchInstanceNormStats[A]]: ...
+@overload
+def batch_instance_norm(
+    x: A,
+    rho: Floats,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, BatchInstanceNormStats[A]]: ...
+def batch_instance_norm(
+    x: A,
+    rho: Floats,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
-    out: Any = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Mix batch and instance normalization, channel by channel.
@@ -365,22 +472,22 @@ def batch_instance_norm(
 
 
 def batch_instance_norm_backward(
-    dy: Any,
-    x: Any,
-    rho: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    rho: Floats,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
-    stats: BatchInstanceNormStats | None = None,
-    out: Any = None,
-) -> BatchInstanceNormGradients:
+    stats: BatchInstanceNormStats[A] | None = None,
+    out: A | None = None,
+) -> BatchInstanceNormGradients[A]:
     """Gradients of :func:`batch_instance_norm`.
 
     ``dx`` is the sum of the two norms' gradients for ``rho * weight * dy`` and
@@ -428,20 +535,71 @@ def batch_instance_norm_backward(
     )
 
 
+@overload
 def switchable_norm(
-    x: Any,
-    mean_logits: Any,
-    var_logits: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def switchable_norm(
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, SwitchableNormStats[A]]: ...
+@overload
+def switchable_norm(
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, SwitchableNormStats[A]]: ...
+def switchable_norm(
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    out: Any = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize by learned mixtures of instance, layer and batch statistics.
@@ -522,22 +680,22 @@ def switchable_norm(
 
 
 def switchable_norm_backward(
-    dy: Any,
-    x: Any,
-    mean_logits: Any,
-    var_logits: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    mean_logits: Floats,
+    var_logits: Floats,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    stats: SwitchableNormStats | None = None,
-    out: Any = None,
-) -> SwitchableNormGradients:
+    stats: SwitchableNormStats[A] | None = None,
+    out: A | None = None,
+) -> SwitchableNormGradients[A]:
     """Gradients of :func:`switchable_norm`, those of both vectors of logits among them.
 
     Parameters
@@ -583,16 +741,55 @@ channel_axis
     )
 
 
+@overload
 def mean_only_batch_norm(
-    x: Any,
-    bias: Any = None,
+    x: A,
+    bias: Floats | None = ...,
     *,
-    running_mean: Any = None,
+    running_mean: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def mean_only_batch_norm(
+    x: A,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, MeanOnlyBatchNormStats[A]]: ...
+@overload
+def mean_only_batch_norm(
+    x: A,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, MeanOnlyBatchNormStats[A]]: ...
+def mean_only_batch_norm(
+    x: A,
+    bias: Floats | None = None,
+    *,
+    running_mean: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     channel_axis: int = 1,
-    mask: Any = None,
-    out: Any = None,
+    mask: Floats | None = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Subtract every channel's mean over the batch and all positions.
@@ -655,18 +852,18 @@ def mean_only_batch_norm(
 
 
 def mean_only_batch_norm_backward(
-    dy: Any,
-    x: Any,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    bias: Floats | None = None,
     *,
-    running_mean: Any = None,
+    running_mean: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     channel_axis: int = 1,
-    mask: Any = None,
-    stats: MeanOnlyBatchNormStats | None = None,
-    out: Any = None,
-) -> MeanOnlyBatchNormGradients:
+    mask: Floats | None = None,
+    stats: MeanOnlyBatchNormStats[A] | None = None,
+    out: A | None = None,
+) -> MeanOnlyBatchNormGradients[A]:
     """Gradients of :func:`mean_only_batch_norm`.
 
     ``dx = dy - mean(dy)``, or ``dx = dy`` where the running mean was used; ``dbias = sum(dy)``.

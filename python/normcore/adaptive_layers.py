@@ -19,6 +19,7 @@ from ._interop import Array, as_numpy
 from ._layer import affine_parameters
 from ._life import Foldable
 from ._running import RUNNING_VAR, _MaskedNorm, _RunningNorm
+from ._typing import Communicator
 from .reductions import Moments
 
 __all__ = [
@@ -120,13 +121,27 @@ class BatchRenorm(Foldable, _MaskedNorm, _TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
+        comm: Communicator | None = None,
+        comm_timeout: float = 600.0,
     ) -> None:
         self.r_max = number("r_max", r_max, "a number >= 1", lambda v: 1 <= v < math.inf)
         self.d_max = not_negative("d_max", d_max)
         self.schedule = None if schedule is None else _schedule(schedule)
         super().__init__(
-            num_features, eps, momentum, affine, True, channel_axis, dtype, bias, **life
+            num_features,
+            eps,
+            momentum,
+            affine,
+            True,
+            channel_axis,
+            dtype,
+            bias,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
+            comm=comm,
+            comm_timeout=comm_timeout,
         )
 
     def _counted(self, batches: int) -> dict[str, Any]:
@@ -242,7 +257,10 @@ class BatchInstanceNorm(_TrainingNorm):
         *,
         bias: bool = True,
         unbiased_running_var: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
+        comm: Communicator | None = None,
+        comm_timeout: float = 600.0,
     ) -> None:
         own = {"rho": np.empty(positive("num_features", num_features), float_dtype(dtype))}
         super().__init__(
@@ -256,7 +274,10 @@ class BatchInstanceNorm(_TrainingNorm):
             bias,
             own,
             unbiased_running_var=unbiased_running_var,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
+            comm=comm,
+            comm_timeout=comm_timeout,
         )
 
     def project(self) -> None:
@@ -344,7 +365,10 @@ class SwitchableNorm(_TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
+        comm: Communicator | None = None,
+        comm_timeout: float = 600.0,
     ) -> None:
         own = {name: np.empty(3, float_dtype(dtype)) for name in ("mean_logits", "var_logits")}
         super().__init__(
@@ -358,7 +382,10 @@ class SwitchableNorm(_TrainingNorm):
             bias,
             own,
             unbiased_running_var=False,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
+            comm=comm,
+            comm_timeout=comm_timeout,
         )
 
 
@@ -427,7 +454,10 @@ class MeanOnlyBatchNorm(Foldable, _MaskedNorm, _TrainingNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
+        comm: Communicator | None = None,
+        comm_timeout: float = 600.0,
     ) -> None:
         own = affine_parameters(
             (positive("num_features", num_features),), dtype, weight=False, bias=flag("bias", bias)
@@ -442,7 +472,10 @@ class MeanOnlyBatchNorm(Foldable, _MaskedNorm, _TrainingNorm):
             dtype=dtype,
             bias=False,
             own=own,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
+            comm=comm,
+            comm_timeout=comm_timeout,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -548,7 +581,8 @@ class LpBatchNorm(_ScaledNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
     ) -> None:
         self.p = number("p", p, "a number >= 1 or infinity", lambda v: v >= 1)
         super().__init__(
@@ -560,7 +594,8 @@ class LpBatchNorm(_ScaledNorm):
             channel_axis,
             dtype,
             bias,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -636,7 +671,8 @@ class TopKBatchNorm(_ScaledNorm):
         dtype: npt.DTypeLike = np.float32,
         *,
         bias: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
     ) -> None:
         self.k = positive("k", k)
         super().__init__(
@@ -648,7 +684,8 @@ class TopKBatchNorm(_ScaledNorm):
             channel_axis,
             dtype,
             bias,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
         )
 
     def _options(self) -> dict[str, Any]:

@@ -5,9 +5,10 @@ The rules of :mod:`normcore.functional` hold here too; arrays on a CUDA device a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Generic
 
 from . import _core
+from ._typing import A, Floats, NamedTuple
 
 __all__ = [
     "DivisiveNormGradients",
@@ -19,36 +20,36 @@ __all__ = [
 ]
 
 
-class DivisiveNormGradients(NamedTuple):
+class DivisiveNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`divisive_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweights: Any
-    dsigma: Any
-    dgain: Any
+    dx: A
+    dweights: A
+    dsigma: A | float
+    dgain: A | float | None
 
 
-class GDNGradients(NamedTuple):
+class GDNGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`gdn`."""
 
-    dx: Any
-    dbeta: Any
-    dgamma: Any
+    dx: A
+    dbeta: A
+    dgamma: A
     dalpha: float
     depsilon: float
 
 
 def divisive_norm(
-    x: Any,
-    weights: Any,
-    sigma: Any,
+    x: A,
+    weights: Floats,
+    sigma: Floats | float,
     *,
-    gain: Any = None,
+    gain: Floats | float | None = None,
     exponent: float = 2.0,
     power: float = 1.0,
     channel_axis: int = 1,
-    out: Any = None,
-) -> Any:
+    out: A | None = None,
+) -> A:
     """Divide every element by the pooled activity of the channels at its position.
 
     ``y[j] = gain[j] * sign(x[j]) * abs(x[j])**power / d[j]**(power / exponent)`` with
@@ -102,17 +103,17 @@ def divisive_norm(
 
 
 def divisive_norm_backward(
-    dy: Any,
-    x: Any,
-    weights: Any,
-    sigma: Any,
+    dy: A,
+    x: A,
+    weights: Floats,
+    sigma: Floats | float,
     *,
-    gain: Any = None,
+    gain: Floats | float | None = None,
     exponent: float = 2.0,
     power: float = 1.0,
     channel_axis: int = 1,
-    out: Any = None,
-) -> DivisiveNormGradients:
+    out: A | None = None,
+) -> DivisiveNormGradients[A]:
     """Gradients of :func:`divisive_norm`.
 
     With ``t = -power / exponent * dy * y / d``, the gradient of the divisors:
@@ -156,16 +157,16 @@ def divisive_norm_backward(
 
 
 def gdn(
-    x: Any,
-    beta: Any,
-    gamma: Any,
+    x: A,
+    beta: Floats,
+    gamma: Floats,
     *,
     inverse: bool = False,
     alpha: float = 2.0,
     epsilon: float = 0.5,
     channel_axis: int = 1,
-    out: Any = None,
-) -> Any:
+    out: A | None = None,
+) -> A:
     """Generalized divisive normalization, or its approximate inverse.
 
     ``y[i] = x[i] / d[i]**epsilon``, with ``inverse=True`` ``x[i] * d[i]**epsilon``, where
@@ -220,17 +221,17 @@ def gdn(
 
 
 def gdn_backward(
-    dy: Any,
-    x: Any,
-    beta: Any,
-    gamma: Any,
+    dy: A,
+    x: A,
+    beta: Floats,
+    gamma: Floats,
     *,
     inverse: bool = False,
     alpha: float = 2.0,
     epsilon: float = 0.5,
     channel_axis: int = 1,
-    out: Any = None,
-) -> GDNGradients:
+    out: A | None = None,
+) -> GDNGradients[A]:
     """Gradients of :func:`gdn`.
 
     With ``t = -epsilon * dy * y / d`` (``+`` for the inverse), the gradient of the divisors:

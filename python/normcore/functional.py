@@ -23,9 +23,11 @@ Rules that all functions share:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, overload
 
 from . import _core
+from ._interop import Array
+from ._typing import A, Floats, NamedTuple, SupportsDLPack
 
 __all__ = [
     "BatchNormGradients",
@@ -58,87 +60,87 @@ _instance_norm = _core.instance_norm
 _group_norm = _core.group_norm
 
 
-class LayerNormStats(NamedTuple):
+class LayerNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`layer_norm`; x's shape with 1 along ``axis``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and variance in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class RMSNormStats(NamedTuple):
+class RMSNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`rms_norm`; x's shape with 1 along ``axis``."""
 
-    rstd: Any
+    rstd: A
     #: Zeros and mean squares in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class BatchNormStats(NamedTuple):
+class BatchNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`batch_norm`, shape ``(C,)``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and variance in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class InstanceNormStats(NamedTuple):
+class InstanceNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`instance_norm`, shape ``(N, C)``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and variance in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class GroupNormStats(NamedTuple):
+class GroupNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`group_norm`, shape ``(N, num_groups)``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and variance in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class LayerNormGradients(NamedTuple):
+class LayerNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`layer_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
-class RMSNormGradients(NamedTuple):
+class RMSNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`rms_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
+    dx: A
+    dweight: A | None
 
 
-class BatchNormGradients(NamedTuple):
+class BatchNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`batch_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
-class InstanceNormGradients(NamedTuple):
+class InstanceNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`instance_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
-class GroupNormGradients(NamedTuple):
+class GroupNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`group_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
 def saved(stats: Any, kind: type) -> tuple[Any, Any]:
@@ -153,15 +155,87 @@ def saved(stats: Any, kind: type) -> tuple[Any, Any]:
     return stats.pooled, getattr(stats, "given", None)  # type: ignore[attr-defined]
 
 
+@overload
 def layer_norm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    residual: None = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def layer_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    residual: None = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, LayerNormStats[A]]: ...
+@overload
+def layer_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    residual: None = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, LayerNormStats[A]]: ...
+@overload
+def layer_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    residual: A,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> tuple[A, A]: ...
+@overload
+def layer_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    residual: A,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, A, LayerNormStats[A]]: ...
+@overload
+def layer_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    residual: A,
+    out: A | None = ...,
+    return_stats: bool,
+) -> tuple[A, A] | tuple[A, A, LayerNormStats[A]]: ...
+def layer_norm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     axis: int | Sequence[int] | None = -1,
     eps: float = 1e-5,
-    residual: Any = None,
-    out: Any = None,
+    residual: A | None = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize over the given axes to mean 0 and variance 1.
@@ -215,17 +289,17 @@ def layer_norm(
 
 
 def layer_norm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     axis: int | Sequence[int] | None = -1,
     eps: float = 1e-5,
-    dh: Any = None,
-    stats: LayerNormStats | None = None,
-    out: Any = None,
-) -> LayerNormGradients:
+    dh: A | None = None,
+    stats: LayerNormStats[A] | None = None,
+    out: A | None = None,
+) -> LayerNormGradients[A]:
     """Gradients of :func:`layer_norm`.
 
     ``dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dh`` with ``g = weight * dy`` and
@@ -273,15 +347,87 @@ def layer_norm_backward(
     )
 
 
+@overload
 def rms_norm(
-    x: Any,
-    weight: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    weight_offset: float = ...,
+    residual: None = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def rms_norm(
+    x: A,
+    weight: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    weight_offset: float = ...,
+    residual: None = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, RMSNormStats[A]]: ...
+@overload
+def rms_norm(
+    x: A,
+    weight: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    weight_offset: float = ...,
+    residual: None = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, RMSNormStats[A]]: ...
+@overload
+def rms_norm(
+    x: A,
+    weight: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    weight_offset: float = ...,
+    residual: A,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> tuple[A, A]: ...
+@overload
+def rms_norm(
+    x: A,
+    weight: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    weight_offset: float = ...,
+    residual: A,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, A, RMSNormStats[A]]: ...
+@overload
+def rms_norm(
+    x: A,
+    weight: Floats | None = ...,
+    *,
+    axis: int | Sequence[int] | None = ...,
+    eps: float = ...,
+    weight_offset: float = ...,
+    residual: A,
+    out: A | None = ...,
+    return_stats: bool,
+) -> tuple[A, A] | tuple[A, A, RMSNormStats[A]]: ...
+def rms_norm(
+    x: A,
+    weight: Floats | None = None,
     *,
     axis: int | Sequence[int] | None = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
-    residual: Any = None,
-    out: Any = None,
+    residual: A | None = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Divide by the root mean square over the given axes.
@@ -336,17 +482,17 @@ def rms_norm(
 
 
 def rms_norm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
     *,
     axis: int | Sequence[int] | None = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
-    dh: Any = None,
-    stats: RMSNormStats | None = None,
-    out: Any = None,
-) -> RMSNormGradients:
+    dh: A | None = None,
+    stats: RMSNormStats[A] | None = None,
+    out: A | None = None,
+) -> RMSNormGradients[A]:
     """Gradients of :func:`rms_norm`.
 
     ``dx = rstd * (g - xhat * mean(g * xhat)) + dh`` with ``g = (weight + weight_offset) * dy`` and
@@ -391,20 +537,71 @@ def rms_norm_backward(
     )
 
 
+@overload
 def batch_norm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, BatchNormStats[A]]: ...
+@overload
+def batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    mask: Floats | None = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, BatchNormStats[A]]: ...
+def batch_norm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
-    mask: Any = None,
-    out: Any = None,
+    mask: Floats | None = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize every channel over the batch and all positions.
@@ -492,22 +689,22 @@ def batch_norm(
 
 
 def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
-    mask: Any = None,
-    stats: BatchNormStats | None = None,
-    out: Any = None,
-) -> BatchNormGradients:
+    mask: Floats | None = None,
+    stats: BatchNormStats[A] | None = None,
+    out: A | None = None,
+) -> BatchNormGradients[A]:
     """Gradients of :func:`batch_norm`.
 
     With the statistics of ``x``: ``dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))``;
@@ -565,19 +762,67 @@ def batch_norm_backward(
     )
 
 
+@overload
 def instance_norm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    use_input_stats: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def instance_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    use_input_stats: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, InstanceNormStats[A]]: ...
+@overload
+def instance_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    running_mean: SupportsDLPack | None = ...,
+    running_var: SupportsDLPack | None = ...,
+    use_input_stats: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    unbiased_running_var: bool = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, InstanceNormStats[A]]: ...
+def instance_norm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
-    out: Any = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize every channel of every sample over its positions.
@@ -653,21 +898,21 @@ def instance_norm(
 
 
 def instance_norm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
-    running_mean: Any = None,
-    running_var: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_var: SupportsDLPack | None = None,
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
     unbiased_running_var: bool = True,
     channel_axis: int = 1,
-    stats: InstanceNormStats | None = None,
-    out: Any = None,
-) -> InstanceNormGradients:
+    stats: InstanceNormStats[A] | None = None,
+    out: A | None = None,
+) -> InstanceNormGradients[A]:
     """Gradients of :func:`instance_norm`.
 
     ``dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))`` with means over the positions,
@@ -722,15 +967,51 @@ def instance_norm_backward(
     )
 
 
+@overload
 def group_norm(
-    x: Any,
+    x: A,
     num_groups: int,
-    weight: Any = None,
-    bias: Any = None,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def group_norm(
+    x: A,
+    num_groups: int,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, GroupNormStats[A]]: ...
+@overload
+def group_norm(
+    x: A,
+    num_groups: int,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, GroupNormStats[A]]: ...
+def group_norm(
+    x: A,
+    num_groups: int,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    out: Any = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize every group of consecutive channels of every sample.
@@ -784,17 +1065,17 @@ def group_norm(
 
 
 def group_norm_backward(
-    dy: Any,
-    x: Any,
+    dy: A,
+    x: A,
     num_groups: int,
-    weight: Any = None,
-    bias: Any = None,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    stats: GroupNormStats | None = None,
-    out: Any = None,
-) -> GroupNormGradients:
+    stats: GroupNormStats[A] | None = None,
+    out: A | None = None,
+) -> GroupNormGradients[A]:
     """Gradients of :func:`group_norm`.
 
     ``dx = rstd * (g - mean(g) - xhat * mean(g * xhat))`` with ``g = weight * dy`` and means over

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ._interop import Array
 from ._layer import StateDictError, _Layer, affine_parameters
 from ._life import Foldable
 from ._running import RUNNING_VAR, _ChannelLayer, _MaskedNorm, _RunningNorm
+from ._typing import A, Communicator
 from .reductions import Moments
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "StateDictError"]
@@ -89,7 +90,11 @@ class _RowLayer(_Layer):
         axis = tuple(range(-len(self.normalized_shape), 0)) if self.axis is None else self.axis
         return {"axis": axis, "eps": self.eps}
 
-    def __call__(self, x: Any, residual: Any = None) -> Any:
+    @overload
+    def __call__(self, x: A, residual: None = None) -> A: ...
+    @overload
+    def __call__(self, x: A, residual: A) -> tuple[A, A]: ...
+    def __call__(self, x: A, residual: A | None = None) -> Any:
         """Normalize x, or, with a residual of x's shape, return (y, h) for h = x + residual."""
         return self._run(x, residual=residual)
 
@@ -101,7 +106,7 @@ class _RowLayer(_Layer):
             gradient = partial(_without_residual, gradient)
         return y, gradient
 
-    def backward(self, dy: Any, dh: Any = None) -> Any:
+    def backward(self, dy: A, dh: A | None = None) -> A:
         """Return dx for the last forward call; add the parameters' gradients to `grads`.
 
         Parameters
@@ -506,7 +511,10 @@ class BatchNorm(Foldable, _MaskedNorm):
         *,
         bias: bool = True,
         unbiased_running_var: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
+        comm: Communicator | None = None,
+        comm_timeout: float = 600.0,
     ) -> None:
         super().__init__(
             num_features,
@@ -518,7 +526,10 @@ class BatchNorm(Foldable, _MaskedNorm):
             dtype,
             bias,
             unbiased_running_var=unbiased_running_var,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
+            comm=comm,
+            comm_timeout=comm_timeout,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -609,7 +620,8 @@ class InstanceNorm(Foldable, _RunningNorm):
         *,
         bias: bool = True,
         unbiased_running_var: bool = True,
-        **life: Any,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
     ) -> None:
         super().__init__(
             num_features,
@@ -621,7 +633,8 @@ class InstanceNorm(Foldable, _RunningNorm):
             dtype,
             bias,
             unbiased_running_var=unbiased_running_var,
-            **life,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
         )
 
     def _options(self) -> dict[str, Any]:

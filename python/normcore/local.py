@@ -6,9 +6,10 @@ The rules of :mod:`normcore.functional` hold here too. These functions run on th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal
 
 from . import _core
+from ._typing import A, Floats, NamedTuple
 
 __all__ = [
     "LocalDivisiveNormGradients",
@@ -20,23 +21,23 @@ __all__ = [
 ]
 
 
-class LocalResponseNormGradients(NamedTuple):
+class LocalResponseNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`local_response_norm`."""
 
-    dx: Any
+    dx: A
 
 
-class LocalDivisiveNormGradients(NamedTuple):
+class LocalDivisiveNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`local_divisive_norm`; None for a parameter that was not given."""
 
-    dx: Any
-    dsigma: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dsigma: A | float
+    dweight: A | None
+    dbias: A | None
 
 
 def local_response_norm(
-    x: Any,
+    x: A,
     size: int,
     *,
     alpha: float = 1e-4,
@@ -45,8 +46,8 @@ def local_response_norm(
     across: Literal["channels", "space"] = "channels",
     even_window: Literal["torch", "onnx"] = "torch",
     channel_axis: int = 1,
-    out: Any = None,
-) -> Any:
+    out: A | None = None,
+) -> A:
     """Divide by a power of the sum of squares of neighbouring channels, or positions.
 
     ``y = x * (k + alpha / n * sum(x**2))**-beta``, with the sum over a window of ``size`` channels
@@ -105,8 +106,8 @@ def local_response_norm(
 
 
 def local_response_norm_backward(
-    dy: Any,
-    x: Any,
+    dy: A,
+    x: A,
     size: int,
     *,
     alpha: float = 1e-4,
@@ -115,8 +116,8 @@ def local_response_norm_backward(
     across: Literal["channels", "space"] = "channels",
     even_window: Literal["torch", "onnx"] = "torch",
     channel_axis: int = 1,
-    out: Any = None,
-) -> LocalResponseNormGradients:
+    out: A | None = None,
+) -> LocalResponseNormGradients[A]:
     """Gradient of :func:`local_response_norm`.
 
     With ``s = k + alpha / n * sum(x**2)``: ``dx = dy * s**-beta - 2 * alpha * beta / n * x *
@@ -157,16 +158,16 @@ def local_response_norm_backward(
 
 
 def local_divisive_norm(
-    x: Any,
-    sigma: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    sigma: Floats | float,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     summation_window: int | Sequence[int],
     suppression_window: int | Sequence[int],
     channel_axis: int = 1,
-    out: Any = None,
-) -> Any:
+    out: A | None = None,
+) -> A:
     """Subtract a local mean and divide by a local standard deviation.
 
     ``v = x - mean_A(x)`` and ``y = weight * v / sqrt(sigma**2 + mean_B(v**2)) + bias``. The means
@@ -232,17 +233,17 @@ def local_divisive_norm(
 
 
 def local_divisive_norm_backward(
-    dy: Any,
-    x: Any,
-    sigma: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    sigma: Floats | float,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     summation_window: int | Sequence[int],
     suppression_window: int | Sequence[int],
     channel_axis: int = 1,
-    out: Any = None,
-) -> LocalDivisiveNormGradients:
+    out: A | None = None,
+) -> LocalDivisiveNormGradients[A]:
     """Gradients of :func:`local_divisive_norm`.
 
     With ``r = 1 / sqrt(sigma**2 + mean_B(v**2))`` and ``g = weight * dy``, and the transposed means

@@ -5,9 +5,11 @@ The rules of :mod:`normcore.functional` hold here too.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, overload
 
 from . import _core
+from ._interop import Array
+from ._typing import A, Floats, NamedTuple, SupportsDLPack
 from .functional import saved
 
 __all__ = [
@@ -22,53 +24,101 @@ __all__ = [
 ]
 
 
-class LpBatchNormStats(NamedTuple):
+class LpBatchNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`lp_batch_norm`, shape ``(C,)``; ``rstd`` is ``1 / s``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and spread in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class TopKBatchNormStats(NamedTuple):
+class TopKBatchNormStats(NamedTuple, Generic[A]):
     """Statistics of :func:`topk_batch_norm`, shape ``(C,)``; ``rstd`` is ``1 / s``."""
 
-    mean: Any
-    rstd: Any
+    mean: A
+    rstd: A
     #: Mean and spread in float64, for the backward function.
-    pooled: Any
+    pooled: Array
 
 
-class LpBatchNormGradients(NamedTuple):
+class LpBatchNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`lp_batch_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
-class TopKBatchNormGradients(NamedTuple):
+class TopKBatchNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`topk_batch_norm`; None where the parameter was None."""
 
-    dx: Any
-    dweight: Any
-    dbias: Any
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
+@overload
 def lp_batch_norm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    p: float = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def lp_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    p: float = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, LpBatchNormStats[A]]: ...
+@overload
+def lp_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    p: float = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, LpBatchNormStats[A]]: ...
+def lp_batch_norm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     p: float = 1.0,
-    running_mean: Any = None,
-    running_scale: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_scale: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    out: Any = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize every channel by its mean and the mean p-th power of its deviations.
@@ -148,21 +198,21 @@ def lp_batch_norm(
 
 
 def lp_batch_norm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     p: float = 1.0,
-    running_mean: Any = None,
-    running_scale: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_scale: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    stats: LpBatchNormStats | None = None,
-    out: Any = None,
-) -> LpBatchNormGradients:
+    stats: LpBatchNormStats[A] | None = None,
+    out: A | None = None,
+) -> LpBatchNormGradients[A]:
     """Gradients of :func:`lp_batch_norm`.
 
     With ``xhat = (x - mean) / s``, ``g = weight * dy`` and ``h = ds / d(x - mean)`` times the
@@ -209,19 +259,67 @@ def lp_batch_norm_backward(
     )
 
 
+@overload
 def topk_batch_norm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    k: int = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    k: int = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, TopKBatchNormStats[A]]: ...
+@overload
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    k: int = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, TopKBatchNormStats[A]]: ...
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     k: int = 10,
-    running_mean: Any = None,
-    running_scale: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_scale: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    out: Any = None,
+    out: A | None = None,
     return_stats: bool = False,
 ) -> Any:
     """Normalize every channel by its mean and the mean of its k largest deviations.
@@ -301,21 +399,21 @@ def topk_batch_norm(
 
 
 def topk_batch_norm_backward(
-    dy: Any,
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
     *,
     k: int = 10,
-    running_mean: Any = None,
-    running_scale: Any = None,
+    running_mean: SupportsDLPack | None = None,
+    running_scale: SupportsDLPack | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    stats: TopKBatchNormStats | None = None,
-    out: Any = None,
-) -> TopKBatchNormGradients:
+    stats: TopKBatchNormStats[A] | None = None,
+    out: A | None = None,
+) -> TopKBatchNormGradients[A]:
     """Gradients of :func:`topk_batch_norm`.
 
     As :func:`lp_batch_norm_backward`, the slope being the sign of the k largest deviations. Those

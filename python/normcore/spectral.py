@@ -5,9 +5,10 @@ The rules of :mod:`normcore.functional` hold here too.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Generic
 
 from . import _core
+from ._typing import A, Floats, NamedTuple
 
 __all__ = [
     "PowerMethodResult",
@@ -18,37 +19,37 @@ __all__ = [
 ]
 
 
-class SpectralNormResult(NamedTuple):
+class SpectralNormResult(NamedTuple, Generic[A]):
     """What :func:`spectral_norm` returns, and :func:`spectral_norm_backward` takes."""
 
-    weight: Any
+    weight: A
     sigma: float
-    u: Any
-    v: Any
+    u: A
+    v: A
     axis: int
 
 
-class PowerMethodResult(NamedTuple):
+class PowerMethodResult(NamedTuple, Generic[A]):
     """What :func:`power_method` returns."""
 
     sigma: float
-    u: Any
-    v: Any
+    u: A
+    v: A
     n_iterations: int
     converged: bool
 
 
 def spectral_norm(
-    weight: Any,
-    u: Any,
-    v: Any = None,
+    weight: A,
+    u: Floats,
+    v: Floats | None = None,
     *,
     n_power_iterations: int = 1,
     axis: int = 0,
     eps: float = 1e-12,
     bound: float | None = None,
-    out: Any = None,
-) -> SpectralNormResult:
+    out: A | None = None,
+) -> SpectralNormResult[A]:
     """Divide a weight by its largest singular value, estimated by power iteration.
 
     With W the weight as a matrix, ``axis`` by all other axes: ``n_power_iterations`` times
@@ -112,8 +113,12 @@ def spectral_norm(
 
 
 def spectral_norm_backward(
-    dw: Any, result: SpectralNormResult, *, bound: float | None = None, out: Any = None
-) -> Any:
+    dw: A,
+    result: SpectralNormResult[A],
+    *,
+    bound: float | None = None,
+    out: A | None = None,
+) -> A:
     """Gradient of :func:`spectral_norm` with respect to the weight; u and v are constants.
 
     ``dweight = (dw - sum(dw * w) * outer(u, v)) / sigma``, with ``w`` the normalized weight; with a
@@ -154,13 +159,13 @@ def spectral_norm_backward(
 
 
 def power_method(
-    a: Any,
+    a: A,
     *,
-    u: Any = None,
+    u: Floats | None = None,
     n_iterations: int | None = None,
     tol: float = 1e-6,
     max_iterations: int = 1000,
-) -> PowerMethodResult:
+) -> PowerMethodResult[A]:
     """The largest singular value of a matrix, and its vectors.
 
     Each iteration is ``v = a.T @ u / norm``, ``u = a @ v / norm``, ``sigma = norm(a @ v)``. The

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from ._attributes import always
 from ._dtypes import float_dtype
 from ._interop import Array, as_numpy
 from ._layer import IncompatibleKeys, _Layer, check_writable
+from ._typing import A
 from .spectral import SpectralNormResult, spectral_norm_backward
 
 __all__ = ["SpectralNorm"]
@@ -123,9 +124,9 @@ class SpectralNorm(_Layer):
         axis: SupportsIndex = 0,
         eps: float = 1e-12,
         bound: float | None = None,
-        first: str = "v",
+        first: Literal["v", "u"] = "v",
         dtype: npt.DTypeLike = np.float32,
-        rng: Any = None,
+        rng: np.random.Generator | int | None = None,
     ) -> None:
         self.shape = sizes("shape", shape)
         self.n_power_iterations = positive("n_power_iterations", n_power_iterations)
@@ -151,7 +152,7 @@ class SpectralNorm(_Layer):
         self.sigma: float | None = None
         self._due = WARM_UP  # iterations that the next call does beside its own
 
-    def __call__(self, weight: Any) -> Any:
+    def __call__(self, weight: A) -> A:
         """Return the normalized weight, and remember what `backward` needs.
 
         Parameters
@@ -176,7 +177,7 @@ class SpectralNorm(_Layer):
         self._gradient = partial(spectral_norm_backward, result=result, bound=self.bound)
         return result.weight
 
-    def backward(self, dw: Any) -> Any:
+    def backward(self, dw: A) -> A:
         """Return the gradient of the weight that the last call was given.
 
         Parameters
@@ -187,7 +188,8 @@ class SpectralNorm(_Layer):
         gradient = self._gradient
         if gradient is None:
             raise RuntimeError("SpectralNorm.backward called before a forward call")
-        return gradient(dw)
+        dweight: A = gradient(dw)
+        return dweight
 
     def state_dict(self) -> dict[str, Array]:
         """Return ``u`` and ``v`` under torch's names; see `_Layer.state_dict`."""

@@ -15,6 +15,7 @@ from ._attributes import always
 from ._dtypes import float_dtype
 from ._interop import Array
 from ._layer import _Layer, check_writable, real_array
+from ._typing import Floats
 
 __all__ = ["WeightNorm"]
 
@@ -88,7 +89,7 @@ class WeightNorm(_Layer):
         axis: SupportsIndex | None = 0,
         eps: float = 0.0,
         dtype: npt.DTypeLike = np.float32,
-        rng: Any = None,
+        rng: np.random.Generator | int | None = None,
     ) -> None:
         self.shape = sizes("shape", shape)
         self.axis = None if axis is None else integer("axis", axis, "None or an integer")
@@ -109,7 +110,7 @@ class WeightNorm(_Layer):
         w: Array = weights.weight_norm(v, g, axis=self.axis, eps=self.eps)
         return w
 
-    def backward(self, dw: Any) -> None:
+    def backward(self, dw: Array) -> None:  # type: ignore[override]
         """Add the gradients of ``v`` and ``g`` to `grads`.
 
         Parameters
@@ -123,7 +124,7 @@ class WeightNorm(_Layer):
 
     def initialize(
         self,
-        x_preactivation: Any,
+        x_preactivation: Floats,
         *,
         channel_axis: SupportsIndex = 1,
         init_scale: float = 1.0,

@@ -6,9 +6,10 @@ The rules of :mod:`normcore.functional` hold here too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Generic
 
 from . import _core
+from ._typing import A, Floats, NamedTuple
 
 __all__ = [
     "WeightNormGradients",
@@ -19,14 +20,21 @@ __all__ = [
 ]
 
 
-class WeightNormGradients(NamedTuple):
+class WeightNormGradients(NamedTuple, Generic[A]):
     """Gradients of :func:`weight_norm`."""
 
-    dv: Any
-    dg: Any
+    dv: A
+    dg: A
 
 
-def weight_norm(v: Any, g: Any, *, axis: int | None = 0, eps: float = 0.0, out: Any = None) -> Any:
+def weight_norm(
+    v: A,
+    g: Floats | float,
+    *,
+    axis: int | None = 0,
+    eps: float = 0.0,
+    out: A | None = None,
+) -> A:
     """Write a weight as a direction and a length.
 
     ``w = g * v / sqrt(sum(v**2) + eps)``, the sum being over all axes but ``axis``. Where it is 0,
@@ -77,8 +85,14 @@ def weight_norm(v: Any, g: Any, *, axis: int | None = 0, eps: float = 0.0, out: 
 
 
 def weight_norm_backward(
-    dw: Any, v: Any, g: Any, *, axis: int | None = 0, eps: float = 0.0, out: Any = None
-) -> WeightNormGradients:
+    dw: A,
+    v: A,
+    g: Floats | float,
+    *,
+    axis: int | None = 0,
+    eps: float = 0.0,
+    out: A | None = None,
+) -> WeightNormGradients[A]:
     """Gradients of :func:`weight_norm`.
 
     With ``s = 1 / sqrt(sum(v**2) + eps)``: ``dg = s * sum(dw * v)`` and
@@ -115,13 +129,13 @@ def weight_norm_backward(
 
 
 def normalize(
-    x: Any,
+    x: A,
     *,
     ord: float = 2,
     axis: int | Sequence[int] | None = -1,
     eps: float = 1e-12,
-    out: Any = None,
-) -> Any:
+    out: A | None = None,
+) -> A:
     """Divide by the norm over the given axes.
 
     ``y = x / max(norm, eps)``; with ``eps=0``, zeros give zeros. The norm is ``sqrt(sum(x**2))``,
@@ -164,14 +178,14 @@ def normalize(
 
 
 def normalize_backward(
-    dy: Any,
-    x: Any,
+    dy: A,
+    x: A,
     *,
     ord: float = 2,
     axis: int | Sequence[int] | None = -1,
     eps: float = 1e-12,
-    out: Any = None,
-) -> Any:
+    out: A | None = None,
+) -> A:
     """Gradient of :func:`normalize` with respect to x.
 
     ``dx = (dy - slope * sum(dy * y)) / norm``, or ``dy / eps`` where the norm is below ``eps``; the
