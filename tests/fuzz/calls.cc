@@ -17,13 +17,13 @@ int64_t size(Decoder& in) {
 }
 
 // Up to `limit` elements; zero sizes now and then, or one axis that is much longer than the others.
-std::vector<int64_t> shape(Decoder& in, int least_axes, int most_axes) {
+std::vector<int64_t> shape(Decoder& in, int least_axes, int most_axes, bool may_be_long = true) {
   const int64_t limit = in.one_in(64) ? 100000 : 6000;
   const int n = in.one_in(50) ? most_axes + in.below(29 - most_axes)
                               : least_axes + in.below(most_axes - least_axes + 1);
   std::vector<int64_t> sizes(static_cast<std::size_t>(n), 1);
   int64_t elements = 1;
-  const int long_axis = in.one_in(8) && n <= 8 ? in.below(n) : -1;
+  const int long_axis = in.one_in(8) && n <= 8 && may_be_long ? in.below(n) : -1;
   if (long_axis >= 0) {
     elements = in.one_in(2) ? 300 + in.below(1200) : 300 + in.below(5000);
     sizes[static_cast<std::size_t>(long_axis)] = elements;
@@ -382,7 +382,7 @@ void spectral_norm(Call* c, Decoder& in) {
 }
 
 void divisive_norm(Call* c, Decoder& in) {
-  with_x(c, shape(in, 2, 4), in);
+  with_x(c, shape(in, 2, 4, /*may_be_long=*/false), in);  // a parameter has its square
   auto& o = c->divisive_norm = normcore_divisive_norm_defaults();
   c->null_options = in.one_in(8);
   const auto axis = static_cast<std::size_t>(choose_channel_axis(c, in, &o.channel_axis));
@@ -402,7 +402,7 @@ void divisive_norm(Call* c, Decoder& in) {
 }
 
 void gdn(Call* c, Decoder& in) {
-  with_x(c, shape(in, 2, 4), in);
+  with_x(c, shape(in, 2, 4, /*may_be_long=*/false), in);  // a parameter has its square
   auto& o = c->gdn = normcore_gdn_defaults();
   c->null_options = in.one_in(8);
   const auto axis = static_cast<std::size_t>(choose_channel_axis(c, in, &o.channel_axis));

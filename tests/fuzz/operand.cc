@@ -136,6 +136,7 @@ void Operand::allocate(Slot* own, Random& random, Decoder& in) {
       if (!s->watched(p + low, static_cast<std::size_t>(high - low))) continue;
       slot = memory_of->slot;
       data = p;
+      misaligned = 0;
       return;
     }
   }

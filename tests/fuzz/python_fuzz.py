@@ -149,6 +149,8 @@ def fuzz_function(draw, log):
     spoilt = []
     for _ in range(draw(st.sampled_from((1, 0, 1, 2)))):
         key = draw(st.sampled_from(sorted(given)))
+        if any(s.name == key for s in spoilt):
+            continue
         spoilt.append(spoil(draw, key, given[key], given))
         given[key] = spoilt[-1].value
     out = given.get("out")
@@ -185,8 +187,8 @@ PARTS = (
     "x",
     "dtype",
 )
-# Known of some shapes and of a backward call alone; the words of torch.
-EXPECTED = ("before a forward call", "Expected more than 1 ")
+# What a call that looks valid may lack: a forward call, a second value per channel, its stats.
+EXPECTED = ("before a forward call", "Expected more than 1 ", "stats is None, expected what")
 
 
 def layer_state(layer):
@@ -225,6 +227,8 @@ def fuzz_method(draw, log, layer, g, call, spoilt_before):
         values = {k: np.array(v) for k, v in layer.state_dict().items()}
     else:  # some layers take no x
         values = {argument: g.like_x()} if argument else {}
+        if getattr(layer, "time_steps", None) is not None:
+            values["step"] = 0
     spoilt = []
     if values and draw(st.booleans()):
         key = draw(st.sampled_from(sorted(values)))
@@ -257,7 +261,7 @@ def run_rounds(options):
     if "asan" not in os.environ.get("LD_PRELOAD", ""):
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     end = time.monotonic() + options.seconds
-    seed, answers, failures = options.seed, collections.Counter(), {}
+    seed, answers, failures = options.seed, collections.Counter(), collections.Counter()
 
     def example(data):
         target = data.draw(st.sampled_from((fuzz_function, fuzz_function, fuzz_layer)))
@@ -266,9 +270,11 @@ def run_rounds(options):
         except Failure as failure:
             if not options.survey:
                 raise
-            # One of each kind: the message without what differs between calls.
+            # The first of each kind: the message without what differs between calls.
             kind = re.sub(r"\d+|'.*?'|\(.*?\)|\[.*?\]", "#", str(failure).split("\n")[0])
-            failures.setdefault(f"{kind}", []).append(str(failure))
+            failures[kind] += 1
+            if failures[kind] == 1:
+                print(f"--seed {seed}: " + str(failure).replace("\n", "\n    "), flush=True)
 
     while time.monotonic() < end and seed - options.seed < options.rounds:
         log.round = seed
@@ -288,10 +294,8 @@ def run_rounds(options):
             print(f"python_fuzz: failed; repeat with --seed {seed} --rounds 1", flush=True)
             return 1
         seed += 1
-    for kind, examples in sorted(failures.items(), key=lambda item: -len(item[1])):
-        print(
-            f"{len(examples)} times: {kind}\n    " + min(examples, key=len).replace("\n", "\n    ")
-        )
+    for kind, times in failures.most_common():
+        print(f"{times} times: {kind}")
     print(
         f"python_fuzz: seeds {options.seed} to {seed - 1}, {answers[True]} calls answered, "
         f"{answers[False]} refused",
@@ -315,13 +319,21 @@ def main():
         warnings.simplefilter("ignore")
         return run_rounds(options)
     print(f"python_fuzz: --seed {options.seed}", flush=True)
+    end, died = time.monotonic() + options.seconds, 0
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "call")
-        command = [sys.executable, *sys.argv, "--seed", str(options.seed), "--log", str(log)]
-        done = subprocess.run(command, check=False)
-        if done.returncode not in (0, 1):
-            print(f"python_fuzz: died with {done.returncode}; repeat with {log.read_text()}")
-        return 0 if done.returncode == 0 else 1
+        while True:
+            seconds = max(0, end - time.monotonic())
+            told = ["--seed", str(options.seed), "--seconds", str(seconds), "--log", str(log)]
+            done = subprocess.run([sys.executable, *sys.argv, *told], check=False)
+            if done.returncode in (0, 1):
+                return 1 if done.returncode or died else 0
+            died += 1
+            call = log.read_text()
+            print(f"python_fuzz: died with {done.returncode}; repeat with {call}", flush=True)
+            if not options.survey or end - time.monotonic() < 5:
+                return 1
+            options.seed = int(call.split()[1]) + 1
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def _none(draw, name, value, others):
 
 def _never(draw, name, value, others):
     what = draw(st.sampled_from(sorted(hostile.NEVER)))
-    refused = not (name in ITERABLES and what in ("a generator", "a dict", "a set"))
+    refused = not (name in ITERABLES and what in ("a generator", "a dict", "a set", "bytes"))
     if name == "rng":  # whatever NumPy takes
         refused = False
     return Spoilt(name, hostile.NEVER[what](), what, refused)
