@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import _core
-from ._arguments import number, shown
+from ._arguments import shown
 from ._interop import Array
 from .reductions import Moments
 
@@ -28,7 +28,7 @@ class Processes:
         if not callable(getattr(comm, "allreduce", None)):
             raise TypeError(f"comm is {shown(comm)}, expected an object with allreduce(array)")
         self._comm = comm
-        self._timeout = number("comm_timeout", timeout, "a number > 0", lambda v: v > 0)
+        self._timeout = timeout
         self._what = ""
         self._pending: str | None = None  # the call that has not met the other processes yet
         self._calls = 0

@@ -14,7 +14,16 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import averaging, flag, integer, not_negative, positive, shape_of, shown
+from ._arguments import (
+    averaging,
+    flag,
+    integer,
+    not_negative,
+    number,
+    positive,
+    shape_of,
+    shown,
+)
 from ._attributes import maybe
 from ._dtypes import float_dtype
 from ._interop import Array, is_wide, position_weights, split_masked
@@ -103,13 +112,14 @@ class _RunningNorm(_ChannelLayer):
         comm_timeout: float = 600.0,
         unbiased_running_var: bool = True,
     ) -> None:
+        timeout = number("comm_timeout", comm_timeout, "a number > 0", lambda v: v > 0)
         self._processes: Processes | None = None
         if comm is not None:
             if not self._over_processes:
                 raise ValueError(f"comm is {shown(comm)}, expected None for {type(self).__name__}")
             if ghost_batch_size is not None:
                 raise ValueError("ghost_batch_size and comm are given, expected one of them")
-            self._processes = Processes(comm, comm_timeout)
+            self._processes = Processes(comm, timeout)
         self.ghost_batch_size = self.time_steps = None
         self.track_running_stats = flag("track_running_stats", track_running_stats)
         if ghost_batch_size is not None:
