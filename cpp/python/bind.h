@@ -36,6 +36,9 @@ Context call_context(const Array& x, std::initializer_list<Named> others);
 // Once, at the start.
 void note_main_thread();
 
+// What asks about signals for a call of this thread; null but in the main thread.
+Interrupt* current_signals();
+
 // What the thread has entered, or null.
 Exchange* current_exchange();
 
