@@ -137,8 +137,8 @@ def test_absent_arrays_are_none():
         assert key not in arrays_of(layer)
     assert nc.GroupNorm(1, 2, bias=False).bias is None
     assert nc.MeanOnlyBatchNorm(2).weight is None
-    with pytest.raises(AttributeError, match="no attribute 'wieght'"):
-        layer.wieght  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'heft'"):
+        layer.heft  # noqa: B018
 
 
 def test_copies_have_arrays_of_their_own(layer):

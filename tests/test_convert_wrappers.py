@@ -126,8 +126,8 @@ def test_spectral_states_by_hand(rng, shape):
         assert tree["batch_stats"]["layer_instance/kernel/sigma"] == sigma_of_u
         close(sigma_of_u, np.linalg.norm(kernel.reshape(-1, shape[-1]) @ new_u), 1e-12)
         for there in (back, flat, tree):
-            convertor = convert.from_keras if there is back else convert.from_flax
-            close(convertor(there)["weight_u"], new_u, 1e-12)
+            conversion = convert.from_keras if there is back else convert.from_flax
+            close(conversion(there)["weight_u"], new_u, 1e-12)
 
 
 def test_weight_norm_states_by_hand(rng):

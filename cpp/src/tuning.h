@@ -35,8 +35,8 @@ inline constexpr Index kMinTileBytes = 256;
 inline constexpr Index kColTileBytes = Index(1) << 18;
 // Bytes of one tile of short rows.
 inline constexpr Index kRowTileBytes = Index(1) << 14;
-// Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time, and
-// of the tile that is made of such runs.
+// Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time,
+// and of the tile that is made of such runs.
 inline constexpr Index kGatherRun = 256;
 inline constexpr Index kGatherBytes = Index(1) << 19;
 // Elements of a gathered tile.

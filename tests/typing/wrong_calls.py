@@ -14,7 +14,7 @@ nc.layer_norm(x, axis=1.5)  # type: ignore
 nc.layer_norm(x, return_stats="yes")  # type: ignore
 nc.layer_norm(x, residual=3)  # type: ignore
 nc.layer_norm(x, None, None, -1)  # type: ignore
-nc.layer_norm(x, wieght=None)  # type: ignore
+nc.layer_norm(x, heft=None)  # type: ignore
 nc.batch_norm(x, training="False")  # type: ignore
 nc.batch_norm(x, running_mean=0.0)  # type: ignore
 nc.group_norm(x)  # type: ignore
@@ -26,7 +26,7 @@ nc.layer_norm(x).rstd  # type: ignore
 nc.BatchNorm("3")  # type: ignore
 nc.BatchNorm(3, ghost_size=2)  # type: ignore
 nc.BatchNorm(3, comm=5)  # type: ignore
-nc.BatchNorm(3).wieght  # type: ignore
+nc.BatchNorm(3).heft  # type: ignore
 nc.BatchNorm(3).weight.shape  # type: ignore
 nc.LayerNorm(5)("x")  # type: ignore
 nc.InstanceNorm(3, comm=None)  # type: ignore
