@@ -217,16 +217,18 @@ void spoil_something(Checked* c, Decoder& in) {
     case 2:
       return spoil_axis_list(c, in);
     case 3:  // in place, as it should be
-      if (call.y->memory_of || call.y->misaligned) return;
+      if (call.y->memory_of || call.y->misaligned || call.y->shape != call.x->shape) return;
       call.y->memory_of = call.x;
-      call.y->shape = call.x->shape;
-      call.y->ndim = call.x->ndim;
       call.y->strides = call.x->strides;
       call.y->null_strides = call.x->null_strides;
       return;
     case 4:
       if (!call.h || !call.h->given) return;
       call.h->memory_of = in.below(2) ? call.x : call.residual;
+      if (call.h->shape != call.h->memory_of->shape) {
+        call.h->memory_of = nullptr;
+        return;
+      }
       call.h->strides = call.h->memory_of->strides;
       call.h->null_strides = call.h->memory_of->null_strides;
       return;
