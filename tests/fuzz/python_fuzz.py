@@ -247,7 +247,9 @@ def fuzz_method(draw, log, layer, g, call, spoilt_before):
     before = layer_state(layer)
     positional = (values,) if method == "load_state_dict" else tuple(values.values())
     names = (*values, *vars(layer), *PARTS, *layer.state_dict())
+    own = list(spoilt)
     spoilt += [replace(s, refused=False) for s in spoilt_before]
+    spoilt_before += own  # a later backward call belongs to this x
     _, ok = attempt(
         getattr(layer, method), (positional, {}), spoilt, names, call, list(values.values())
     )
