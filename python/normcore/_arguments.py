@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from . import _core
+
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
 
@@ -44,7 +46,8 @@ def positive(name: str, value: Any) -> int:
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
     """Return a sequence of positive integers."""
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    scalar = isinstance(value, np.ndarray) and value.ndim == 0  # which has __iter__ all the same
+    if scalar or isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {shown(value)}, expected a sequence of integers >= 1")
     return tuple(positive(name, n) for n in value)
 
@@ -116,7 +119,7 @@ def shape_of(x: Any, name: str = "x") -> tuple[int, ...]:
         return shape
     try:
         if shape is None and hasattr(x, "__dlpack__"):
-            return np.from_dlpack(x).shape
+            return _core.to_numpy(x, name).shape
         return tuple(np.shape(x))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name} is {shown(x)}, expected an array: {error}") from None

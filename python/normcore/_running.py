@@ -282,6 +282,10 @@ class _RunningNorm(_ChannelLayer):
             check_writable(own.items())
         call = _Call(x, shape, self._chunks(shape), [])
         parts = Parts(x, call.chunks)
+        if len(call.chunks) > 1 and not hasattr(x, "__getitem__"):
+            raise TypeError(
+                f"x is {shown(x)}, expected an array that can be sliced: ghost_batch_size is given"
+            )
         if len(call.chunks) > 1:  # a later one may be refused, and then none has been there
             buffers = {name: buffer.copy() for name, buffer in own.items()}
         for chunk in call.chunks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Generic
 
 from . import _core
+from ._arguments import shown
 from ._typing import A, Floats, NamedTuple
 
 __all__ = [
@@ -154,6 +155,8 @@ def spectral_norm_backward(
     array([[-0.125,  0.   ],
            [ 0.   ,  0.25 ]])
     """
+    if not isinstance(result, tuple) or len(result) != len(SpectralNormResult._fields):
+        raise TypeError(f"result is {shown(result)}, expected what spectral_norm returned")
     weight, sigma, u, v, axis = result
     return _core.spectral_norm_backward(dw, weight, sigma, u, v, axis, bound, out)
 

@@ -54,7 +54,7 @@ const ErrorCase kErrors[] = {
      [](const Call& c) {
        batch_renorm_backward(c.dy.tensor(), c.x.tensor(), {}, c.gradients(), renorm(c));
      }},
-    {"RenormOutOverStd", "out overlaps running_std",
+    {"RenormOutOverStd", "running_std overlaps out",
      [](const Call& c) {
        auto o = renorm(c);
        o.running_std = reshaped(c.y, {3});

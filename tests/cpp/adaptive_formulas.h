@@ -56,13 +56,17 @@ inline double counts(const Values& v, std::size_t i) {
 
 struct Moments {
   Vector count, mean, var;
+  Vector squares{};  // the sums of the squared weights
 };
 inline Moments moments(const Values& v, Of of, bool masked = false) {
   const Vector zero(pools(v, of), 0);
-  Moments m{zero, zero, zero};
+  Moments m{zero, zero, zero, zero};
   auto counting = [&](std::size_t i) { return masked ? counts(v, i) : 1.0; };
   auto pool = [&](std::size_t i) { return pool_of(v, of, i); };
-  for (std::size_t i = 0; i < v.x.size(); ++i) m.count[pool(i)] += counting(i);
+  for (std::size_t i = 0; i < v.x.size(); ++i) {
+    m.count[pool(i)] += counting(i);
+    m.squares[pool(i)] += counting(i) * counting(i);
+  }
   for (std::size_t i = 0; i < v.x.size(); ++i) {
     m.mean[pool(i)] += counting(i) * v.x[i] / m.count[pool(i)];
   }
@@ -127,7 +131,8 @@ inline Vector deviations(const Vector& var) {
 inline Vector unbiased(const Moments& m) {
   Vector var = m.var;
   for (std::size_t k = 0; k < var.size(); ++k) {
-    if (m.count[k] > 1) var[k] *= m.count[k] / (m.count[k] - 1);
+    const double divisor = m.count[k] - m.squares[k] / m.count[k];
+    if (divisor > 0) var[k] *= m.count[k] / divisor;
   }
   return var;
 }

@@ -122,7 +122,8 @@ const ErrorCase kErrors[] = {
        layer_norm({a.x, {1, 4, 6}}, {}, {}, Arrays::over(a.y, {1, 4, 6}),
                   {.residual = ConstTensor(a.dy, {1, 4, 6}), .h = Tensor(a.x + 6, {1, 4, 6})});
      }},
-    {"SumOverPartOfTheResidual", "h overlaps residual in memory, expected memory of its own",
+    {"SumOverPartOfTheResidual",
+     "h overlaps residual in memory, expected residual itself or memory of its own",
      [](Arrays& a) {
        layer_norm({a.x, {1, 4, 6}}, {}, {}, Arrays::over(a.y, {1, 4, 6}),
                   {.residual = ConstTensor(a.dy, {1, 4, 6}), .h = Tensor(a.dy + 6, {1, 4, 6})});
