@@ -26,8 +26,11 @@ py::object items_of(py::handle value, const char* name) {
     return py::reinterpret_steal<py::object>(items);
   }
   Py_XDECREF(items);
-  // Such as an array without axes, which is a number.
-  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  // Such as an array without axes, which is a number, or a length that is none.
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError) &&
+      !PyErr_ExceptionMatches(PyExc_ValueError)) {
+    throw py::error_already_set();
+  }
   PyErr_Clear();
   return {};
 }

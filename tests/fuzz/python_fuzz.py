@@ -35,11 +35,10 @@ from hostile import Capsule, HostileError
 from hypothesis import strategies as st
 from spoil import spoil
 
-# Options that backward functions take and do not look at, so that both calls share a dict of them.
-FORWARD_ALONE = ("momentum", "unbiased_running_var")
-
 import normcore as nc
 
+# Options that backward functions take and do not look at, so that both calls share a dict of them.
+FORWARD_ALONE = ("momentum", "unbiased_running_var")
 ROUND = 100  # examples between two looks at the clock
 CALL_SECONDS = 100  # of one call, after which it hangs
 ADDRESS_SPACE = 8 << 30  # so that a size that was believed is a MemoryError
