@@ -24,7 +24,7 @@ struct BackwardArgs {
   const void* dh = nullptr;  // gradient of what was normalized from elsewhere; elementwise only
 
   const double* channel_weight = nullptr;  // [cells]
-  const C* element_weight = nullptr;       // [count]; set where the parameters are elementwise
+  ElementParameter<C> element_weight{};    // set where the parameters are elementwise
 
   const double* given_mean = nullptr;  // [cells]
   const double* given_var = nullptr;
@@ -34,6 +34,9 @@ struct BackwardArgs {
   // Gradients of weight and bias, [cells] or [count]; null where nobody asks for either.
   double* dweight = nullptr;
   double* dbias = nullptr;
+  // Instead of these, the caller's own arrays, where they are of the compute type and in order.
+  C* dweight_here = nullptr;
+  C* dbias_here = nullptr;
   // Of the method's own parameters, by channel: [kParameterCount, cells]; null likewise.
   double* dparams = nullptr;
 
@@ -95,7 +98,7 @@ class Backward {
     double* var[P];
   };
 
-  bool elementwise() const { return args_.element_weight != nullptr; }
+  bool elementwise() const { return static_cast<bool>(args_.element_weight); }
   // Pools that are computed from x, and pass gradients on, begin here.
   int computed() const { return args_.given_mean ? 1 : 0; }
   Index blocks() const { return plan_.outer_blocks() * plan_.cell_blocks(); }
@@ -146,9 +149,16 @@ class Backward {
           std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) / tuning::kParameterTaskCells,
                             1, std::min(tuning::kParameterTasks, blocks()));
     }
-    const bool wanted = args_.dweight != nullptr;
-    C* dweight = wanted ? scope.template take_filled<C>(runs * n, 0) : nullptr;
-    C* dbias = wanted ? scope.template take_filled<C>(runs * n, 0) : nullptr;
+    const bool wanted = args_.dweight || args_.dweight_here || args_.dbias || args_.dbias_here;
+    // The sums of a single run are the gradients.
+    auto table = [&](C* here) -> C* {
+      if (!wanted) return nullptr;
+      if (!here || runs > 1) return scope.template take_filled<C>(runs * n, 0);
+      std::fill_n(here, n, C(0));
+      return here;
+    };
+    C* dweight = table(args_.dweight_here);
+    C* dbias = table(args_.dbias_here);
     if (plan_.fused) {
       be_.parallel(runs, [&](Index run) {
         C* dw = wanted ? dweight + run * n : nullptr;
@@ -182,8 +192,15 @@ class Backward {
       block(block_at(plan_, 0), {}, dweight, dbias);
     }
     if (wanted) {
-      sum_rows(dweight, runs, n, args_.dweight);
-      sum_rows(dbias, runs, n, args_.dbias);
+      finish(dweight, runs, n, args_.dweight_here, args_.dweight);
+      finish(dbias, runs, n, args_.dbias_here, args_.dbias);
+    }
+  }
+  void finish(const C* table, Index runs, Index n, C* here, double* wide) const {
+    if (here) {
+      if (table != here) sum_rows(table, runs, n, here);
+    } else if (wide) {
+      sum_rows(table, runs, n, wide);
     }
   }
 
@@ -195,15 +212,17 @@ class Backward {
   }
 
   // out[j] = sum over rows of table[row, j], in the order of the rows.
-  template <class T>
-  void sum_rows(const T* table, Index rows, Index n, double* out) const {
+  template <class T, class Out>
+  void sum_rows(const T* table, Index rows, Index n, Out* out) const {
     constexpr Index kStrip = 1024;
     be_.parallel((n + kStrip - 1) / kStrip, [&](Index strip) {
       const Index first = strip * kStrip, last = std::min(n, first + kStrip);
-      for (Index j = first; j < last; ++j) out[j] = double(table[j]);
+      double sums[kStrip];
+      for (Index j = first; j < last; ++j) sums[j - first] = double(table[j]);
       for (Index i = 1; i < rows; ++i) {
-        for (Index j = first; j < last; ++j) out[j] += double(table[i * n + j]);
+        for (Index j = first; j < last; ++j) sums[j - first] += double(table[i * n + j]);
       }
+      for (Index j = first; j < last; ++j) out[j] = Out(sums[j - first]);
     });
   }
 

@@ -323,11 +323,10 @@ void join_empty(const ChannelCall& call, const MakeParams& make_params,
   move_buffers(updates, table, 1, count, memory);
 }
 
-// `make_params`(memory) gives the method's Params, with arrays in the memory of the call.
-template <class Method, class MakeParams>
-void channel_forward(const ChannelCall& call, const MakeParams& make_params, const Tensor& y,
-                     std::span<const BufferUpdate> updates, const StatsOut& stats,
-                     const Context& context, std::span<const OwnParameter> own = {}) {
+// Before anything is written.
+inline void check_channel_forward(const ChannelCall& call, const Tensor& y,
+                                  std::span<const BufferUpdate> updates, const StatsOut& stats,
+                                  const Context& context, std::span<const OwnParameter> own) {
   check_device(context);
   check_output("out", y, call.x, call.names.x);
   for (const BufferUpdate& u : updates) {
@@ -350,6 +349,14 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
   declare_stats(stats, operands);
   operands.check();
   call.check_reach(context);
+}
+
+// `make_params`(memory) gives the method's Params, with arrays in the memory of the call.
+template <class Method, class MakeParams>
+void channel_forward(const ChannelCall& call, const MakeParams& make_params, const Tensor& y,
+                     std::span<const BufferUpdate> updates, const StatsOut& stats,
+                     const Context& context, std::span<const OwnParameter> own = {}) {
+  check_channel_forward(call, y, updates, stats, context, own);
   if (call.x.size() == 0) {
     return join_empty<Method>(call, make_params, updates, stats, context);
   }
@@ -426,11 +433,9 @@ void join_empty_backward(const ChannelCall& call, const SavedStats& stats, const
   }
 }
 
-// `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
-template <class Method, class MakeParams, class WriteOwn>
-void channel_backward(const ChannelCall& call, const MakeParams& make_params, const ConstTensor& dy,
-                      const Gradients& g, const SavedStats& stats, const Context& context,
-                      const OwnGradients& own, const WriteOwn& write_own) {
+inline void check_channel_backward(const ChannelCall& call, const ConstTensor& dy,
+                                   const Gradients& g, const SavedStats& stats,
+                                   const Context& context, std::span<const OwnParameter> own) {
   check_device(context);
   check_like(call.names.dy, dy, call.x, call.names.x);
   check_output("out", g.dx, call.x, call.names.x);
@@ -443,18 +448,26 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   check_pooled(stats.pooled, call.stats_shape());
   check_pooled(stats.given, call.channel_shape, "stats.given");
   Operands operands;
-  call.declare_reads(own.of, /*buffers=*/true, operands);
+  call.declare_reads(own, /*buffers=*/true, operands);
   operands.reads(call.names.dy, dy);
   operands.reads("stats.pooled", stats.pooled);
   operands.reads("stats.given", stats.given);
   operands.writes("out", g.dx, {&call.x, &dy});
   operands.writes(call.names.dweight, g.dweight);
   operands.writes("dbias", g.dbias);
-  for (const OwnParameter& p : own.of) {
+  for (const OwnParameter& p : own) {
     if (p.gradient) operands.writes(p.gradient_name, *p.gradient);
   }
   operands.check();
   call.check_reach(context);
+}
+
+// `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
+template <class Method, class MakeParams, class WriteOwn>
+void channel_backward(const ChannelCall& call, const MakeParams& make_params, const ConstTensor& dy,
+                      const Gradients& g, const SavedStats& stats, const Context& context,
+                      const OwnGradients& own, const WriteOwn& write_own) {
+  check_channel_backward(call, dy, g, stats, context, own.of);
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();

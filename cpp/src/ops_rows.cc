@@ -53,10 +53,30 @@ struct ElementCall {
   }
 
   template <class C>
-  const C* load_parameter(const Plan& plan, const ConstTensor& t, double missing, double offset,
-                          Memory& memory) const {
-    if (!t) return memory.take_filled<C>(plan.count, C(missing));
-    return memory.load_shifted<C>(t, parameter_walk(plan, t), offset);
+  ElementParameter<C> load_parameter(const Plan& plan, const ConstTensor& t, double missing,
+                                     double offset, const Context& context, Memory& memory) const {
+    if (t) return {memory.load_shifted<C>(t, parameter_walk(plan, t), offset)};
+    // A tile is a chunk at most; a device's kernels take rows as they come.
+    const bool host = context.device == Device::kCpu;
+    const Index n = host ? std::min(plan.count, plan.chunk) : plan.count;
+    return {memory.take_filled<C>(n, C(missing)), host ? 0 : 1};
+  }
+
+  // Where the pipeline leaves the gradient of a parameter: in the caller's array, or in a table
+  // that `store_gradient` brings there.
+  template <class C>
+  void place_gradient(const Plan& plan, const Tensor& t, const Context& context, Memory& memory,
+                      double** table, C** here) const {
+    const bool fits = t && t.dtype() == DTypeOf<C>::value && parameter_walk(plan, t).contiguous();
+    if (fits && context.device == Device::kCpu) {
+      *here = static_cast<C*>(t.data());
+    } else if (t || context.device != Device::kCpu) {
+      *table = memory.take<double>(plan.count);
+    }
+  }
+  void store_gradient(const Plan& plan, const double* table, const Tensor& t,
+                      Memory& memory) const {
+    if (t && table) memory.store(table, t, parameter_walk(plan, t));
   }
 };
 
@@ -101,8 +121,8 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
         std::swap(plan.access[0], plan.access[3]);
       }
       args.element_weight =
-          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
-      args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, memory);
+          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
+      args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, context, memory);
       StatsTable table;
       if (stats.mean || stats.rstd || stats.pooled) {
         table = StatsTable(plan.outer * plan.cells, memory);
@@ -152,19 +172,17 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
       args.dx = g.dx.data();
       args.dh = dh ? dh.data() : nullptr;
       args.element_weight =
-          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, memory);
+          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
       if (g.dweight || g.dbias) {
-        args.dweight = memory.take<double>(plan.count);
-        args.dbias = memory.take<double>(plan.count);
+        call.place_gradient(plan, g.dweight, context, memory, &args.dweight, &args.dweight_here);
+        call.place_gradient(plan, g.dbias, context, memory, &args.dbias, &args.dbias_here);
       }
       const PooledValues forward(plan, pooled, memory);
       args.forward_mean = forward.mean;
       args.forward_var = forward.var;
       run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
-      if (g.dweight) {
-        memory.store(args.dweight, g.dweight, call.parameter_walk(plan, g.dweight));
-      }
-      if (g.dbias) memory.store(args.dbias, g.dbias, call.parameter_walk(plan, g.dbias));
+      call.store_gradient(plan, args.dweight, g.dweight, memory);
+      call.store_gradient(plan, args.dbias, g.dbias, memory);
     });
   });
 }

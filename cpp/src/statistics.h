@@ -21,6 +21,17 @@ struct Reach {
 };
 inline constexpr int kMaskOperand = 3;
 
+// A parameter of the elements of a row, [count]; or the values that all of its chunks share, with
+// step 0: one that nobody gave takes no memory of a row's size.
+template <class C>
+struct ElementParameter {
+  const C* values = nullptr;
+  Index step = 1;
+
+  explicit operator bool() const { return values != nullptr; }
+  const C* at(Index element) const { return values + element * step; }
+};
+
 // Everything but geometry. Arrays are in the order of the plan's tables; absent ones are null.
 template <class C>
 struct ForwardArgs {
@@ -32,8 +43,7 @@ struct ForwardArgs {
 
   const double* channel_weight = nullptr;  // [cells]
   const double* channel_bias = nullptr;
-  const C* element_weight = nullptr;  // [count]
-  const C* element_bias = nullptr;
+  ElementParameter<C> element_weight, element_bias;
 
   // [cells]: statistics of the first pool that are not computed from x.
   const double* given_mean = nullptr;

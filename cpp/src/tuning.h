@@ -38,7 +38,7 @@ inline constexpr Index kRowTileBytes = Index(1) << 14;
 // Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time,
 // and of the tile that is made of such runs.
 inline constexpr Index kGatherRun = 256;
-inline constexpr Index kGatherBytes = Index(1) << 19;
+inline constexpr Index kGatherBytes = Index(1) << 20;
 // Elements of a gathered tile.
 inline constexpr Index kPackElements = 16384;
 

@@ -92,8 +92,8 @@ class Backend {
   };
 
   // y = a * (x - center) + b, and with elementwise parameters weight * that + bias.
-  void apply(const Range& range, const Table& table, Affine<C> f, const C* weight, const C* bias,
-             const void* x, void* y) const {
+  void apply(const Range& range, const Table& table, Affine<C> f, ElementParameter<C> weight,
+             ElementParameter<C> bias, const void* x, void* y) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_y = scope.take<char>(tiles_.scratch_bytes(1));
@@ -103,7 +103,7 @@ class Backend {
       const Index i = table.at(t);
       const Affine<C> at{f.a + i, f.center + i, f.b + i};
       if (weight) {
-        set_.scale[layout_](xt, yt, height(t), width(t), at, weight + t.s0, bias + t.s0);
+        set_.scale[layout_](xt, yt, height(t), width(t), at, weight.at(t.s0), bias.at(t.s0));
       } else {
         set_.affine[layout_](xt, yt, height(t), width(t), at);
       }
@@ -128,8 +128,8 @@ class Backend {
   }
 
   // sum dy * u and sum dy of the cells of a range, over its rows too; weight as in apply.
-  void sums(const Range& range, const Table& table, Centering<C> f, const C* weight, const void* dy,
-            const void* x, double* dy_u, double* dy_1) const {
+  void sums(const Range& range, const Table& table, Centering<C> f, ElementParameter<C> weight,
+            const void* dy, const void* x, double* dy_u, double* dy_1) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
@@ -142,7 +142,7 @@ class Backend {
       const Index i = table.at(t);
       const Centering<C> at{f.center + i, f.unit + i};
       if (weight) {
-        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight + t.s0, tile_u,
+        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.s0), tile_u,
                                     tile_1);
       } else {
         set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u, tile_1);
@@ -302,8 +302,8 @@ class Backend {
 
   // dx of a range. With elementwise parameters their gradients are added to dweight and dbias.
   void grad(const Range& range, const Table& table, const Gradient<C>& f, Affine<C> xhat,
-            const C* weight, C* dweight, C* dbias, const void* dy, const void* x, const void* dh,
-            void* dx) const {
+            ElementParameter<C> weight, C* dweight, C* dbias, const void* dy, const void* x,
+            const void* dh, void* dx) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
@@ -323,7 +323,7 @@ class Backend {
                                        {xhat.a + i, xhat.center + i, xhat.b + i}, dweight + t.s0,
                                        dbias + t.s0);
         }
-        set_.weighted_grad[layout_](dyt, xt, dht, dxt, height(t), width(t), at, weight + t.s0);
+        set_.weighted_grad[layout_](dyt, xt, dht, dxt, height(t), width(t), at, weight.at(t.s0));
       } else {
         set_.grad[layout_](dyt, xt, dxt, height(t), width(t), at);
       }

@@ -164,7 +164,8 @@ class Pipeline {
            args.channel_weight, args.channel_bias, a, center, shift);
     on_pieces([&](auto p, auto packed) {
       launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(0, args.x), view(1, args.y),
-             team_, Coefficients<C>{a, center, shift}, args.element_weight, args.element_bias);
+             team_, Coefficients<C>{a, center, shift}, args.element_weight.values,
+             args.element_bias.values);
     });
   }
 
@@ -188,7 +189,7 @@ class Pipeline {
            args.channel_weight, t);
 
     const bool given = args.given_mean && P == 1;  // nothing is computed from x
-    const bool element = args.element_weight != nullptr;
+    const bool element = static_cast<bool>(args.element_weight);
     double* sum_u = memory_.take<double>(cells);
     double* sum_1 = memory_.take<double>(cells);
     if (!given || args.dweight) {
@@ -197,7 +198,7 @@ class Pipeline {
       double* dy_1 = memory_.take<double>(parts);
       on_pieces([&](auto p, auto packed) {
         launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(1, args.dy),
-               view(0, args.x), team_, t.center, t.unit_c, args.element_weight, dy_u, dy_1);
+               view(0, args.x), team_, t.center, t.unit_c, args.element_weight.values, dy_u, dy_1);
       });
       const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
       launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
@@ -218,7 +219,7 @@ class Pipeline {
       launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(1, args.dy), view(0, args.x),
              view(3, args.dh), view(2, args.dx), team_,
              GradientCoefficients<C>{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c},
-             args.element_weight);
+             args.element_weight.values);
     });
   }
 
@@ -264,8 +265,8 @@ class Pipeline {
       a.h = {const_cast<void*>(args.x), stride[0]};
     }
     a.y = {args.y, stride[1]};
-    a.weight = args.element_weight;
-    a.bias = args.element_bias;
+    a.weight = args.element_weight.values;
+    a.bias = args.element_bias.values;
     a.out = {args.mean, args.var, args.rstd};
     const Launch l{ceil_div(a.rows, policy.rows_per_block) * policy.cluster, policy.block_threads(),
                    kTeamBytes, policy.cluster};
@@ -291,7 +292,7 @@ class Pipeline {
     a.dy = {args.dy, stride[1]};
     if (args.dh) a.dh = {args.dh, stride[3]};
     a.dx = {args.dx, stride[2]};
-    a.weight = args.element_weight;
+    a.weight = args.element_weight.values;
     a.mean = args.forward_mean;
     a.var = args.forward_var;
     // The number of blocks decides the order of the parameters' sums: by the device and the length
