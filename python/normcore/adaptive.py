@@ -192,7 +192,7 @@ def batch_renorm(
     training : bool
         Whether to use the statistics of ``x`` and update the buffers.
     momentum : float
-        Weight of the new value.
+        Weight of the new value, from 0 to 1.
     r_max, d_max : float
         Bounds of the corrections; at least 1 and 0, at which this is batch norm.
     eps : float
@@ -411,7 +411,7 @@ def batch_instance_norm(
     training : bool
         Whether to use the statistics of ``x`` and update the buffers.
     momentum : float
-        Weight of the new value.
+        Weight of the new value, from 0 to 1.
     eps : float
         Added to the variances; at least 0.
     unbiased_running_var : bool
@@ -622,7 +622,7 @@ def switchable_norm(
     training : bool
         Whether to use the statistics of ``x`` and update the buffers.
     momentum : float
-        Weight of the new value.
+        Weight of the new value, from 0 to 1.
     eps : float
         Added to the variance; at least 0.
     channel_axis : int
@@ -807,7 +807,7 @@ def mean_only_batch_norm(
     training : bool
         Whether to use the mean of ``x`` and update the buffer.
     momentum : float
-        Weight of the new value.
+        Weight of the new value, from 0 to 1.
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
     mask : array, optional

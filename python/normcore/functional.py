@@ -11,7 +11,14 @@ Rules that all functions share:
   of the same library. Lists of floats are read as NumPy reads them.
 - Results have x's shape, dtype and order in memory. Arithmetic is float32 or better and the result
   is rounded once. Parameters may have another float dtype than ``x``.
-- ``out`` is written and returned; it may be ``x`` itself, and must not overlap it otherwise.
+- ``out`` is written and returned; it may be ``x`` itself (in backward also ``dy`` or ``dh``), and
+  must not overlap ``x`` otherwise, nor any other argument.
+- Magnitudes of ``x`` may be anything that float32 or the 16-bit dtypes hold, and from 1e-150 to
+  1e150 in float64, whose squares leave its range beyond (:func:`normcore.normalize`,
+  :func:`normcore.norm` and :func:`normcore.weight_norm` mind them). A large mean costs no digits in
+  float32 and 16 bits; the mean of float64 is one double.
+- Masked arrays of NumPy are taken by functions with a mask where theirs is the same for all
+  channels, and refused elsewhere.
 - With ``return_stats=True`` a function returns its statistics too, for the backward function;
   without them the backward function computes them again. Their field ``pooled`` is a NumPy array
   whatever the library of ``x``, with a last axis of 2.
@@ -620,7 +627,7 @@ def batch_norm(
     training : bool
         Whether to use the statistics of ``x`` and update the buffers.
     momentum : float
-        Weight of the new value; nothing where the buffers do not move.
+        Weight of the new value, from 0 to 1; nothing where the buffers do not move.
     eps : float
         Added to the variance; positive when training, else at least 0.
     unbiased_running_var : bool
@@ -841,7 +848,7 @@ def instance_norm(
     use_input_stats : bool
         Whether statistics come from ``x``; otherwise from the buffers, which must be given.
     momentum : float
-        Weight of the new value; nothing where the buffers do not move.
+        Weight of the new value, from 0 to 1; nothing where the buffers do not move.
     eps : float
         Added to the variance; at least 0.
     unbiased_running_var : bool

@@ -56,7 +56,8 @@ class Moments(NamedTuple):
     def var(self, correction: float = 0) -> Any:
         """Return ``m2 / (count - correction)``; NaN where the count is not above ``correction``.
 
-        ``correction=1`` gives the unbiased variance.
+        ``correction=1`` gives the unbiased variance. Of weights, ``count`` is their sum: that is
+        right where they say how often a value was seen.
         """
         left = np.asarray(self.count, np.float64) - correction
         return self.m2 / np.where(left > 0, left, np.nan)
@@ -118,7 +119,8 @@ def moments(
 
     ``mean = sum(x) / count`` and ``m2 = sum((x - mean)**2)``, computed as the statistics of
     :func:`layer_norm` are: around a mean of the data, in float32 or better by short runs, which are
-    merged in float64. A large mean costs no digits but those that ``x`` itself lost.
+    merged in float64. A large mean costs no digits but those that ``x`` itself lost,
+    up to float32; float64 is for magnitudes from 1e-150 to 1e150.
 
     Parameters
     ----------
