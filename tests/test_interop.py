@@ -210,3 +210,22 @@ class Subclass(np.ndarray):
 def test_ndarray_subclass_is_an_ndarray(rng):
     x = rng.normal(size=(3, 5))
     np.testing.assert_array_equal(nc.layer_norm(x.view(Subclass)), nc.layer_norm(x))
+
+
+def test_immutable_arrays_are_no_place_for_results():
+    jnp = pytest.importorskip("jax.numpy")
+    x, one = np.ones((4, 3, 5), np.float32), jnp.ones(3)
+    for call, name in (
+        (lambda: nc.layer_norm(x, out=jnp.ones(x.shape)), "out"),
+        (lambda: nc.layer_norm_backward(x, x, out=jnp.ones(x.shape)), "out"),
+        (lambda: nc.gdn(jnp.ones(x.shape), one, jnp.ones((3, 3)), out=jnp.ones(x.shape)), "out"),
+        (
+            lambda: nc.batch_norm(x, running_mean=one, running_var=np.ones(3), training=True),
+            "running_mean",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is an array of jax, whose arrays are immut"):
+            call()
+    # In evaluation they are only read.
+    y = nc.batch_norm(x, running_mean=one, running_var=jnp.ones(3))
+    np.testing.assert_array_equal(y, 0)

@@ -166,3 +166,20 @@ def test_buffers_of_every_method_follow_the_oracle(rng, variant, layout):
         for name in names:
             # A rounding of the buffer, and a few of float32 sums, weighed by the momentum.
             np.testing.assert_allclose(mine[name], exact[name], rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("layer", [nc.BatchNorm, nc.InstanceNorm, nc.BatchInstanceNorm])
+def test_running_variances_are_unbiased_or_not(rng, layer, unbiased):
+    x = rng.normal(size=(4, 3, 5)).astype(np.float32)
+    per_sample = layer is nc.InstanceNorm
+    axes = 2 if per_sample else (0, 2)
+    want = x.astype(np.float64).var(axes, ddof=int(unbiased))
+    made = layer(3, momentum=1.0, track_running_stats=True, unbiased_running_var=unbiased)
+    made(x)
+    want = want.mean(0) if per_sample else want
+    # The variance of values around 1 is rounded once, from sums in double of float32 squares.
+    np.testing.assert_allclose(made.running_var, want, rtol=1e-6)
+    made.running_var = np.zeros(3, np.float32)
+    made.recompute_statistics([x])
+    np.testing.assert_allclose(made.running_var, want, rtol=1e-6)
