@@ -445,7 +445,8 @@ class Backward {
       }
       if (!Method::raw && stats.count[0] == 1 && !args_.reach.mask) {
         // A pool of one element is 0 whatever it holds.
-        for (C* column : {out.p, out.q, out.r}) std::fill_n(column, s.rows * b.kn, C(0));
+        C* const columns[] = {out.p, out.q, out.r};
+        for (C* column : columns) std::fill_n(column, s.rows * b.kn, C(0));
         return;
       }
     }

@@ -4,6 +4,7 @@
 // not given.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <type_traits>
 
@@ -86,10 +87,11 @@ class BasicTensor {
     strides_[i] = stride;
   }
   void set_contiguous() {
-    Index stride = 1;
+    // Sizes that nobody has looked at yet: what overflows is for the operations to refuse.
+    std::uint64_t stride = 1;
     for (int i = ndim_ - 1; i >= 0; --i) {
-      strides_[i] = stride;
-      stride *= shape_[i];
+      strides_[i] = static_cast<Index>(stride);
+      stride *= static_cast<std::uint64_t>(shape_[i]);
     }
   }
 
