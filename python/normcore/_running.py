@@ -406,6 +406,10 @@ class _RunningNorm(_ChannelLayer):
         if len(call.chunks) > 1 and shape_of(dy, "dy") != call.shape:
             raise ValueError(f"dy has shape {shape_of(dy, 'dy')}, expected {call.shape}: x's")
         whole: Any = dy  # which slices, as x does
+        if len(call.chunks) > 1 and not hasattr(dy, "__getitem__"):
+            raise TypeError(
+                f"dy is {shown(dy)}, expected an array that can be sliced: ghost_batch_size is given"
+            )
         parts = Parts(call.x, call.chunks)
         added = []
         for chunk, gradient in zip(call.chunks, call.gradients, strict=True):
