@@ -408,7 +408,8 @@ class _RunningNorm(_ChannelLayer):
         whole: Any = dy  # which slices, as x does
         if len(call.chunks) > 1 and not hasattr(dy, "__getitem__"):
             raise TypeError(
-                f"dy is {shown(dy)}, expected an array that can be sliced: ghost_batch_size is given"
+                f"dy is {shown(dy)}, expected an array that can be sliced: "
+                "ghost_batch_size is given"
             )
         parts = Parts(call.x, call.chunks)
         added = []
