@@ -3,8 +3,7 @@
 // that two arguments share. Arrays lie against forbidden pages. Whatever was asked:
 //
 //   - a call succeeds, or is refused with a message; valid calls succeed, and those of which we
-//   know
-//     that no answer is right are refused;
+//     know that no answer is right are refused;
 //   - a refused call has written nothing;
 //   - a call that succeeded has written each element of its outputs, and nothing else;
 //   - in place it gives the bits that it gives elsewhere.
@@ -19,6 +18,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <type_traits>
 
 #include "calls.h"
 #include "report.h"
@@ -55,15 +55,22 @@ int64_t huge(Decoder& in) {
                            int64_t(1) << 31, -1, -(int64_t(1) << 62)});
 }
 
+// What was spoilt before may stand at an end of its type: there it goes on at the other end.
+template <class Int>
+Int moved(Int value, int by) {
+  using Bits = std::make_unsigned_t<Int>;
+  return static_cast<Int>(static_cast<Bits>(value) + static_cast<Bits>(by));
+}
+
 void spoil_size(Operand& t, Decoder& in) {
   if (t.shape.empty()) return t.set_shape({in.pick<int64_t>({1, 2, 0, INT64_MAX})});
   int64_t& n = t.shape[static_cast<std::size_t>(in.below(static_cast<int>(t.shape.size())))];
   switch (in.below(5)) {
     case 0:
-      n += 1;
+      n = moved(n, 1);
       break;
     case 1:
-      n -= 1;
+      n = moved(n, -1);
       break;
     case 2:
       n = in.below(2);
@@ -86,7 +93,7 @@ void spoil_strides(Operand& t, Decoder& in) {
       s = in.below(9) - 4;
       break;
     case 2:
-      s = -s;
+      s = moved(~s, 1);  // -s
       break;
     default:  // of no element but the first can there be an address
       s = in.pick<int64_t>({INT64_MAX, INT64_MIN, int64_t(1) << 62, -(int64_t(1) << 62)});
@@ -95,7 +102,7 @@ void spoil_strides(Operand& t, Decoder& in) {
 
 void spoil_axes(Operand& t, Decoder& in) {
   const auto n = t.ndim;
-  t.ndim = in.pick<int32_t>({n + 1, n - 1, 0, -1, 32, 33, 64, INT_MAX, INT_MIN});
+  t.ndim = in.pick<int32_t>({moved(n, 1), moved(n, -1), 0, -1, 32, 33, 64, INT_MAX, INT_MIN});
   // The arrays hold what is said, up to numbers that must be refused before they are read.
   const auto sizes = static_cast<std::size_t>(std::clamp(t.ndim, 0, 64));
   t.shape.resize(sizes, in.pick<int64_t>({1, 1, 2, 3}));

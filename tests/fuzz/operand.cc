@@ -79,14 +79,14 @@ bool Operand::empty() const {
 }
 
 bool Operand::extent(int64_t* low, int64_t* high) const {
+  const Wide limit = Slot::kCapacity;
   Wide first = 0, last = 0, size = 1;
   for (int i = 0; i < ndim; ++i) {
     const auto at = static_cast<std::size_t>(i);
-    const Wide reach = Wide(shape[at] - 1) * strides[at];
-    (reach < 0 ? first : last) += reach;
+    const Wide reach = (Wide(shape[at]) - 1) * strides[at];
+    (reach < 0 ? first : last) += std::clamp<Wide>(reach, -2 * limit, 2 * limit);
     size = std::min(size * shape[at], Wide(1) << 62);
   }
-  const Wide limit = Slot::kCapacity;
   if (-first > limit || last > limit || size > limit || (last - first + 1) * item() + 16 > limit) {
     return false;
   }
