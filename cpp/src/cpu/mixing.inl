@@ -163,93 +163,112 @@ void outer_product(const C* t, const C* u, Index rows, C* dw, C* scratch) {
 
 // ---- what happens to an element
 
-// The logarithm to base 2 of v > 0, to a tenth. Beyond all others for infinities and NaN.
-SI float log2_about(float v) { return float(__builtin_bit_cast(std::int32_t, v)) * 0x1p-23f - 127; }
-// A range of logarithms.
+// The least and the greatest of some sizes, lane by lane. NaN is passed over: of it comes NaN,
+// whatever the type.
+struct Ends {
+  F32 low = splat(__builtin_inff()), high{};
+};
+enum class Zeros { kCount, kDoNot };
+template <Zeros Z>
+SI void extend(Ends* ends, F32 size) {
+  F32 low = size;
+  if constexpr (Z == Zeros::kDoNot) low = size > 0 ? size : splat(__builtin_inff());
+  ends->low = low < ends->low ? low : ends->low;
+  ends->high = size > ends->high ? size : ends->high;
+}
+// Of the numbers of all channels, a vector of pixels of each.
+template <Zeros Z>
+SI Ends ends_of(const float* rows, Index channels, Index stride) {
+  Ends ends;
+  for (Index r = 0; r < channels; ++r) {
+    extend<Z>(&ends, abs_of<float>(load(rows + r * stride, Full{})));
+  }
+  return ends;
+}
+
+// A range of logarithms, and the sums and multiples of such.
 struct Span {
-  float low, high;
+  F32 low, high;
 };
 SI Span operator+(Span a, Span b) { return {a.low + b.low, a.high + b.high}; }
 SI Span operator*(float f, Span a) {
   const Span b{f * a.low, f * a.high};
   return f < 0 ? Span{b.high, b.low} : b;
 }
+SI Span span(float low, float high) { return {splat(low), splat(high)}; }
+// The logarithm to base 2 of v > 0, to a tenth. Beyond all others for infinities.
+SI F32 log2_about(F32 v) {
+  using Integers = VecOf<std::int32_t, kLanes<float>>::reg;
+  return __builtin_convertvector(bitcast<Integers>(v), F32) * 0x1p-23f - 127;
+}
+SI Span logarithms(const Ends& ends) {
+  const F32 low = log2_about(ends.low), high = log2_about(ends.high), zero{};
+  return {ends.high > 0 ? low : zero, ends.high > 0 ? high : zero};
+}
+SI Words<float> leaves(Span s, float limit) {
+  return ~(bitcast<Words<float>>(s.low > -limit) & bitcast<Words<float>>(s.high < limit));
+}
 
 // Whether a product on the way to the gradients of a pixel may leave the range of float, from those
 // of |x|, |dy| and D.
-SI bool gradients_leave(const Mixture<float>& f, Span x, Span dy, Span d) {
-  const Span gain{f.range.least_gain, f.range.most_gain}, factor = -f.e * d;
+SI Words<float> gradients_leave(const Mixture<float>& f, Span x, Span dy, Span d) {
+  const Span gain = span(f.range.least_gain, f.range.most_gain), factor = -f.e * d;
   const Span direct = dy + gain + factor, of_x = f.p * x, dy_y = dy + of_x + factor;
   const Span t = dy_y + gain + -1.0f * d, slope = (f.p - 1) * x;
-  const Span weighted = t + Span{f.range.most_weight, f.range.most_weight};
-  bool leaves = false;
-  const Span all[] = {dy, dy + gain, direct, direct + slope, dy_y, dy_y + gain, t, weighted};
-  for (const Span& s : all) leaves |= !(s.low > -100) | !(s.high < 100);
-  const Span y = of_x + factor;
+  const Span weighted = t + span(f.range.most_weight, f.range.most_weight);
   // Of powers that vanished nothing is left for dW.
-  const bool lost = (f.a * x.low < -125) & (t.high > 0);
-  return leaves | lost | !(y.low > -120) | !(y.high < 120);
+  Words<float> any = bitcast<Words<float>>(f.a * x.low < -125) & bitcast<Words<float>>(t.high > 0);
+  const Span all[] = {dy, dy + gain, direct, direct + slope, dy_y, dy_y + gain, t, weighted};
+  for (const Span& s : all) any |= leaves(s, 100);
+  return any | leaves(of_x + factor, 120);
 }
 
 // Which pixels have values that may have overflowed, or lost terms to underflow; whether any has.
-// In double none is taken to: no power of a number of the other types leaves its range.
-SI bool find_outside(const Mixture<float>& f, const float* x, const float* dy, const float* d,
-                     bool* outside) {
+SI bool find_outside(const Mixture<float>& f, const Ends (&x)[kMixVectors], const float* dy,
+                     const float* d, bool* outside) {
   constexpr Index N = kLanes<float>, P = kPixels<float>;
   const MixingRange& range = f.range;
-  const F32 infinite = splat(__builtin_inff());
-  bool any = false;
+  Words<float> any{};
   for (Index p = 0; p < P; p += N) {
-    Words<float> within = ~Words<float>{};
-    alignas(64) float ends[6][N];
-    F32 x_low = infinite, x_high{}, dy_low = infinite, dy_high{}, d_low = infinite, d_high{};
-    for (Index r = 0; r < f.channels; ++r) {
-      const F32 v = load(d + r * P + p, Full{});
-      const F32 m = abs_of<float>(load(x + r * f.stride + p, Full{}));
-      within &= bitcast<Words<float>>(v > range.least_d) & bitcast<Words<float>>(v < range.most_d);
-      within &= bitcast<Words<float>>(m < range.most_x) &
-                (bitcast<Words<float>>(m > range.least_x) | bitcast<Words<float>>(m == 0));
-      if (!dy) continue;
-      const F32 g = abs_of<float>(load(dy + r * f.stride + p, Full{}));
-      const F32 m_low = m > 0 ? m : infinite, g_low = g > 0 ? g : infinite;
-      x_low = m_low < x_low ? m_low : x_low;
-      x_high = m > x_high ? m : x_high;
-      dy_low = g_low < dy_low ? g_low : dy_low;
-      dy_high = g > dy_high ? g : dy_high;
-      d_low = v < d_low ? v : d_low;
-      d_high = v > d_high ? v : d_high;
-    }
-    for (Index l = 0; l < N; ++l) outside[p + l] = within[l] == 0;
+    const Ends& x_ends = x[p / N];
+    const Ends d_ends = ends_of<Zeros::kCount>(d + p, f.channels, P);
+    Words<float> found = bitcast<Words<float>>(x_ends.low <= range.least_x) |
+                         bitcast<Words<float>>(x_ends.high >= range.most_x) |
+                         bitcast<Words<float>>(d_ends.low <= range.least_d) |
+                         bitcast<Words<float>>(d_ends.high >= range.most_d);
     if (dy) {
-      const F32 all[] = {x_low, x_high, dy_low, dy_high, d_low, d_high};
-      for (int k = 0; k < 6; ++k) store(ends[k], all[k], Full{});
-      for (Index l = 0; l < N; ++l) {
-        auto span = [&](int k) {
-          return ends[k + 1][l] > 0 ? Span{log2_about(ends[k][l]), log2_about(ends[k + 1][l])}
-                                    : Span{0, 0};
-        };
-        // Without dy there is nothing to lose.
-        if (ends[3][l] > 0) outside[p + l] |= gradients_leave(f, span(0), span(2), span(4));
-      }
+      const Ends dy_ends = ends_of<Zeros::kDoNot>(dy + p, f.channels, f.stride);
+      const Words<float> leave =
+          gradients_leave(f, logarithms(x_ends), logarithms(dy_ends), logarithms(d_ends));
+      found |= leave & bitcast<Words<float>>(dy_ends.high > 0);  // of no dy there is no gradient
     }
-    for (Index l = 0; l < N; ++l) any |= outside[p + l];
+    for (Index l = 0; l < N; ++l) outside[p + l] = found[l] != 0;
+    any |= found;
   }
-  return any;
-}
-SI bool find_outside(const Mixture<double>&, const double*, const double*, const double*, bool*) {
-  return false;
+  bool result = false;
+  for (Index l = 0; l < N; ++l) result |= any[l] != 0;
+  return result;
 }
 
 template <class C>
 bool denominators(const Mixture<C>& f, const C* x, const C* dy, C* u, C* d, bool* outside) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
+  [[maybe_unused]] Ends ends[kMixVectors];
   for (Index r = 0; r < f.rows; ++r) {
     for (Index i = 0; i < P; i += N) {
-      store(u + r * P + i, power<C>(abs_of<C>(load(x + r * f.stride + i, Full{})), f.a), Full{});
+      const Vec<C> size = abs_of<C>(load(x + r * f.stride + i, Full{}));
+      if constexpr (sizeof(C) == 4) {
+        if (r < f.channels) extend<Zeros::kDoNot>(&ends[i / N], size);
+      }
+      store(u + r * P + i, power<C>(size, f.a), Full{});
     }
   }
   mix<C>(f.weights, f.offset, f.rows, f.channels, u, d);
-  return find_outside(f, x, dy, d, outside);
+  if constexpr (sizeof(C) == 4) {
+    return find_outside(f, ends, dy, d, outside);
+  } else {
+    return false;  // no power of a number of the other types leaves the range of double
+  }
 }
 
 // sgn(x) |x|^p
