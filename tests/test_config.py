@@ -60,6 +60,14 @@ def test_unknown_isa_is_refused(name):
     assert all(known in str(caught.value) for known in nc.available_isas()), "say what there is"
 
 
+@pytest.mark.parametrize("name", [3, None, b"v3", ["v3"], "\ud800"])
+def test_an_isa_that_is_no_text_is_refused(name):
+    before = nc.get_isa()
+    with pytest.raises(TypeError, match=r"^name is .*, expected a string"):
+        nc.set_isa(name)
+    assert nc.get_isa() == before
+
+
 @pytest.mark.parametrize("name", [None, 3])
 def test_isa_is_a_string(name):
     with pytest.raises(TypeError):

@@ -38,20 +38,21 @@ FLAG = {TypeError: ["False", 1, 0, None, [True], np.ones(2, bool)], ValueError: 
 EPS = {TypeError: ["1e-5", "x", [1.0], 1j, True, b"1"], ValueError: [NAN, -1, INF, -1e-30]}
 ABOVE = {**EPS, ValueError: [*EPS[ValueError], 0.0]}
 FINITE = {**EPS, ValueError: [NAN, INF, 10**400]}
+CHANNELS = {**SIZE, ValueError: [0, -1, 2**62, 2**70]}  # each one a number of an array
 SIZES = {
     TypeError: ["ab", "", b"ab", 2.0, None, [2, "a"], [2.0], [[2]]],
-    ValueError: [[3, 0], [-1]],
+    ValueError: [[3, 0], [-1], [2**62, 2], [2**62], [1] * 65],
 }
 ARGUMENTS = {
-    "num_features": SIZE,
-    "num_channels": SIZE,
+    "num_features": CHANNELS,
+    "num_channels": CHANNELS,
     "num_groups": {**SIZE, ValueError: [0, -1, 3, 8, 2**70]},
     "size": SIZE,
     "k": SIZE,
     "n_power_iterations": SIZE,
     "ghost_batch_size": {**SIZE, TypeError: ["a", 2.5, True]},
-    "time_steps": {**SIZE, TypeError: ["a", 2.5, True]},
-    "normalized_shape": {**SIZES, ValueError: [[], (), [3, 0], 0, -1]},
+    "time_steps": {**CHANNELS, TypeError: ["a", 2.5, True]},
+    "normalized_shape": {**SIZES, ValueError: [[], (), *SIZES[ValueError], 0, -1]},
     "shape": SIZES,
     "summation_window": {TypeError: ["ab", 2.0, True, [3.0]], ValueError: [0, -1, 4, [3, 2]]},
     "suppression_window": {TypeError: ["ab", 2.0, True, [3.0]], ValueError: [0, -1, 4, [3, 2]]},
@@ -94,6 +95,8 @@ OWN = {
     (nc.LayerNorm, "axis"): {TypeError: ["a", 1.5, [1.0], True], ValueError: [(0, 1), ()]},
     (nc.RMSNorm, "axis"): {TypeError: ["a", 1.5, [1.0], True], ValueError: [(0, 1), ()]},
     (nc.RMSNorm, "eps"): EPS,
+    (nc.InstanceNorm, "num_features"): SIZE,  # has no arrays of its own
+    (nc.SpectralNorm, "shape"): {**SIZES, ValueError: [[3, 0], [-1], [2**62, 2], [2**62]]},
 }
 
 

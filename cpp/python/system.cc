@@ -45,6 +45,16 @@ void convert(py::handle src_object, py::handle dst_object) {
   }
 }
 
+// pybind11 would refuse other objects itself, and name no argument.
+void set_isa_by_name(py::handle name) {
+  const char* text = PyUnicode_Check(name.ptr()) ? PyUnicode_AsUTF8(name.ptr()) : nullptr;
+  if (!text) {
+    PyErr_Clear();
+    bad_type("name", name, "a string of available_isas()");
+  }
+  set_isa(text);
+}
+
 }  // namespace
 
 void register_system(py::module_& m) {
@@ -52,7 +62,7 @@ void register_system(py::module_& m) {
   m.def("methods", &method_names, "Names of the registered methods.");
   m.def("get_isa", &get_isa, "The instruction set in use, such as 'x86-64-v4'.");
   m.def(
-      "set_isa", &set_isa, py::arg("name"),
+      "set_isa", &set_isa_by_name, py::arg("name"),
       "Use another instruction set of available_isas(); 'v3' is short for 'x86-64-v3'. Calls that "
       "run keep the one that they began with.");
   m.def("available_isas", &available_isas, "Instruction sets that this CPU has, best first.");

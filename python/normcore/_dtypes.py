@@ -44,6 +44,16 @@ def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return result
 
 
+def new_array(shape: int | tuple[int, ...], dtype: npt.DTypeLike, name: str) -> Array:
+    """Return an array to be filled, of a shape that the argument called ``name`` asks for."""
+    try:
+        return np.empty(shape, dtype)
+    except ValueError:  # more bytes than addresses can tell apart, or too many axes
+        raise ValueError(
+            f"{name} asks for an array of shape {shown(shape)}, expected one that memory can hold"
+        ) from None
+
+
 def stored(value: Any, name: str = "the array") -> Array:
     """Return an array of a stored state, of any library, as a NumPy array.
 

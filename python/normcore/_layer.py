@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import flag, shape_of, shown
-from ._dtypes import FLOATS, float_dtype, stored
+from ._dtypes import FLOATS, float_dtype, new_array, stored
 from ._interop import Array
 from ._typing import A
 
@@ -52,13 +52,16 @@ def check_writable(values: Iterable[tuple[str, Any]], error: type[Exception] = V
 
 
 def affine_parameters(
-    shape: tuple[int, ...], dtype: npt.DTypeLike, *, weight: bool, bias: bool
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    argument: str = "num_features",
+    *,
+    weight: bool,
+    bias: bool,
 ) -> dict[str, Array]:
     """Return new parameters, each only where wanted; the layer sets them to their start."""
-    kind = float_dtype(dtype)
-    return {
-        name: np.empty(shape, kind) for name, want in (("weight", weight), ("bias", bias)) if want
-    }
+    kind, wanted = float_dtype(dtype), {"weight": weight, "bias": bias}
+    return {name: new_array(shape, kind, argument) for name, want in wanted.items() if want}
 
 
 def real_array(name: str, value: Any) -> Array:

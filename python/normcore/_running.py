@@ -25,7 +25,7 @@ from ._arguments import (
     shown,
 )
 from ._attributes import maybe
-from ._dtypes import float_dtype
+from ._dtypes import float_dtype, new_array
 from ._interop import Array, is_wide, position_weights, split_masked
 from ._layer import _Layer, affine_parameters, check_writable
 from ._life import Parts, ghost_chunks
@@ -146,9 +146,10 @@ class _RunningNorm(_ChannelLayer):
         if self.track_running_stats:
             kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
             rows = () if self.time_steps is None else (self.time_steps,)
+            tracked = new_array(rows, np.int64, "time_steps")
             for name in self._running:
-                buffers[name] = np.empty((*rows, *shape), kind)
-            buffers["num_batches_tracked"] = np.empty(rows, np.int64)
+                buffers[name] = new_array((*rows, *shape), kind, "num_features")
+            buffers["num_batches_tracked"] = tracked
         self.frozen = False
         super().__init__({**(own or {}), **parameters}, buffers)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import adaptive, scaled
 from ._arguments import flag, integer, not_negative, number, positive, shape_of, shown
 from ._attributes import always, maybe
-from ._dtypes import float_dtype
+from ._dtypes import float_dtype, new_array
 from ._interop import Array, as_numpy
 from ._layer import affine_parameters
 from ._life import Foldable
@@ -262,7 +262,8 @@ class BatchInstanceNorm(_TrainingNorm):
         comm: Communicator | None = None,
         comm_timeout: float = 600.0,
     ) -> None:
-        own = {"rho": np.empty(positive("num_features", num_features), float_dtype(dtype))}
+        n = positive("num_features", num_features)
+        own = {"rho": new_array(n, float_dtype(dtype), "num_features")}
         super().__init__(
             num_features,
             eps,

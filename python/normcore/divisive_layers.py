@@ -10,7 +10,7 @@ import numpy.typing as npt
 from . import divisive
 from ._arguments import above_zero, flag, integer, not_negative, number, positive
 from ._attributes import always
-from ._dtypes import float_dtype
+from ._dtypes import float_dtype, new_array
 from ._interop import Array
 from ._layer import _Layer
 
@@ -105,9 +105,8 @@ class DivisiveNorm(_MixingLayer):
         self.exponent, self.power = above_zero("exponent", exponent), above_zero("power", power)
         n, kind = positive("num_features", num_features), float_dtype(dtype)
         parameters = {
-            "weights": np.empty((n, n), kind),
-            "sigma": np.empty(n, kind),
-            "gain": np.empty(n, kind),
+            name: new_array(shape, kind, "num_features")
+            for name, shape in (("weights", (n, n)), ("sigma", (n,)), ("gain", (n,)))
         }
         super().__init__(n, channel_axis, parameters)
 
@@ -217,9 +216,11 @@ class GDN(_MixingLayer):
         gamma_init = not_negative("gamma_init", gamma_init)
         n = positive("num_features", num_features)
         self._gamma_init = float(gamma_init)
-        super().__init__(
-            n, channel_axis, {"beta": np.empty(n, kind), "gamma": np.empty((n, n), kind)}
-        )
+        parameters = {
+            name: new_array(shape, kind, "num_features")
+            for name, shape in (("beta", (n,)), ("gamma", (n, n)))
+        }
+        super().__init__(n, channel_axis, parameters)
 
     def _start(self, name: str) -> Any:
         n = self.num_features

@@ -8,7 +8,7 @@ running statistics do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, SupportsIndex, overload
 
@@ -65,6 +65,7 @@ class _RowLayer(_Layer):
             affine_parameters(
                 self.normalized_shape,
                 dtype,
+                "normalized_shape",
                 weight=self.elementwise_affine,
                 bias=bias,
             )
@@ -96,15 +97,10 @@ class _RowLayer(_Layer):
     def __call__(self, x: A, residual: A) -> tuple[A, A]: ...
     def __call__(self, x: A, residual: A | None = None) -> Any:
         """Normalize x, or, with a residual of x's shape, return (y, h) for h = x + residual."""
-        return self._run(x, residual=residual)
-
-    def _forward(
-        self, x: Any, per_call: Mapping[str, Any] | None = None, **forward_only: Any
-    ) -> tuple[Any, Callable[..., Any]]:
-        y, gradient = super()._forward(x, per_call, **forward_only)
-        if forward_only["residual"] is None:
-            gradient = partial(_without_residual, gradient)
-        return y, gradient
+        self._gradient = None  # so that no gradient of an earlier call outlives a failed one
+        y, gradient = self._forward(x, residual=residual)
+        self._gradient = partial(_without_residual, gradient) if residual is None else gradient
+        return y
 
     def backward(self, dy: A, dh: A | None = None) -> A:
         """Return dx for the last forward call; add the parameters' gradients to `grads`.
@@ -402,7 +398,9 @@ class GroupNorm(_ChannelLayer):
         self.channel_axis = integer("channel_axis", channel_axis)
         shape = (self.num_channels,)
         bias = flag("bias", bias) and self.affine
-        super().__init__(affine_parameters(shape, dtype, weight=self.affine, bias=bias))
+        super().__init__(
+            affine_parameters(shape, dtype, "num_channels", weight=self.affine, bias=bias)
+        )
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "num_groups": self.num_groups}

@@ -23,7 +23,7 @@ from ._arguments import (
     sizes,
 )
 from ._attributes import always
-from ._dtypes import float_dtype
+from ._dtypes import float_dtype, new_array
 from ._interop import Array, as_numpy
 from ._layer import IncompatibleKeys, _Layer, check_writable
 from ._typing import A
@@ -140,7 +140,8 @@ class SpectralNorm(_Layer):
         self._rng = generator("rng", rng)
         outputs = self.shape[self.axis]
         rest = math.prod(self.shape) // outputs
-        super().__init__({}, {"u": np.empty(outputs, kind), "v": np.empty(rest, kind)})
+        sizes_of = {"u": outputs, "v": rest}
+        super().__init__({}, {name: new_array(n, kind, "shape") for name, n in sizes_of.items()})
 
     def _start(self, name: str) -> Any:
         vector = self._rng.normal(size=self.buffers[name].shape)

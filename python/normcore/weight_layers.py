@@ -12,7 +12,7 @@ import numpy.typing as npt
 from . import weights
 from ._arguments import above_zero, generator, integer, not_negative, shown, sizes
 from ._attributes import always
-from ._dtypes import float_dtype
+from ._dtypes import float_dtype, new_array
 from ._interop import Array
 from ._layer import _Layer, check_writable, real_array
 from ._typing import Floats
@@ -99,7 +99,8 @@ class WeightNorm(_Layer):
         kind = float_dtype(dtype)
         self._rng = generator("rng", rng)
         lengths = () if self.axis is None else (self.shape[self.axis],)
-        super().__init__({"v": np.empty(self.shape, kind), "g": np.empty(lengths, kind)})
+        shapes = {"v": self.shape, "g": lengths}
+        super().__init__({name: new_array(n, kind, "shape") for name, n in shapes.items()})
 
     def _start(self, name: str) -> Any:
         return self._rng.normal(0, 0.05, self.shape) if name == "v" else 1.0
