@@ -5,7 +5,7 @@
 #include <atomic>
 
 #include "arguments.h"
-#include "view.h"
+#include "ops/view.h"
 
 namespace normcore::python {
 namespace {

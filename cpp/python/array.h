@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "device_buffer.h"
+#include "cuda/device_buffer.h"
 #include "dlpack.h"
 #include "normcore/normcore.h"
 

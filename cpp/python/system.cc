@@ -3,7 +3,7 @@
 
 #include "bind.h"
 #include "cpu/dispatch.h"
-#include "pipeline.h"
+#include "pipeline/run.h"
 
 namespace normcore::python {
 namespace {

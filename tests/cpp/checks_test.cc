@@ -1,5 +1,5 @@
 // Argument checks: overlap() against brute force, and the words of the errors.
-#include "checks.h"
+#include "ops/checks.h"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // The plan: which axes merge, what is rows and what columns, what may be used in place, and that
 // the blocks and pieces it cuts cover the table exactly once. Hunts every mistake of geometry,
 // without touching the elements of any array.
-#include "plan.h"
+#include "plan/plan.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include <map>
 #include <numeric>
 
-#include "forward.h"
+#include "pipeline/forward.h"
 #include "support.h"
 
 namespace normcore {

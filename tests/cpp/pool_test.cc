@@ -1,6 +1,6 @@
 // Pooled statistics: moments merged over any partition are those of the whole, and the unit that
 // keeps products in range is a power of two for every double.
-#include "pool.h"
+#include "plan/pool.h"
 
 #include <gtest/gtest.h>
 

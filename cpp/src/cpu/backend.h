@@ -8,8 +8,8 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
-#include "statistics.h"
-#include "tuning.h"
+#include "pipeline/statistics.h"
+#include "plan/tuning.h"
 
 namespace normcore::cpu {
 

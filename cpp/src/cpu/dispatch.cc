@@ -9,7 +9,7 @@
 #include "cpu/running_call.h"
 #include "normcore/context.h"
 #include "normcore/errors.h"
-#include "tuning.h"
+#include "plan/tuning.h"
 
 namespace normcore {
 namespace cpu {

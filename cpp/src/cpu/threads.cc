@@ -14,7 +14,7 @@
 #include "cpu/parallel.h"
 #include "normcore/context.h"
 #include "normcore/errors.h"
-#include "tuning.h"
+#include "plan/tuning.h"
 #ifdef _OPENMP
 #include <omp.h>
 #endif

@@ -5,7 +5,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/workspace.h"
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace normcore::cpu {
 

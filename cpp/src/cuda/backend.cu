@@ -3,7 +3,7 @@
 
 #include "cuda/elements.cuh"
 #include "cuda/launch.h"
-#include "methods.h"
+#include "pipeline/methods.h"
 
 namespace normcore::cuda {
 

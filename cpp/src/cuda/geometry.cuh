@@ -5,7 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/elements.cuh"
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace normcore::cuda {
 

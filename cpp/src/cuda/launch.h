@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "memory.h"
 #include "normcore/errors.h"
+#include "pipeline/memory.h"
 
 namespace normcore::cuda {
 

@@ -2,9 +2,9 @@
 #include <array>
 #include <mutex>
 
+#include "cuda/device_buffer.h"
 #include "cuda/elements.cuh"
 #include "cuda/launch.h"
-#include "device_buffer.h"
 #include "normcore/errors.h"
 
 namespace normcore::cuda {

@@ -1,7 +1,7 @@
 // The build without CUDA.
-#include "device_buffer.h"
-#include "methods.h"
+#include "cuda/device_buffer.h"
 #include "normcore/errors.h"
+#include "pipeline/methods.h"
 
 namespace normcore::cuda {
 

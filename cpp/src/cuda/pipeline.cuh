@@ -13,8 +13,8 @@
 #include "cuda/rows.cuh"
 #include "cuda/solve.cuh"
 #include "cuda/spread.cuh"
-#include "methods.h"
 #include "normcore/errors.h"
+#include "pipeline/methods.h"
 
 namespace normcore::cuda {
 

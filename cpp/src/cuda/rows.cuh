@@ -5,7 +5,7 @@
 #include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
 #include "normcore/method.h"
-#include "pool.h"
+#include "plan/pool.h"
 
 namespace normcore::cuda {
 

@@ -1,10 +1,10 @@
-// Spread that is no variance (src/spread.h), on the device: sweeps that tally powers of the
-// deviations or the largest of them, and the small steps on one entry per pool between them.
+// Spread that is no variance (src/pipeline/spread.h), on the device: sweeps that tally powers of
+// the deviations or the largest of them, and the small steps on one entry per pool between them.
 #pragma once
 
 #include "cuda/cells.cuh"
 #include "cuda/solve.cuh"
-#include "spread.h"
+#include "pipeline/spread.h"
 
 namespace normcore::cuda {
 

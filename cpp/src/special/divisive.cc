@@ -4,9 +4,9 @@
 #include <cmath>
 #include <string>
 
-#include "arrays.h"
-#include "call.h"
-#include "checks.h"
+#include "ops/call.h"
+#include "ops/checks.h"
+#include "pipeline/arrays.h"
 #include "special/mixing.h"
 
 namespace normcore {

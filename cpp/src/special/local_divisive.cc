@@ -14,11 +14,11 @@
 #include <cmath>
 #include <string>
 
-#include "call.h"
 #include "cpu/backend.h"
 #include "normcore/local.h"
+#include "ops/call.h"
+#include "plan/steps.h"
 #include "special/local_planes.h"
-#include "steps.h"
 
 namespace normcore {
 namespace {

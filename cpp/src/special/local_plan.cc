@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace normcore {
 namespace {

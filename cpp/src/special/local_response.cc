@@ -11,15 +11,15 @@
 #include <string>
 #include <type_traits>
 
-#include "arrays.h"
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "normcore/local.h"
-#include "plan.h"
+#include "ops/checks.h"
+#include "pipeline/arrays.h"
+#include "plan/plan.h"
+#include "plan/steps.h"
+#include "plan/tuning.h"
 #include "special/local_plan.h"
-#include "steps.h"
-#include "tuning.h"
 
 namespace normcore {
 namespace {

@@ -15,8 +15,8 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
-#include "plan.h"
-#include "tuning.h"
+#include "plan/plan.h"
+#include "plan/tuning.h"
 
 namespace normcore::special {
 

@@ -8,11 +8,11 @@
 #include <limits>
 #include <type_traits>
 
-#include "arrays.h"
-#include "call.h"
 #include "cpu/backend.h"
+#include "ops/call.h"
+#include "pipeline/arrays.h"
+#include "plan/tuning.h"
 #include "special/pixels.h"
-#include "tuning.h"
 
 namespace normcore {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/tiles.h"
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace normcore {
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <string>
 
-#include "call.h"
+#include "ops/call.h"
 #include "special/power_iteration.h"
 
 namespace normcore {

@@ -6,7 +6,7 @@
 
 #include "normcore/context.h"
 #include "normcore/errors.h"
-#include "pool.h"
+#include "plan/pool.h"
 
 namespace normcore {
 

@@ -3,10 +3,10 @@
 
 #include <vector>
 
-#include "backward.h"
-#include "forward.h"
-#include "memory.h"
 #include "normcore/context.h"
+#include "pipeline/backward.h"
+#include "pipeline/forward.h"
+#include "pipeline/memory.h"
 
 namespace normcore {
 

@@ -1,9 +1,9 @@
-#include "view.h"
+#include "ops/view.h"
 
 #include <string>
 
-#include "checks.h"
 #include "normcore/errors.h"
+#include "ops/checks.h"
 
 namespace normcore {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "cpu/dispatch.h"
 #include "normcore/normcore.h"
-#include "view.h"
+#include "ops/view.h"
 
 namespace normcore {
 namespace {

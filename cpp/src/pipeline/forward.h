@@ -1,8 +1,8 @@
 // The forward pipeline: reduce, pool, solve, apply; once for all methods and backends.
 #pragma once
 
-#include "spread.h"
-#include "statistics.h"
+#include "pipeline/spread.h"
+#include "pipeline/statistics.h"
 
 namespace normcore {
 

@@ -16,7 +16,7 @@
 #include "normcore/methods/topk_batch_norm.h"
 #include "normcore/methods/weight_norm.h"
 #include "normcore/methods/wide_weight_norm.h"
-#include "pipeline.h"
+#include "pipeline/run.h"
 
 namespace normcore {
 

@@ -4,8 +4,8 @@
 
 #include <span>
 
-#include "call.h"
 #include "normcore/ops.h"
+#include "ops/call.h"
 
 namespace normcore {
 

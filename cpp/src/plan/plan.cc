@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "plan/plan.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "cpu/dispatch.h"
-#include "tuning.h"
+#include "plan/tuning.h"
 
 namespace normcore {
 namespace {

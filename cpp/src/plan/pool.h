@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "normcore/method.h"
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace normcore {
 

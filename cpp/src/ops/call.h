@@ -6,11 +6,11 @@
 #include <string>
 #include <type_traits>
 
-#include "checks.h"
 #include "cpu/running_call.h"
-#include "memory.h"
-#include "methods.h"
 #include "normcore/errors.h"
+#include "ops/checks.h"
+#include "pipeline/memory.h"
+#include "pipeline/methods.h"
 
 namespace normcore {
 

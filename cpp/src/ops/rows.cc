@@ -1,8 +1,8 @@
 // Layer and RMS normalization and division by a norm: the pool is any set of axes, and parameters
 // belong to its elements. Check the arguments, ask for a plan, bring parameters and statistics into
 // its order, run the pipeline, and write back.
-#include "call.h"
 #include "normcore/ops.h"
+#include "ops/call.h"
 
 namespace normcore {
 namespace {

@@ -10,9 +10,9 @@
 #include <array>
 #include <bit>
 
-#include "spread.h"
-#include "statistics.h"
-#include "tuning.h"
+#include "pipeline/spread.h"
+#include "pipeline/statistics.h"
+#include "plan/tuning.h"
 
 namespace normcore {
 

@@ -15,7 +15,7 @@
 #include <type_traits>
 
 #include "normcore/method.h"
-#include "statistics.h"
+#include "pipeline/statistics.h"
 
 namespace normcore {
 

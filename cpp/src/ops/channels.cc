@@ -1,6 +1,6 @@
 // Batch, instance and group normalization and their adaptive relatives: what each allows, and which
 // statistics it takes from where.
-#include "channel_call.h"
+#include "ops/channel_call.h"
 
 namespace normcore {
 namespace {

@@ -1,5 +1,5 @@
 // Weight normalization: the pool is a slice of a weight tensor, and g is its channel's weight.
-#include "channel_call.h"
+#include "ops/channel_call.h"
 
 namespace normcore {
 namespace {

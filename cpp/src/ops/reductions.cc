@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "call.h"
 #include "normcore/ops.h"
+#include "ops/call.h"
 
 namespace normcore {
 namespace {

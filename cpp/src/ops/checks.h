@@ -7,7 +7,7 @@
 #include <string>
 
 #include "normcore/ops.h"
-#include "view.h"
+#include "ops/view.h"
 
 namespace normcore {
 

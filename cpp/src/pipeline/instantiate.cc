@@ -1,6 +1,6 @@
 // Every registered method, instantiated for the CPU.
 #include "cpu/backend.h"
-#include "methods.h"
+#include "pipeline/methods.h"
 
 namespace normcore {
 
