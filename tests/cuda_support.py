@@ -9,6 +9,7 @@ import glob
 import importlib.machinery
 import importlib.util
 import os
+import pkgutil
 from contextlib import contextmanager
 
 import ml_dtypes
@@ -16,9 +17,7 @@ import numpy as np
 import pytest
 
 import normcore as nc
-from normcore import adaptive, functional, reductions, scaled, weights
-
-FUNCTIONS = ["layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm"]
+from normcore import methods, reductions
 
 
 @functools.cache
@@ -85,18 +84,26 @@ class TorchCore:
         return lambda *args: self.call(name, args)
 
 
+def compiled_functions():
+    """(module, attribute, name) of each function of normcore._core that a method has imported."""
+    for found in pkgutil.iter_modules(methods.__path__, methods.__name__ + "."):
+        module = importlib.import_module(found.name)
+        for attribute, value in vars(module).items():
+            name = attribute.removeprefix("_")
+            if value is not None and value is getattr(nc._core, name, None):
+                yield module, attribute, name
+
+
 @contextmanager
 def running_on(core):
     """Within it, the functions of normcore call ``core`` in place of normcore._core."""
-    modules = functional, adaptive, reductions, scaled, weights
+    bound = list(compiled_functions())
     try:
-        for module in modules:
-            module._core = core
-        for name in FUNCTIONS:
-            setattr(functional, "_" + name, getattr(core, name))
+        reductions._core = core
+        for module, attribute, name in bound:
+            setattr(module, attribute, getattr(core, name))
         yield
     finally:
-        for module in modules:
-            module._core = nc._core
-        for name in FUNCTIONS:
-            setattr(functional, "_" + name, getattr(nc._core, name))
+        reductions._core = nc._core
+        for module, attribute, name in bound:
+            setattr(module, attribute, getattr(nc._core, name))

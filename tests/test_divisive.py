@@ -462,7 +462,7 @@ def test_divisive_layer(rng):
     layer.project()
     assert not layer.parameters["sigma"].any()
     assert repr(layer) == "DivisiveNorm(5, exponent=1.5, power=1.5)"
-    with pytest.raises(ValueError, match="expected 5 channels"):
+    with pytest.raises(ValueError, match="expected 5 at channel_axis=1"):
         layer(x[:, :4])
     with pytest.raises(RuntimeError, match="before a forward call"):
         nc.DivisiveNorm(5).backward(dy)
@@ -517,7 +517,7 @@ def test_gdn_layer_refuses():
         nc.GDN(3, beta_min=-1)
     with pytest.raises(ValueError, match="num_features is 0"):
         nc.GDN(0)
-    with pytest.raises(ValueError, match="expected 3 channels along axis 1"):
+    with pytest.raises(ValueError, match="expected 3 at channel_axis=1"):
         nc.GDN(3)(np.ones((2, 4, 5)))
     with pytest.raises(RuntimeError, match=r"GDN\.backward called before a forward call"):
         nc.GDN(3).backward(np.ones((2, 3)))

@@ -1,6 +1,6 @@
 // The operations as functions of the module: read the arguments, make the results, call ops.h.
-// Arguments come by position in the order of normcore.functional, which documents them. Here:
-// layer, RMS, batch, instance and group norm.
+// Arguments come by position in the order of the functions of normcore.methods, which document
+// them. Here: layer, RMS, batch, instance and group norm.
 #include "results.h"
 
 namespace normcore::python {

@@ -2,71 +2,49 @@
 
 from . import convert, cuda
 from ._core import __version__
-from .adaptive import (
+from .config import available_isas, get_isa, get_num_threads, set_isa, set_num_threads, show_config
+from .methods.batch_instance_norm import (
+    BatchInstanceNorm,
     batch_instance_norm,
     batch_instance_norm_backward,
-    batch_renorm,
-    batch_renorm_backward,
-    mean_only_batch_norm,
-    mean_only_batch_norm_backward,
-    switchable_norm,
-    switchable_norm_backward,
 )
-from .adaptive_layers import (
-    BatchInstanceNorm,
-    BatchRenorm,
-    LpBatchNorm,
-    MeanOnlyBatchNorm,
-    SwitchableNorm,
-    TopKBatchNorm,
-)
-from .config import (
-    available_isas,
-    get_isa,
-    get_num_threads,
-    set_isa,
-    set_num_threads,
-    show_config,
-)
-from .divisive import divisive_norm, divisive_norm_backward, gdn, gdn_backward
-from .divisive_layers import GDN, DivisiveNorm
-from .functional import (
-    batch_norm,
-    batch_norm_backward,
-    group_norm,
-    group_norm_backward,
-    instance_norm,
-    instance_norm_backward,
-    layer_norm,
-    layer_norm_backward,
-    rms_norm,
-    rms_norm_backward,
-)
-from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from .local import (
+from .methods.batch_norm import BatchNorm, batch_norm, batch_norm_backward
+from .methods.batch_renorm import BatchRenorm, batch_renorm, batch_renorm_backward
+from .methods.divisive_norm import DivisiveNorm, divisive_norm, divisive_norm_backward
+from .methods.gdn import GDN, gdn, gdn_backward
+from .methods.group_norm import GroupNorm, group_norm, group_norm_backward
+from .methods.instance_norm import InstanceNorm, instance_norm, instance_norm_backward
+from .methods.layer_norm import LayerNorm, layer_norm, layer_norm_backward
+from .methods.local_divisive_norm import (
+    LocalDivisiveNorm,
     local_divisive_norm,
     local_divisive_norm_backward,
+)
+from .methods.local_response_norm import (
+    LocalResponseNorm,
     local_response_norm,
     local_response_norm_backward,
 )
-from .local_layers import LocalDivisiveNorm, LocalResponseNorm
-from .reductions import Moments, moments, norm
-from .scaled import (
-    lp_batch_norm,
-    lp_batch_norm_backward,
-    topk_batch_norm,
-    topk_batch_norm_backward,
+from .methods.lp_batch_norm import LpBatchNorm, lp_batch_norm, lp_batch_norm_backward
+from .methods.mean_only_batch_norm import (
+    MeanOnlyBatchNorm,
+    mean_only_batch_norm,
+    mean_only_batch_norm_backward,
 )
-from .spectral import (
+from .methods.normalize import normalize, normalize_backward
+from .methods.rms_norm import RMSNorm, rms_norm, rms_norm_backward
+from .methods.spectral_norm import (
     PowerMethodResult,
+    SpectralNorm,
     SpectralNormResult,
     power_method,
     spectral_norm,
     spectral_norm_backward,
 )
-from .spectral_layers import SpectralNorm
-from .weight_layers import WeightNorm
-from .weights import normalize, normalize_backward, weight_norm, weight_norm_backward
+from .methods.switchable_norm import SwitchableNorm, switchable_norm, switchable_norm_backward
+from .methods.topk_batch_norm import TopKBatchNorm, topk_batch_norm, topk_batch_norm_backward
+from .methods.weight_norm import WeightNorm, weight_norm, weight_norm_backward
+from .reductions import Moments, moments, norm
 
 __all__ = [
     "GDN",

@@ -1,6 +1,6 @@
 """Layers with parameters per channel, and those of them that keep running statistics.
 
-The base classes of `normcore.layers` and `normcore.adaptive_layers`. Freezing, recomputing, ghost
+The base classes of layers in `normcore.methods`. Freezing, recomputing, ghost
 batches, time steps and statistics over processes are here; a subclass of `_RunningNorm` names its
 buffers (`_running`) and may say how they follow from the moments of many batches (`_store`).
 """
@@ -26,9 +26,9 @@ from ._arguments import (
 )
 from ._attributes import maybe
 from ._dtypes import float_dtype, new_array
-from ._interop import Array, is_wide, position_weights, split_masked
-from ._layer import _Layer, affine_parameters, check_writable
-from ._life import Parts, ghost_chunks
+from ._interop import Array, as_numpy, is_wide, position_weights, split_masked
+from ._layer import _Layer, affine_parameters, check_channels, check_writable
+from ._life import Foldable, Parts, ghost_chunks
 from ._processes import Processes
 from ._typing import A, Communicator, Floats, SupportsDLPack
 from .reductions import Moments, moments
@@ -51,12 +51,7 @@ class _ChannelLayer(_Layer):
     channel_axis: int
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
-        axis, expected = self.channel_axis, getattr(self, self._channels)
-        if not -len(shape) <= axis < len(shape) or shape[axis] != expected:
-            raise ValueError(
-                f"x has shape {shape}, expected {expected} at channel_axis={axis}: "
-                f"{self._channels}={expected}"
-            )
+        check_channels(shape, self.channel_axis, self._channels, getattr(self, self._channels))
 
     def _options(self) -> dict[str, Any]:
         return {"eps": self.eps, "channel_axis": self.channel_axis}
@@ -444,3 +439,34 @@ class _MaskedNorm(_RunningNorm):
             mask = position_weights(mask, shape, is_wide(x), self.channel_axis)
         y: A = self._call(x, step, mask)
         return y
+
+
+class _TrainingNorm(_RunningNorm):
+    """A layer with running statistics whose functions take ``training``."""
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "training": self._learning}
+
+
+class _ScaledNorm(Foldable, _TrainingNorm):
+    _running = ("running_mean", "running_scale")
+
+    running_scale = maybe("Running scale; None without `track_running_stats`.")
+
+    def _moments_of(self, x: Any) -> Moments:
+        # Scales of this kind do not merge: their average, weighed by the counts, has to do.
+        shape = shape_of(x)
+        count = math.prod(shape) / self.num_features
+        # One value has the scale of two that are the same, which the function does not refuse.
+        of = x if count > 1 else np.concatenate([as_numpy(x)] * 2)
+        own = {k: v for k, v in self._options().items() if k != "training"}
+        _, stats = self._function(of, **own, return_stats=True)
+        scale = 1 / as_numpy(stats.rstd).astype(np.float64)
+        return Moments(count, np.asarray(stats.pooled)[..., 0], scale * count)
+
+    def _merged(self, parts: list[Moments]) -> dict[str, Array]:
+        total = Moments.merge(parts)
+        return {
+            "running_mean": total.mean,
+            "running_scale": sum(part.m2 for part in parts) / total.count,
+        }

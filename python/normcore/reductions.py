@@ -1,6 +1,6 @@
 """Reductions over any axes: norms, and moments that can be merged.
 
-The rules of :mod:`normcore.functional` hold here too.
+The rules of :mod:`normcore.methods` hold here too.
 """
 
 from __future__ import annotations

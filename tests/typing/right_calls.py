@@ -10,7 +10,8 @@ import numpy.typing as npt
 from typing_extensions import assert_type
 
 import normcore as nc
-from normcore.functional import BatchNormStats, LayerNormStats
+from normcore.methods.batch_norm import BatchNormStats
+from normcore.methods.layer_norm import LayerNormStats
 
 Floats = npt.NDArray[np.float32]
 

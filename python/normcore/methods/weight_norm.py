@@ -1,23 +1,132 @@
-"""The layer of weight normalization, which has a weight for a result instead of an input."""
+"""Weight normalization: forward, backward and layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, Generic, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from . import weights
-from ._arguments import above_zero, generator, integer, not_negative, shown, sizes
-from ._attributes import always
-from ._dtypes import float_dtype, new_array
-from ._interop import Array
-from ._layer import _Layer, check_writable, real_array
-from ._typing import Floats
+from .._arguments import above_zero, generator, integer, not_negative, shown, sizes
+from .._attributes import always
+from .._core import weight_norm as _weight_norm
+from .._core import weight_norm_backward as _weight_norm_backward
+from .._dtypes import float_dtype, new_array
+from .._interop import Array
+from .._layer import _Layer, check_writable, real_array
+from .._typing import A, Floats, NamedTuple
 
-__all__ = ["WeightNorm"]
+__all__ = ["WeightNorm", "WeightNormGradients", "weight_norm", "weight_norm_backward"]
+
+
+class WeightNormGradients(NamedTuple, Generic[A]):
+    """Gradients of :func:`weight_norm`."""
+
+    dv: A
+    dg: A
+
+
+def weight_norm(
+    v: A,
+    g: Floats | float,
+    *,
+    axis: int | None = 0,
+    eps: float = 0.0,
+    out: A | None = None,
+) -> A:
+    """Write a weight as a direction and a length.
+
+    ``w = g * v / sqrt(sum(v**2) + eps)``, the sum being over all axes but ``axis``. Where it is 0,
+    ``w`` is 0; no square overflows or underflows.
+
+    Parameters
+    ----------
+    v : array of any shape
+        The direction.
+    g : array
+        The length, for each position of ``axis``: shape ``(v.shape[axis],)``, also with v's other
+        axes as 1, or a single value for all.
+    axis : int or None
+        The axis that is kept, 0 for the output channels of PyTorch's layers; None for one norm of
+        the whole of ``v``.
+    eps : float
+        Added to the sum of squares; at least 0.
+    out : array like v, optional
+        Where ``w`` is written; may be v itself.
+
+    Returns
+    -------
+    array
+        ``w``, like v.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is no float, or a missing g.
+    ValueError
+        For shapes that do not fit, an axis out of range, a negative eps, or an ``out`` that does
+        not fit or overlaps.
+
+    References
+    ----------
+    Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
+    of Deep Neural Networks", 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> nc.weight_norm(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([10.0, 10.0]))
+    array([[6., 8.],
+           [0., 0.]])
+    """
+    return _weight_norm(v, g, axis, eps, out)
+
+
+def weight_norm_backward(
+    dw: A,
+    v: A,
+    g: Floats | float,
+    *,
+    axis: int | None = 0,
+    eps: float = 0.0,
+    out: A | None = None,
+) -> WeightNormGradients[A]:
+    """Gradients of :func:`weight_norm`.
+
+    With ``s = 1 / sqrt(sum(v**2) + eps)``: ``dg = s * sum(dw * v)`` and
+    ``dv = g * s * (dw - s**2 * sum(dw * v) * v)``; both 0 where ``v`` is.
+
+    Parameters
+    ----------
+    dw : array of v's shape and dtype
+        Gradient of w; any strides, also broadcast ones.
+    v, g, axis, eps
+        As in the forward call.
+    out : array like v, optional
+        Where ``dv`` is written.
+
+    Returns
+    -------
+    WeightNormGradients
+        ``dv`` like v, ``dg`` like g.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`weight_norm`; also where ``dw`` does not have v's shape and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> v, g = np.array([[3.0, 4.0]]), np.array([5.0])
+    >>> nc.weight_norm_backward(np.array([[1.0, 0.0]]), v, g)
+    WeightNormGradients(dv=array([[ 0.64, -0.48]]), dg=array([0.6]))
+    """
+    return WeightNormGradients(*_weight_norm_backward(dw, v, g, axis, eps, out))
 
 
 class WeightNorm(_Layer):
@@ -108,7 +217,7 @@ class WeightNorm(_Layer):
     def __call__(self) -> Array:  # type: ignore[override]
         """Return the weight."""
         v, g = self.parameters["v"], self.parameters["g"]
-        w: Array = weights.weight_norm(v, g, axis=self.axis, eps=self.eps)
+        w: Array = weight_norm(v, g, axis=self.axis, eps=self.eps)
         return w
 
     def backward(self, dw: Array) -> None:  # type: ignore[override]
@@ -120,7 +229,7 @@ class WeightNorm(_Layer):
             Gradient of the loss with respect to the weight; of `shape` and the layer's dtype.
         """
         v, g = self.parameters["v"], self.parameters["g"]
-        dv, dg = weights.weight_norm_backward(dw, v, g, axis=self.axis, eps=self.eps)
+        dv, dg = weight_norm_backward(dw, v, g, axis=self.axis, eps=self.eps)
         self._add_to_grads([{"v": dv, "g": dg}])
 
     def initialize(

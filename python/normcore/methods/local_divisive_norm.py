@@ -1,30 +1,31 @@
-"""Normalization by what is near: windows of neighbours along the channels or over space.
+"""Local divisive normalization: forward, backward and layer.
 
-The rules of :mod:`normcore.functional` hold here too. These functions run on the CPU alone.
+On the CPU alone. There are no statistics: backward computes what it needs again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Generic, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Generic, SupportsIndex
 
-from . import _core
-from ._typing import A, Floats, NamedTuple
+import numpy as np
+import numpy.typing as npt
+
+from .._arguments import flag, integer, number, positive, sizes
+from .._attributes import always, maybe
+from .._core import local_divisive_norm as _local_divisive_norm
+from .._core import local_divisive_norm_backward as _local_divisive_norm_backward
+from .._dtypes import float_dtype
+from .._interop import Array
+from .._layer import _Layer, affine_parameters, check_channels
+from .._typing import A, Floats, NamedTuple
 
 __all__ = [
+    "LocalDivisiveNorm",
     "LocalDivisiveNormGradients",
-    "LocalResponseNormGradients",
     "local_divisive_norm",
     "local_divisive_norm_backward",
-    "local_response_norm",
-    "local_response_norm_backward",
 ]
-
-
-class LocalResponseNormGradients(NamedTuple, Generic[A]):
-    """Gradients of :func:`local_response_norm`."""
-
-    dx: A
 
 
 class LocalDivisiveNormGradients(NamedTuple, Generic[A]):
@@ -34,127 +35,6 @@ class LocalDivisiveNormGradients(NamedTuple, Generic[A]):
     dsigma: A | float
     dweight: A | None
     dbias: A | None
-
-
-def local_response_norm(
-    x: A,
-    size: int,
-    *,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    across: Literal["channels", "space"] = "channels",
-    even_window: Literal["torch", "onnx"] = "torch",
-    channel_axis: int = 1,
-    out: A | None = None,
-) -> A:
-    """Divide by a power of the sum of squares of neighbouring channels, or positions.
-
-    ``y = x * (k + alpha / n * sum(x**2))**-beta``, with the sum over a window of ``size`` channels
-    around the element's, ``n = size``; or over ``size`` positions along each spatial axis, within
-    the channel, ``n = size**(spatial axes)``. At the edges fewer elements are summed, over the same
-    ``n``. No square overflows or underflows.
-
-    Parameters
-    ----------
-    x : array of shape (N, C, ...)
-        With channels at ``channel_axis``; at least three axes with ``across="space"``.
-    size : int
-        Of the window, at least 1.
-    alpha, beta, k : float
-        ``alpha`` and ``k`` are at least 0. 0.5, 0.75 and 1 are the fastest values of ``beta``.
-    across : {"channels", "space"}
-        What the window is along.
-    even_window : {"torch", "onnx"}
-        Where a window of even size is longer: below its element as in PyTorch, or above it as in
-        ONNX and cuDNN.
-    channel_axis : int
-        1 for NCHW, -1 for channels-last.
-    out : array like x, optional
-        Where ``y`` is written; may be x itself.
-
-    Returns
-    -------
-    array
-        ``y``, like x.
-
-    Raises
-    ------
-    TypeError
-        For a dtype that is no float.
-    ValueError
-        For too few axes, an axis out of range, a size below 1, a negative ``alpha`` or ``k``, other
-        words for ``across`` or ``even_window``, an ``out`` that does not fit or overlaps, or an
-        array on a CUDA device.
-
-    References
-    ----------
-    Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural
-    Networks", 2012. There ``alpha`` stands for ``alpha / n`` here.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import normcore as nc
-    >>> nc.local_response_norm(np.array([[[3.0], [4.0]]]), 3, alpha=3.0, beta=0.5, k=0.0)
-    array([[[0.6],
-            [0.8]]])
-    """
-    return _core.local_response_norm(
-        x, size, alpha, beta, k, across, even_window, channel_axis, out
-    )
-
-
-def local_response_norm_backward(
-    dy: A,
-    x: A,
-    size: int,
-    *,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    across: Literal["channels", "space"] = "channels",
-    even_window: Literal["torch", "onnx"] = "torch",
-    channel_axis: int = 1,
-    out: A | None = None,
-) -> LocalResponseNormGradients[A]:
-    """Gradient of :func:`local_response_norm`.
-
-    With ``s = k + alpha / n * sum(x**2)``: ``dx = dy * s**-beta - 2 * alpha * beta / n * x *
-    sum(dy * x * s**(-beta - 1))``, the sum being over all elements whose windows reach this one.
-
-    Parameters
-    ----------
-    dy : array of x's shape and dtype
-        Gradient of y; any strides, also broadcast ones.
-    x, size, alpha, beta, k, across, even_window, channel_axis
-        As in the forward call.
-    out : array like x, optional
-        Where ``dx`` is written; may be x or dy itself.
-
-    Returns
-    -------
-    LocalResponseNormGradients
-        ``dx``, like x.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`local_response_norm`; also where ``dy`` does not have x's shape and dtype.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import normcore as nc
-    >>> x, dy = np.array([[[3.0], [4.0]]]), np.array([[[1.0], [0.0]]])
-    >>> nc.local_response_norm_backward(dy, x, 3, alpha=3.0, beta=0.5, k=0.0)
-    LocalResponseNormGradients(dx=array([[[ 0.128],
-            [-0.096]]]))
-    """
-    dx = _core.local_response_norm_backward(
-        dy, x, size, alpha, beta, k, across, even_window, channel_axis, out
-    )
-    return LocalResponseNormGradients(dx)
 
 
 def local_divisive_norm(
@@ -220,7 +100,7 @@ def local_divisive_norm(
     >>> np.round(nc.local_divisive_norm(x, 0.1, **window), 2)
     array([[[-0.98,  0.99, -0.96, -1.  ,  1.  , -1.  ]]])
     """
-    return _core.local_divisive_norm(
+    return _local_divisive_norm(
         x,
         _real(sigma),
         weight,
@@ -281,7 +161,7 @@ def local_divisive_norm_backward(
     >>> grads.dx, round(grads.dsigma, 3)
     (array([[[-0.144,  0.144]]]), -0.384)
     """
-    dx, dsigma, dweight, dbias = _core.local_divisive_norm_backward(
+    dx, dsigma, dweight, dbias = _local_divisive_norm_backward(
         dy,
         x,
         _real(sigma),
@@ -305,3 +185,110 @@ def _real(sigma: Any) -> Any:
 def _window(sizes: int | Sequence[int]) -> Any:
     """Tuples, lists, and whatever else has a length, such as a shape."""
     return tuple(sizes) if isinstance(sizes, Sequence) and not isinstance(sizes, str) else sizes
+
+
+def _odd_sizes(name: str, value: SupportsIndex | Iterable[SupportsIndex]) -> int | tuple[int, ...]:
+    result: int | tuple[int, ...]
+    result = sizes(name, value) if isinstance(value, Iterable) else positive(name, value)
+    for n in result if isinstance(result, tuple) else (result,):
+        if n % 2 == 0:
+            raise ValueError(f"{name} is {n}, expected an odd number")
+    return result
+
+
+class LocalDivisiveNorm(_Layer):
+    r"""Divisive normalization by windows over space and all channels.
+
+    .. math:: v = x - \mathrm{mean}_A(x), \qquad
+        y = w \frac{v}{\sqrt{\sigma^2 + \mathrm{mean}_B(v^2)}} + b
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels.
+    summation_window, suppression_window : int or sequence of int, default 5
+        Odd sizes of the windows A and B: one for all spatial axes, or one for each.
+    sigma : float, default 1.0
+        Where ``sigma`` starts.
+    affine : bool, default True
+        Whether there are ``weight`` (starts at 1) and ``bias`` (starts at 0).
+    channel_axis : int, default 1
+        Axis of the channels: 1 for NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``sigma`` of shape (), ``weight`` and ``bias`` of shape (num_features,).
+
+    Raises
+    ------
+    ValueError
+        For a number of channels or a size below 1 or an even size; in a call for an input with
+        another number of channels.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Ren, Liao, Urtasun, Sinz and Zemel, "Normalizing the Normalizers: Comparing and Extending
+    Network Normalization Schemes", 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> layer = nc.LocalDivisiveNorm(3, 5, 7)
+    >>> layer
+    LocalDivisiveNorm(3, 5, 7)
+    >>> y = layer(np.random.default_rng(0).normal(2, 1, (4, 3, 8, 8)).astype(np.float32))
+    >>> layer.backward(y).shape, layer.grads["sigma"].shape
+    ((4, 3, 8, 8), ())
+    """
+
+    _has_stats = False
+    _function: ClassVar[Callable[..., Any]] = staticmethod(local_divisive_norm)
+    _function_backward: ClassVar[Callable[..., Any]] = staticmethod(local_divisive_norm_backward)
+    _leading = ("num_features", "summation_window", "suppression_window")
+    _named = ()
+    _unusual: ClassVar[dict[str, object]] = {"affine": True, "channel_axis": 1}
+
+    sigma = always("What a deviation is large or small beside.")
+    weight = maybe("Scale of each channel; None without `affine`.")
+    bias = maybe("Shift of each channel; None without `affine`.")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        summation_window: SupportsIndex | Iterable[SupportsIndex] = 5,
+        suppression_window: SupportsIndex | Iterable[SupportsIndex] = 5,
+        sigma: float = 1.0,
+        affine: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.num_features = positive("num_features", num_features)
+        self.summation_window = _odd_sizes("summation_window", summation_window)
+        self.suppression_window = _odd_sizes("suppression_window", suppression_window)
+        self.affine = flag("affine", affine)
+        self.channel_axis = integer("channel_axis", channel_axis)
+        self._sigma = number("sigma", sigma)
+        parameters: dict[str, Array] = {"sigma": np.empty((), float_dtype(dtype))}
+        shape = (self.num_features,)
+        super().__init__(
+            parameters | affine_parameters(shape, dtype, weight=self.affine, bias=self.affine)
+        )
+
+    def _start(self, name: str) -> Any:
+        return self._sigma if name == "sigma" else super()._start(name)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "summation_window": self.summation_window,
+            "suppression_window": self.suppression_window,
+            "channel_axis": self.channel_axis,
+        }
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        check_channels(shape, self.channel_axis, "num_features", self.num_features)

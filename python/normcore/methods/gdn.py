@@ -1,130 +1,152 @@
-"""The layers of divisive normalization."""
+"""Generalized divisive normalization (GDN): forward, backward and layer.
+
+Arrays on a CUDA device are refused.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, Generic, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from . import divisive
-from ._arguments import above_zero, flag, integer, not_negative, number, positive
-from ._attributes import always
-from ._dtypes import float_dtype, new_array
-from ._interop import Array
-from ._layer import _Layer
+from .._arguments import above_zero, flag, not_negative, number, positive
+from .._attributes import always
+from .._core import gdn as _gdn
+from .._core import gdn_backward as _gdn_backward
+from .._dtypes import float_dtype, new_array
+from .._interop import Array
+from .._layer import _MixingLayer
+from .._typing import A, Floats, NamedTuple
 
-__all__ = ["GDN", "DivisiveNorm"]
-
-
-class _MixingLayer(_Layer):
-    """A layer whose parameters mix the channels, and which has no statistics."""
-
-    _has_stats = False
-
-    def __init__(
-        self, num_features: SupportsIndex, channel_axis: SupportsIndex, parameters: dict[str, Array]
-    ) -> None:
-        self.num_features = positive("num_features", num_features)
-        self.channel_axis = integer("channel_axis", channel_axis)
-        super().__init__(parameters)
-
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        axis = self.channel_axis
-        if not -len(shape) <= axis < len(shape) or shape[axis] != self.num_features:
-            raise ValueError(
-                f"x has shape {shape}, expected {self.num_features} channels along axis {axis}"
-            )
+__all__ = ["GDN", "GDNGradients", "gdn", "gdn_backward"]
 
 
-class DivisiveNorm(_MixingLayer):
-    r"""Divisive normalization by the activity of all channels at a position.
+class GDNGradients(NamedTuple, Generic[A]):
+    """Gradients of :func:`gdn`."""
 
-    .. math:: y_j = gain_j \frac{\mathrm{sgn}(x_j) |x_j|^m}
-              {(\sigma_j^n + \sum_k weights_{jk} |x_k|^n)^{m / n}}
+    dx: A
+    dbeta: A
+    dgamma: A
+    dalpha: float
+    depsilon: float
 
-    with :math:`n` the exponent and :math:`m` the power.
+
+def gdn(
+    x: A,
+    beta: Floats,
+    gamma: Floats,
+    *,
+    inverse: bool = False,
+    alpha: float = 2.0,
+    epsilon: float = 0.5,
+    channel_axis: int = 1,
+    out: A | None = None,
+) -> A:
+    """Generalized divisive normalization, or its approximate inverse.
+
+    ``y[i] = x[i] / d[i]**epsilon``, with ``inverse=True`` ``x[i] * d[i]**epsilon``, where
+    ``d[i] = beta[i] + sum(gamma[i, j] * abs(x[j])**alpha over j)``. ``alpha=1, epsilon=1`` is the
+    cheaper GDN1.
 
     Parameters
     ----------
-    num_features : int
-        Size of x along `channel_axis`.
-    exponent, power : float, default 2 and 1
-        Greater than 0. ``power=exponent`` is Heeger's ratio.
-    channel_axis : int, default 1
-        1 for NCHW, -1 for channels-last.
-    dtype : dtype, default numpy.float32
-        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    x : array of shape (N, C, ...) or, with ``channel_axis=-1``, (N, ..., C)
+    beta : array of shape (C,)
+        Finite and not negative. With 0, positions at which all that counts is 0 give 0, and a
+        gradient of 0.
+    gamma : array of shape (C, C)
+        What channel j adds to the divisor of channel i (TensorFlow Compression has it transposed);
+        finite and not negative.
+    inverse : bool
+        Whether to multiply instead.
+    alpha : float
+        Greater than 0.
+    epsilon : float
+    channel_axis : int
+        The axis of C.
+    out : array like x, optional
+        Where ``y`` is written; may be x itself.
 
-    Attributes
-    ----------
-    parameters : dict
-        ``weights`` (starts at ``1 / num_features``: the mean over the channels), of shape
-        (num_features, num_features), ``sigma`` and ``gain`` (start at 1), of shape
-        (num_features,). ``weights`` and ``sigma`` must not be negative: call `project` after each
-        step.
+    Returns
+    -------
+    array
+        ``y``, like x. What would overflow or vanish in float32 is computed in float64.
 
     Raises
     ------
-    ValueError
-        For an x without `num_features` channels.
     TypeError
-        For a dtype that is not one of the four.
+        For a dtype that is no float.
+    ValueError
+        For shapes that do not fit, negative or infinite beta or gamma, an alpha that is not above
+        0, an axis out of range, or an ``out`` that does not fit or overlaps.
 
     References
     ----------
-    Heeger, "Normalization of Cell Responses in Cat Striate Cortex", 1992.
+    Ballé, Laparra and Simoncelli, "Density Modeling of Images using a Generalized Normalization
+    Transformation", 2016.
 
     Examples
     --------
     >>> import numpy as np
     >>> import normcore as nc
-    >>> layer = nc.DivisiveNorm(2)
-    >>> layer(np.array([[1.0, 7.0]])).round(3)
-    array([[0.196, 1.373]])
+    >>> nc.gdn(np.array([[3.0, -4.0]]), np.array([0.0, 9.0]), np.ones((2, 2)), alpha=1, epsilon=1)
+    array([[ 0.42857143, -0.25      ]])
     """
+    return _gdn(x, beta, gamma, inverse, alpha, epsilon, channel_axis, out)
 
-    _function = staticmethod(divisive.divisive_norm)
-    _function_backward = staticmethod(divisive.divisive_norm_backward)
-    _leading = ("num_features",)
-    _named = ("exponent", "power")
-    _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
 
-    weights = always("What each channel adds to the divisors of the others.")
-    sigma = always("Where division sets in.")
-    gain = always("Scale of each channel.")
+def gdn_backward(
+    dy: A,
+    x: A,
+    beta: Floats,
+    gamma: Floats,
+    *,
+    inverse: bool = False,
+    alpha: float = 2.0,
+    epsilon: float = 0.5,
+    channel_axis: int = 1,
+    out: A | None = None,
+) -> GDNGradients[A]:
+    """Gradients of :func:`gdn`.
 
-    def __init__(
-        self,
-        num_features: SupportsIndex,
-        exponent: float = 2.0,
-        power: float = 1.0,
-        channel_axis: SupportsIndex = 1,
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        self.exponent, self.power = above_zero("exponent", exponent), above_zero("power", power)
-        n, kind = positive("num_features", num_features), float_dtype(dtype)
-        parameters = {
-            name: new_array(shape, kind, "num_features")
-            for name, shape in (("weights", (n, n)), ("sigma", (n,)), ("gain", (n,)))
-        }
-        super().__init__(n, channel_axis, parameters)
+    With ``t = -epsilon * dy * y / d`` (``+`` for the inverse), the gradient of the divisors:
+    ``dx = dy / d**epsilon + alpha * abs(x)**(alpha - 1) * sign(x) * (gamma.T @ t)``,
+    ``dbeta = sum(t)``, ``dgamma = sum(t * abs(x)**alpha)`` over all pairs of channels,
+    ``dalpha = sum(abs(x)**alpha * log(abs(x)) * (gamma.T @ t))`` and
+    ``depsilon = -sum(dy * y * log(d))`` (``+`` for the inverse).
 
-    def _start(self, name: str) -> Any:
-        return 1 / self.num_features if name == "weights" else 1.0
+    Parameters
+    ----------
+    dy : array of x's shape and dtype
+        Gradient of y; any strides, also broadcast ones.
+    x, beta, gamma, inverse, alpha, epsilon, channel_axis
+        As in the forward call.
+    out : array like x, optional
+        Where ``dx`` is written; may be x or dy.
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "exponent": self.exponent,
-            "power": self.power,
-            "channel_axis": self.channel_axis,
-        }
+    Returns
+    -------
+    GDNGradients
+        ``dx`` like x, ``dbeta`` and ``dgamma`` like their parameters, ``dalpha`` and ``depsilon``
+        floats.
 
-    def project(self) -> None:
-        """Raise negative ``weights`` and ``sigma`` to 0, in place; after each optimizer step."""
-        for name in ("weights", "sigma"):
-            values = self.parameters[name]
-            np.maximum(values, values.dtype.type(0), out=values)
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`gdn`; also where ``dy`` does not have x's shape and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> x, beta, gamma = np.array([[3.0, 4.0]]), np.zeros(2), np.ones((2, 2))
+    >>> nc.gdn_backward(np.array([[1.0, 0.0]]), x, beta, gamma).dx
+    array([[ 0.128, -0.096]])
+    """
+    return GDNGradients(
+        *_gdn_backward(dy, x, beta, gamma, inverse, alpha, epsilon, channel_axis, out)
+    )
 
 
 class GDN(_MixingLayer):
@@ -185,8 +207,8 @@ class GDN(_MixingLayer):
     array([[0.953, 3.015]])
     """
 
-    _function = staticmethod(divisive.gdn)
-    _function_backward = staticmethod(divisive.gdn_backward)
+    _function = staticmethod(gdn)
+    _function_backward = staticmethod(gdn_backward)
     _leading = ("num_features",)
     _named = ("inverse", "alpha", "epsilon")
     _unusual: ClassVar[dict[str, object]] = {"beta_min": 1e-6, "channel_axis": 1}

@@ -1,0 +1,331 @@
+"""Top-k batch normalization: forward, backward and layer."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, SupportsIndex, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .._arguments import positive
+from .._core import topk_batch_norm as _topk_batch_norm
+from .._core import topk_batch_norm_backward as _topk_batch_norm_backward
+from .._interop import Array
+from .._results import saved
+from .._running import _ScaledNorm
+from .._typing import A, Floats, NamedTuple, SupportsDLPack
+
+__all__ = [
+    "TopKBatchNorm",
+    "TopKBatchNormGradients",
+    "TopKBatchNormStats",
+    "topk_batch_norm",
+    "topk_batch_norm_backward",
+]
+
+
+class TopKBatchNormStats(NamedTuple, Generic[A]):
+    """Statistics of :func:`topk_batch_norm`, shape ``(C,)``; ``rstd`` is ``1 / s``."""
+
+    mean: A
+    rstd: A
+    #: Mean and spread in float64, for the backward function.
+    pooled: Array
+
+
+class TopKBatchNormGradients(NamedTuple, Generic[A]):
+    """Gradients of :func:`topk_batch_norm`; None where the parameter was None."""
+
+    dx: A
+    dweight: A | None
+    dbias: A | None
+
+
+@overload
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    k: int = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[False] = ...,
+) -> A: ...
+@overload
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    k: int = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: Literal[True],
+) -> tuple[A, TopKBatchNormStats[A]]: ...
+@overload
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = ...,
+    bias: Floats | None = ...,
+    *,
+    k: int = ...,
+    running_mean: SupportsDLPack | None = ...,
+    running_scale: SupportsDLPack | None = ...,
+    training: bool = ...,
+    momentum: float = ...,
+    eps: float = ...,
+    channel_axis: int = ...,
+    out: A | None = ...,
+    return_stats: bool,
+) -> A | tuple[A, TopKBatchNormStats[A]]: ...
+def topk_batch_norm(
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    k: int = 10,
+    running_mean: SupportsDLPack | None = None,
+    running_scale: SupportsDLPack | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    out: A | None = None,
+    return_stats: bool = False,
+) -> Any:
+    """Normalize every channel by its mean and the mean of its k largest deviations.
+
+    ``y = weight * (x - mean) / s + bias`` over the batch and all positions, with
+    ``s = c * mean(k largest of abs(x - mean)) + eps`` and
+    ``c = (1 + sqrt(pi * log(4))) / (2 * sqrt(2 * log(m)))`` for ``m`` elements. Statistics come
+    from ``x`` when training or without running buffers, else from the buffers.
+
+    Parameters
+    ----------
+    x : array of shape (N, C, ...) or, with ``channel_axis=-1``, (N, ..., C)
+    weight, bias : array of shape (C,), optional
+        1 and 0 when omitted.
+    k : int
+        At least 1; all elements of a channel where there are fewer.
+    running_mean, running_scale : array of shape (C,), optional
+        Both or neither. When training they move in place by ``momentum`` towards the mean and
+        ``s`` itself.
+    training : bool
+        Whether to use the statistics of ``x`` and update the buffers.
+    momentum : float
+        Weight of the new value.
+    eps : float
+        Keeps ``s`` from 0; positive when training, else at least 0.
+    channel_axis : int
+        1 for NCHW, -1 for channels-last; not 0.
+    out : array like x, optional
+        Where ``y`` is written.
+    return_stats : bool
+        Whether to return :class:`TopKBatchNormStats` too.
+
+    Returns
+    -------
+    y, or (y, stats)
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is no float.
+    ValueError
+        For a k below 1, one value per channel when training, shapes that do not fit, one buffer
+        without the other, a read-only buffer when training, an eps out of range, or an ``out`` that
+        does not fit.
+
+    References
+    ----------
+    Hoffer, Banner, Golan and Soudry, "Norm matters: efficient and accurate normalization schemes in
+    deep networks", 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> x = np.array([[0.0], [0.0], [3.0], [5.0]])
+    >>> y, stats = nc.topk_batch_norm(x, k=2, eps=0.0, return_stats=True)
+    >>> stats.pooled  # mean, and mean of the two largest deviations
+    array([[2. , 2.5]])
+    """
+    result = _topk_batch_norm(
+        x,
+        weight,
+        bias,
+        k,
+        running_mean,
+        running_scale,
+        training,
+        momentum,
+        eps,
+        channel_axis,
+        out,
+        return_stats,
+    )
+    if return_stats:
+        return result[0], TopKBatchNormStats(*result[1][:3])
+    return result
+
+
+def topk_batch_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None = None,
+    bias: Floats | None = None,
+    *,
+    k: int = 10,
+    running_mean: SupportsDLPack | None = None,
+    running_scale: SupportsDLPack | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    stats: TopKBatchNormStats[A] | None = None,
+    out: A | None = None,
+) -> TopKBatchNormGradients[A]:
+    """Gradients of :func:`topk_batch_norm`.
+
+    As :func:`lp_batch_norm_backward`, the slope being the sign of the k largest deviations. Those
+    that equal the least of them share its place.
+
+    Parameters
+    ----------
+    dy : array of x's shape and dtype
+        Gradient of y; any strides, also broadcast ones.
+    x, weight, bias, k, running_mean, running_scale, training, momentum, eps, channel_axis
+        As in the forward call; ``momentum`` is not used.
+    stats : TopKBatchNormStats, optional
+        What the forward call returned; computed again when omitted.
+    out : array like x, optional
+        Where ``dx`` is written.
+
+    Returns
+    -------
+    TopKBatchNormGradients
+        ``dx`` like x, ``dweight`` and ``dbias`` like the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`topk_batch_norm`; also where ``dy`` does not have x's shape and dtype.
+    """
+    pooled, _ = saved(stats, TopKBatchNormStats)
+    return TopKBatchNormGradients(
+        *_topk_batch_norm_backward(
+            dy,
+            x,
+            weight,
+            bias,
+            k,
+            running_mean,
+            running_scale,
+            training,
+            eps,
+            channel_axis,
+            pooled,
+            out,
+        )
+    )
+
+
+class TopKBatchNorm(_ScaledNorm):
+    """Top-k batch normalization: by the k largest deviations, see `normcore.topk_batch_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Size of x along `channel_axis`.
+    k : int, default 10
+        At least 1.
+    eps : float, default 1e-5
+        Added to the scale.
+    momentum : float or None, default 0.1
+        Weight of the new value in the buffers; None for the average over all batches so far.
+    affine : bool, default True
+        Whether there are parameters at all.
+    track_running_stats : bool, default True
+        Whether there are buffers.
+    channel_axis : int, default 1
+        1 for (N, C) and NCHW, -1 for channels-last.
+    dtype : dtype, default numpy.float32
+        Of the parameters: float16, bfloat16, float32 or float64. x may have another one.
+    bias : bool, default True
+        Whether, given `affine`, there is a ``bias``.
+    ghost_batch_size, time_steps : int, optional
+        As in `BatchNorm`.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``weight`` (starts at 1) and ``bias`` (starts at 0), of shape (num_features,).
+    buffers : dict
+        As in `LpBatchNorm`.
+
+    Raises
+    ------
+    ValueError
+        For an x without `num_features` channels or, in training, with one value per channel; for a
+        k below 1.
+    TypeError
+        For a dtype that is not one of the four.
+
+    References
+    ----------
+    Hoffer, Banner, Golan and Soudry, "Norm matters: efficient and accurate normalization schemes in
+    deep networks", 2018, arXiv:1803.01814.
+
+    Examples
+    --------
+    >>> import normcore as nc
+    >>> nc.TopKBatchNorm(8, k=3)
+    TopKBatchNorm(8, k=3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+
+    _function = staticmethod(topk_batch_norm)
+    _function_backward = staticmethod(topk_batch_norm_backward)
+    _named = ("k", "eps", "momentum", "affine", "bias", "track_running_stats")
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        k: SupportsIndex = 10,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+        ghost_batch_size: SupportsIndex | None = None,
+        time_steps: SupportsIndex | None = None,
+    ) -> None:
+        self.k = positive("k", k)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            channel_axis,
+            dtype,
+            bias,
+            ghost_batch_size=ghost_batch_size,
+            time_steps=time_steps,
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "k": self.k}
