@@ -5,7 +5,8 @@ against the oracle (`reference`) and compared. Tolerances are computed, not gues
 the output's dtype, once, plus a few roundings of the compute type on the terms that are added up.
 """
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -130,13 +131,35 @@ def assert_same_bits(got, want, what):
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What is not true of every method, and decides which tests or tolerances hold for it."""
+
+    centred: bool = True  # it subtracts a mean
+    divides: bool = True  # the result does not depend on the scale of x
+    kinks: bool = False  # the spread has no derivative at some x
+    corrects: bool = False  # in training by the buffers, in factors that are constants to gradients
+    mixes: bool = False  # an element's gradient depends on pools that it is not a part of
+
+
+TRAITS = {
+    "rms_norm": Traits(centred=False),
+    "batch_renorm": Traits(corrects=True),
+    "switchable_norm": Traits(mixes=True),
+    "mean_only_batch_norm": Traits(divides=False),
+    "lp_batch_norm": Traits(kinks=True),
+    "topk_batch_norm": Traits(kinks=True),
+}
+
+
+@dataclass(frozen=True)
 class Variant:
     """A method with options: what the suite is parametrized over."""
 
     method: str
     options: dict = field(default_factory=dict)
     buffers: bool = False
-    min_ndim: int = 2
+    plain: bool = False  # it stands for its method where options make no difference
+    needs_space: bool = False  # x of one position in space is an error
 
     def __str__(self):
         extra = [f"{k}={v}" for k, v in self.options.items()] + ["buffers"] * self.buffers
@@ -146,30 +169,43 @@ class Variant:
     def row_family(self):
         return "axis" in self.options
 
+    @property
+    def traits(self):
+        return TRAITS.get(self.method, Traits())
+
+    @property
+    def computed(self):
+        """Whether statistics come from x."""
+        return self.options.get("training", True) and self.options.get("use_input_stats", True)
+
+    def takes(self, shape):
+        """Whether x of this shape, with the channels at axis 1, is none of the errors."""
+        return not self.needs_space or any(n > 1 for n in shape[2:])
+
 
 VARIANTS = [
-    Variant("layer_norm", {"axis": -1}),
+    Variant("layer_norm", {"axis": -1}, plain=True),
     Variant("layer_norm", {"axis": 1}),
-    Variant("rms_norm", {"axis": -1}),
+    Variant("rms_norm", {"axis": -1}, plain=True),
     Variant("rms_norm", {"axis": 1, "weight_offset": 1.0}),
-    Variant("batch_norm", {"training": True}, buffers=True),
+    Variant("batch_norm", {"training": True}, buffers=True, plain=True),
     Variant("batch_norm", {"training": False}, buffers=True),
-    Variant("instance_norm", {}, min_ndim=3),
+    Variant("instance_norm", {}, plain=True, needs_space=True),
     Variant("instance_norm", {"use_input_stats": False}, buffers=True),
-    Variant("group_norm", {"num_groups": 3}),
-    Variant("batch_renorm", {"training": True}, buffers=True),
+    Variant("group_norm", {"num_groups": 3}, plain=True),
+    Variant("batch_renorm", {"training": True}, buffers=True, plain=True),
     Variant("batch_renorm", {"training": False}, buffers=True),
-    Variant("batch_instance_norm", {"training": True}, buffers=True),
+    Variant("batch_instance_norm", {"training": True}, buffers=True, plain=True),
     Variant("batch_instance_norm", {"training": False}, buffers=True),
-    Variant("switchable_norm", {"training": True}, buffers=True),
+    Variant("switchable_norm", {"training": True}, buffers=True, plain=True),
     Variant("switchable_norm", {"training": False}, buffers=True),
-    Variant("mean_only_batch_norm", {"training": True}, buffers=True),
+    Variant("mean_only_batch_norm", {"training": True}, buffers=True, plain=True),
     Variant("mean_only_batch_norm", {"training": False}, buffers=True),
-    Variant("lp_batch_norm", {"training": True}, buffers=True),
+    Variant("lp_batch_norm", {"training": True}, buffers=True, plain=True),
     Variant("lp_batch_norm", {"training": True, "p": 3.0}, buffers=True),
     Variant("lp_batch_norm", {"training": True, "p": np.inf}, buffers=True),
     Variant("lp_batch_norm", {"training": False}, buffers=True),
-    Variant("topk_batch_norm", {"training": True}, buffers=True),
+    Variant("topk_batch_norm", {"training": True}, buffers=True, plain=True),
     Variant("topk_batch_norm", {"training": False, "k": 3}, buffers=True),
 ]
 # Methods of weights and plain rows, which have no statistics to return: test_weights.py.
@@ -179,10 +215,14 @@ OTHER_METHODS = {
     "normalize": "normalize",
     "lp_normalize": "normalize",
 }
-# Parameters of a method's own, before weight and bias; and the only ones where those are not both.
+# Parameters of a method's own, before weight and bias, and how they are drawn for so many channels;
+# and the only ones where weight and bias are not both.
 OWN_PARAMETERS = {
-    "batch_instance_norm": ("rho",),
-    "switchable_norm": ("mean_logits", "var_logits"),
+    "batch_instance_norm": {"rho": lambda rng, channels: rng.uniform(0, 1, channels)},
+    "switchable_norm": {
+        "mean_logits": lambda rng, channels: rng.normal(0, 1, 3),
+        "var_logits": lambda rng, channels: rng.normal(0, 1, 3),
+    },
 }
 AFFINE = {"rms_norm": ("weight",), "mean_only_batch_norm": ("bias",)}
 BUFFERS = {
@@ -191,31 +231,15 @@ BUFFERS = {
     "lp_batch_norm": ("running_mean", "running_scale"),
     "topk_batch_norm": ("running_mean", "running_scale"),
 }
-# One of each method, for the tests in which options make no difference.
-PLAIN_VARIANTS = [VARIANTS[i] for i in (0, 2, 4, 6, 8, 9, 11, 13, 15, 17, 21)]
+PLAIN_VARIANTS = [v for v in VARIANTS if v.plain]
 # Arguments of the forward call that its backward does not have.
 FORWARD_ONLY = {"momentum", "unbiased_running_var", "residual"}
 
 
-def keeps_no_statistics(variant):
-    """Whether all statistics come from x, whatever the buffers hold."""
-    options = variant.options
-    return variant.method != "batch_renorm" and (
-        options.get("training", True) and options.get("use_input_stats", True)
-    )
-
-
-def divides(variant):
-    """Whether the result does not depend on the scale of x."""
-    return variant.method != "mean_only_batch_norm"
-
-
-# Without given statistics, where a large x is a large y, and without buffers, which could overflow.
-COMPUTED = [
-    Variant(v.method, v.options, min_ndim=v.min_ndim) for v in VARIANTS if keeps_no_statistics(v)
-]
-CENTRED = [v for v in COMPUTED if v.method != "rms_norm"]
-SCALED = [v for v in COMPUTED if divides(v)]
+# Statistics from x alone, and no buffers, which could overflow.
+COMPUTED = [replace(v, buffers=False) for v in VARIANTS if v.computed and not v.traits.corrects]
+CENTRED = [v for v in COMPUTED if v.traits.centred]
+DIVIDING = [v for v in COMPUTED if v.traits.divides]
 
 
 @dataclass
@@ -263,9 +287,8 @@ class Problem:
             "y": eps * (4 * w * (1 + xhat) + 2 * _peak(self.params.get("bias"))),
             "dx": eps * 4 * (1 + xhat) * rstd * w * dy,
         }
-        if "k" in self.options or self.options.get("p") == np.inf or self.method[:4] == "topk":
-            # The few largest elements take the gradient of the scale, a sum over all.
-            few = self.options.get("k", 1 if "p" in self.options else 10)
+        few = self.largest()
+        if few:  # elements that take the gradient of the scale, a sum over all
             pool = self.x.size / self.x.shape[self.options.get("channel_axis", 1)]
             slack["dx"] *= 1 + 2 * np.sqrt(pool) / few
         factor = {"weight": 1 + xhat, "bias": 1}
@@ -275,6 +298,13 @@ class Problem:
             count = self.x.size / max(1, np.size(value))
             slack["d" + name] = eps * (terms * np.sqrt(count) + 20 * total)
         return slack
+
+    def largest(self):
+        """The number of largest elements that the scale is made of, 0: of all."""
+        if self.options.get("p") == np.inf:
+            return 1
+        defaults = inspect.signature(getattr(nc, self.method)).parameters
+        return self.options.get("k", defaults["k"].default if "k" in defaults else 0)
 
     def check_forward(self, y):
         want = self.forward(reference)
@@ -348,9 +378,8 @@ def make_problem(
         param_shape = [shape[1]]
     params = tuple(p for p in params if p in AFFINE.get(variant.method, ("weight", "bias")))
     values = {}
-    for name in OWN_PARAMETERS.get(variant.method, ()):
-        own = rng.uniform(0, 1, param_shape) if name == "rho" else rng.normal(0, 1, 3)
-        values[name] = own.astype(param_dtype or dtype)
+    for name, draw in OWN_PARAMETERS.get(variant.method, {}).items():
+        values[name] = draw(rng, shape[1]).astype(param_dtype or dtype)
     values |= {p: rng.normal(0, 1, param_shape).astype(param_dtype or dtype) for p in params}
     if variant.buffers:
         for name in BUFFERS.get(variant.method, ("running_mean", "running_var")):
@@ -359,7 +388,7 @@ def make_problem(
             )
             options[name] = values_of.astype(stat_dtype(dtype))
     x = x.astype(dtype)
-    if variant.method in ("lp_batch_norm", "topk_batch_norm") and x.itemsize >= 4:
+    if variant.traits.kinks and x.itemsize >= 4:
         _off_the_kinks(x, options.get("channel_axis", 1))
     x, dy = (arrange(a, layout) for a in (x, dy.astype(dtype)))
     return Problem(variant.method, x, dy, values, options)

@@ -5,6 +5,8 @@ for broken invariants of the methods: pools that leak into each other, gradients
 what the norm removes, a row whose bits depend on its neighbours.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -16,8 +18,6 @@ from support import (
     Variant,
     assert_same_bits,
     bits,
-    divides,
-    keeps_no_statistics,
     make_problem,
     without_eps,
 )
@@ -30,15 +30,11 @@ PER_SAMPLE = [
     Variant("layer_norm", {"axis": (1, 2, 3)}),
     Variant("rms_norm", {"axis": -1}),
     Variant("rms_norm", {"axis": 1}),
-    Variant("instance_norm", {}, min_ndim=3),
+    Variant("instance_norm", {}, needs_space=True),
     Variant("group_norm", {"num_groups": 3}),
 ]
-TRAINED = [
-    v
-    for v in VARIANTS
-    if v.options.get("training", True) and v.options.get("use_input_stats", True)
-]
-INVARIANT = [v for v in TRAINED if keeps_no_statistics(v) and divides(v)]
+TRAINED = [v for v in VARIANTS if v.computed]
+INVARIANT = [v for v in TRAINED if v.traits.divides and not v.traits.corrects]
 per_sample = pytest.mark.parametrize("variant", PER_SAMPLE, ids=str)
 
 
@@ -112,7 +108,7 @@ def test_scale_and_shift_do_not_matter(rng, variant, layout):
     problem.x[...] = rng.integers(-64, 65, problem.x.shape) / 16
     without_eps(problem)
     want = problem.forward()
-    changes = [(8.0, 0.0), (0.375, 0.0)] + [(1.0, 1000.0)] * (problem.method != "rms_norm")
+    changes = [(8.0, 0.0), (0.375, 0.0)] + [(1.0, 1000.0)] * variant.traits.centred
     for scale, shift in changes:
         problem.x = (problem.x * np.float32(scale) + np.float32(shift)).astype(np.float32)
         np.testing.assert_allclose(problem.forward(), want, rtol=0, atol=1e-5)
@@ -127,7 +123,7 @@ def test_gradient_is_orthogonal_to_what_the_norm_removes(rng, variant, layout):
     x, dx = (a.astype(np.float64) for a in (problem.x, problem.backward().dx))
     limit = 1e-6 * np.sqrt(x.size) * np.abs(dx).max() * np.abs(x).max()
     assert abs((dx * x).sum()) <= limit
-    if problem.method != "rms_norm":
+    if variant.traits.centred:
         assert abs(dx.sum()) <= limit
     assert np.abs(dx).max() > 0.01  # not by being zero
 
@@ -157,15 +153,12 @@ def test_a_row_does_not_depend_on_the_number_of_rows(rng, method, width):
 
 def pool_mask(problem, index):
     """Which elements share statistics with the one at `index`."""
-    touched = np.zeros(problem.x.shape)
-    touched[index] = 1.0
-    spread = {k: v for k, v in problem.options.items() if not k.startswith("running")}
-    own = {k: v for k, v in problem.params.items() if k not in ("weight", "bias")}
-    # Batch renorm shares what batch norm does, and cannot go without its buffers.
-    method = "batch_norm" if problem.method == "batch_renorm" else problem.method
-    # A lone 1 moves the oracle's output exactly in its own pool, if all else is 0.
-    y = getattr(reference, method)(touched, **own, **spread)
-    return np.abs(y) > 0
+    ones = np.ones(problem.x.shape)
+    touched = ones.copy()
+    touched[index] = 2
+    # A lone 2 among ones moves the oracle's output in its own pool, and no bit elsewhere.
+    y, moved = (replace(problem, x=x).forward(reference) for x in (ones, touched))
+    return y != moved
 
 
 @pytest.mark.parametrize("variant", TRAINED, ids=str)
@@ -175,15 +168,11 @@ def test_nan_and_inf_spoil_only_their_own_pool(rng, variant, layout, poison, dty
     problem = make_problem(rng, variant, dtype, (3, 6, 5, 7), layout)
     index = (1, 3, 2, 4)
     inside = pool_mask(problem, index)
-    if problem.method == "rms_norm":  # there a lone 1 has no mean to share
-        axes = reference.sorted_axes(4, problem.options["axis"])
-        inside = np.zeros(problem.x.shape, bool)
-        inside[tuple(slice(None) if i in axes else index[i] for i in range(4))] = True
     y, dx = problem.forward(), problem.backward().dx
     problem.x[index] = poison
     spoilt_y, spoilt_dx = problem.forward(), problem.backward().dx
     assert_same_bits((spoilt_y[~inside],), (y[~inside],), "outside")
-    if problem.method != "switchable_norm":  # a spoilt sample has a share in every channel's dx
+    if not variant.traits.mixes:
         assert_same_bits((spoilt_dx[~inside],), (dx[~inside],), "outside")
     assert np.isnan(spoilt_y[index].astype(np.float64))
     if np.isnan(poison):
