@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernel_registry.h"
+#include "probes.h"
 
 namespace normcore::bench {
 namespace {
@@ -135,16 +136,35 @@ void add_windows(KernelRegistry& registry, DType dtype, const cpu::KernelSet<C>&
             [=](auto f, T& t) { f(t.dy, t.x, t.y, t.rows, t.cols, divisor(t), t.c, t.c); });
 }
 
+// The probes are in no table of the library: these call them by name.
+template <class C, class F>
+void add_elementary(const KernelRegistry& registry, const char* name, F call) {
+  registry.add(std::string("elementary/") + name + "/" + short_name(DTypeOf<C>::value),
+               [=](benchmark::State& state) {
+                 Tile<C> t(DTypeOf<C>::value, cpu::kRows);
+                 const C* x = static_cast<const C*>(t.x.data);
+                 const double bytes = 2.0 * sizeof(C) * double(t.size());
+                 run_kernel(state, bytes, 0, [&] { call(x, t.buffer(0), t.size()); });
+               });
+}
 template <class C>
-void add_elementary(KernelRegistry& registry, const cpu::Elementary<C>& functions) {
-  using Set = cpu::Elementary<C>;
-  using T = Tile<C>;
-  Group<C, Set> group(registry, "elementary/", DTypeOf<C>::value, functions);
-  auto x = [](const T& t) { return static_cast<const C*>(t.x.data); };
-  group.add("exp", &Set::exp, {0, 2}, [=](auto f, T& t) { f(x(t), t.buffer(0), t.size()); });
-  group.add("log", &Set::log, {0, 2}, [=](auto f, T& t) { f(x(t), t.buffer(0), t.size()); });
-  group.add("pow", &Set::pow, {0, 2},
-            [=](auto f, T& t) { f(x(t), C(1.3), t.buffer(0), t.size()); });
+void add_probes(const KernelRegistry& registry, probes::Elementary<C> probes::ProbeTable::* of) {
+  const auto& dtypes = registry.options().dtypes;
+  if (std::find(dtypes.begin(), dtypes.end(), DTypeOf<C>::value) == dtypes.end()) return;
+  auto all = [=]() -> const auto& { return probes::probes().*of; };
+  add_elementary<C>(registry, "exp", [=](const C* x, C* y, Index n) { all().exp(x, y, n); });
+  add_elementary<C>(registry, "log", [=](const C* x, C* y, Index n) { all().log(x, y, n); });
+  add_elementary<C>(registry, "pow",
+                    [=](const C* x, C* y, Index n) { all().pow(x, C(1.3), y, n); });
+}
+void add_multiply_adds(const KernelRegistry& registry) {
+  registry.add("multiply_adds", [](benchmark::State& state) {
+    double flops = 0;
+    float sink = 0.5f;
+    for (auto _ : state) flops += probes::probes().multiply_adds(1 << 12, &sink);
+    benchmark::DoNotOptimize(sink);
+    state.counters["flops"] = benchmark::Counter(flops, benchmark::Counter::kIsRate);
+  });
 }
 
 // What computes in the dtype of no tensor.
@@ -157,14 +177,6 @@ void add_table(KernelRegistry& registry, const cpu::KernelTable& table) {
             [](auto f, T& t) { f(t.size(), 1, t.sum(0), t.sum(1), 1, t.sum(2), t.sum(3)); });
   group.add("copy", &Table::copy, {2}, [](auto f, T& t) {
     f(t.x.data, t.y.data, std::size_t(t.size()) * sizeof(float), false);
-  });
-  registry.cover(table.multiply_adds);
-  registry.add("multiply_adds", [](benchmark::State& state) {
-    double flops = 0;
-    float sink = 0.5f;
-    for (auto _ : state) flops += cpu::kernels().multiply_adds(1 << 12, &sink);
-    benchmark::DoNotOptimize(sink);
-    state.counters["flops"] = benchmark::Counter(flops, benchmark::Counter::kIsRate);
   });
 }
 
@@ -183,11 +195,12 @@ void register_kernels(const Options& options) {
   add_all(DType::kBFloat16, table.bf16);
   add_all(DType::kFloat16, table.f16);
   add_all(DType::kFloat64, table.f64);
-  add_elementary(registry, table.elementary32);
-  add_elementary(registry, table.elementary64);
   add_mixing(registry, table.mixing32);
   add_mixing(registry, table.mixing64);
   add_table(registry, table);
+  add_probes(registry, &probes::ProbeTable::f32);
+  add_probes(registry, &probes::ProbeTable::f64);
+  add_multiply_adds(registry);
   registry.check();
 }
 

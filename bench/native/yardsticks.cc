@@ -7,6 +7,7 @@
 #include "cpu/parallel.h"
 #include "memory.h"
 #include "options.h"
+#include "probes.h"
 
 namespace normcore::bench {
 
@@ -19,7 +20,7 @@ double peak_flops(int threads) {
       std::vector<double> of(std::size_t(threads) * 8);  // a cache line for each
       cpu::parallel_for(threads, threads, /*sticky=*/true, [&](Index i) {
         float sink = 0.5f;
-        of[std::size_t(i) * 8] = cpu::kernels().multiply_adds(kRounds, &sink) + 0 * double(sink);
+        of[std::size_t(i) * 8] = probes::probes().multiply_adds(kRounds, &sink) + 0 * double(sink);
       });
       for (const double f : of) flops += f;
     });

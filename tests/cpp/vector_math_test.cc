@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "cpu/dispatch.h"
+#include "probes.h"
 #include "support.h"
 
 namespace normcore::cpu {
@@ -16,8 +17,8 @@ namespace {
 // As vector_math.h states it.
 constexpr double kUlps = 2;
 
-const Elementary<float>& elementary(float) { return kernels().elementary32; }
-const Elementary<double>& elementary(double) { return kernels().elementary64; }
+const probes::Elementary<float>& elementary(float) { return probes::probes().f32; }
+const probes::Elementary<double>& elementary(double) { return probes::probes().f64; }
 
 // How far `got` is from `want`, in units of the last place of `want`. Infinity counts as the number
 // after the largest finite one, which it is to rounding.

@@ -240,14 +240,6 @@ struct KernelSet {
   WindowKernels<C> windows;
 };
 
-// Elementary functions over arrays, as the kernels have them in vectors (vector_math.h).
-template <class C>
-struct Elementary {
-  void (*exp)(const C* x, C* y, Index n);
-  void (*log)(const C* x, C* y, Index n);
-  void (*pow)(const C* x, C exponent, C* y, Index n);
-};
-
 struct KernelTable {
   const char* isa;
   KernelSet<float> f32, bf16, f16;
@@ -255,13 +247,7 @@ struct KernelTable {
   // Chan's merge of n pairs of moments of uniform counts: a <- a + b.
   void (*merge)(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
                 const double* mean_b, const double* m2_b);
-  // Copies bytes; the yardstick of the benchmarks.
   void (*copy)(const void* src, void* dst, std::size_t bytes, bool stream);
-  Elementary<float> elementary32;
-  Elementary<double> elementary64;
-  // Multiply-adds in registers: `n` rounds of them, and how many floating-point operations they
-  // were. The yardstick of what is bound by arithmetic; out: a number.
-  double (*multiply_adds)(Index n, float* out);
   MixingKernels<float> mixing32;
   MixingKernels<double> mixing64;
 };

@@ -1,5 +1,13 @@
-// Part of kernels.inl: elements that count by a weight, and where that is 0 not at all, whatever
+// Elements that count by a weight, and where that is 0 not at all, whatever
 // they hold.
+#pragma once
+
+#include "arrays.inl"
+#include "drivers.inl"
+#include "moments.inl"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
 
 // Sum of m * (x - center)^2 for data of any magnitude, one element at a time.
 template <class T>
@@ -155,3 +163,6 @@ void masked_grad(In dy, In x, In mask, Out dx, Index rows, Index cols, Gradient<
     });
   });
 }
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

@@ -1,7 +1,14 @@
-// Part of kernels.inl: channel mixing, y_i = g_i sgn(x_i) |x_i|^p D_i^(-e) of every pixel, with
+// Channel mixing, y_i = g_i sgn(x_i) |x_i|^p D_i^(-e) of every pixel, with
 // D_i = b_i + sum_j W_ij |x_j|^a over its channels. All of it happens in buffers [rows][P] of the
 // compute type: P pixels side by side, a row for every channel, and more of them up to a multiple
 // of kMixRows. A matrix product keeps kMixRows x P sums in registers.
+#pragma once
+
+#include "drivers.inl"
+#include "vector_math.h"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
 
 #if defined(NORMCORE_X86) && defined(__AVX512F__)
 constexpr int kMixRows = 12, kMixVectors = 2;  // 24 sums among 32 registers
@@ -366,3 +373,6 @@ template <class C>
 constexpr MixingKernels<C> kMixing = {kMixRows,        kLanes<C>, kPixels<C>,
                                       denominators<C>, divide<C>, mixed_gradient<C>,
                                       outer_product<C>};
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

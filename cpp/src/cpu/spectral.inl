@@ -1,5 +1,12 @@
-// Part of kernels.inl: products of a matrix with vectors, and the sum of a matrix and one of
+// Products of a matrix with vectors, and the sum of a matrix and one of
 // rank 1.
+#pragma once
+
+#include "drivers.inl"
+#include "vector_math.h"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
 
 // y[r] += sum of a[r, c] * x[c]; rows taken together share their loads of x.
 template <class T, int R>
@@ -100,3 +107,6 @@ template <class T>
 constexpr MatrixKernels<Compute<T>> kMatrix = {matrix_dot<T>, matrix_accumulate<T>,
                                                narrow_scaled<Compute<T>>, drain<Compute<T>>,
                                                add_rank_one<T>};
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

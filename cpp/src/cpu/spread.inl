@@ -1,14 +1,12 @@
-// Part of kernels.inl: spread that is no variance.
+// Spread that is no variance.
+#pragma once
 
-template <class C>
-SI Vec<C> sign_of(Vec<C> u) {
-  const Vec<C> zero{}, one = splat(C(1));
-  return u > 0 ? one : (u < 0 ? -one : zero);
-}
-template <class C>
-SI Vec<C> abs_of(Vec<C> u) {
-  return u < 0 ? -u : u;
-}
+#include "drivers.inl"
+#include "vector_math.h"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
+
 // The spread's coefficients over rows r .. r + R - 1 of a tile.
 template <Orientation O, int R, class C>
 struct SpreadOf {
@@ -185,3 +183,6 @@ void slope_grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>
     });
   });
 }
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

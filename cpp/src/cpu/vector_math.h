@@ -1,6 +1,7 @@
-// exp, log and pow of vectors, for float and double alike. Within 2 ulp everywhere, subnormal
-// results included (vector_math_test.cc), and exact at 0, infinity and NaN. Included by the kernel
-// sources alone, and bound by their rules: see simd.h.
+// Elementary functions of vectors, for float and double alike: signs, absolute values, roots; exp,
+// log and pow within 2 ulp everywhere, subnormal results included (vector_math_test.cc), and exact
+// at 0, infinity and NaN. Included by the kernel sources alone, and bound by their rules: see
+// simd.h.
 //
 // With 1 + f in [sqrt(1/2), sqrt(2)):  log(2^e (1 + f)) = e log 2 + 2 atanh(s),  s = f / (2 + f),
 //   2 atanh(s) = 2 s + s z P(z),  z = s^2,  P(z) = 2/3 + z Q(z);
@@ -12,6 +13,50 @@
 
 namespace normcore::cpu::NORMCORE_ISA {
 namespace {
+
+// ---- signs, absolute values and roots
+
+template <class C>
+SI Vec<C> sign_of(Vec<C> u) {
+  const Vec<C> zero{}, one = splat(C(1));
+  return u > 0 ? one : (u < 0 ? -one : zero);
+}
+template <class C>
+SI Vec<C> abs_of(Vec<C> u) {
+  return u < 0 ? -u : u;
+}
+template <class C>
+SI Vec<C> max_abs(Vec<C> a, Vec<C> v) {
+  Vec<C> w = v < 0 ? -v : v;
+  return w > a ? w : a;
+}
+
+SI Vec<float> square_root(Vec<float> v) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  return (Vec<float>)_mm512_sqrt_ps((__m512)v);
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)v);
+#elif defined(NORMCORE_X86)
+  return (Vec<float>)_mm_sqrt_ps((__m128)v);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+SI Vec<double> square_root(Vec<double> v) {
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+  return (Vec<double>)_mm512_sqrt_pd((__m512d)v);
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+  return (Vec<double>)_mm256_sqrt_pd((__m256d)v);
+#elif defined(NORMCORE_X86)
+  return (Vec<double>)_mm_sqrt_pd((__m128d)v);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
+// ---- exp, log and pow: what they are made of
 
 // What there is to know of a format. log 2 = kLog2 + kLog2Low, and two thirds likewise; kLog2 has
 // so few digits that its product with any exponent is exact.
@@ -214,31 +259,6 @@ template <class C>
 }
 
 // ---- powers that often need no pow
-
-SI Vec<float> square_root(Vec<float> v) {
-#if defined(NORMCORE_X86) && defined(__AVX512F__)
-  return (Vec<float>)_mm512_sqrt_ps((__m512)v);
-#elif defined(NORMCORE_X86) && defined(__AVX2__)
-  return (Vec<float>)_mm256_sqrt_ps((__m256)v);
-#elif defined(NORMCORE_X86)
-  return (Vec<float>)_mm_sqrt_ps((__m128)v);
-#else
-  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
-  return v;
-#endif
-}
-SI Vec<double> square_root(Vec<double> v) {
-#if defined(NORMCORE_X86) && defined(__AVX512F__)
-  return (Vec<double>)_mm512_sqrt_pd((__m512d)v);
-#elif defined(NORMCORE_X86) && defined(__AVX2__)
-  return (Vec<double>)_mm256_sqrt_pd((__m256d)v);
-#elif defined(NORMCORE_X86)
-  return (Vec<double>)_mm_sqrt_pd((__m128d)v);
-#else
-  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
-  return v;
-#endif
-}
 
 // x^e for x >= 0, by products and roots where they do it.
 template <class C>

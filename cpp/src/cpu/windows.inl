@@ -1,25 +1,12 @@
-// Part of kernels.inl: sums over windows, and what divides by them. A window's sum adds up its
+// Sums over windows, and what divides by them. A window's sum adds up its
 // elements each time, or in halves: nothing is ever subtracted, so nothing cancels.
+#pragma once
 
-template <class C>
-SI Vec<C> sqrt_of(Vec<C> v) {
-  constexpr bool kSingle = sizeof(C) == 4;
-#if defined(NORMCORE_X86) && defined(__AVX512F__)
-  if constexpr (kSingle) return (Vec<C>)_mm512_sqrt_ps((__m512)v);
-  if constexpr (!kSingle) return (Vec<C>)_mm512_sqrt_pd((__m512d)v);
-#elif defined(NORMCORE_X86) && defined(__AVX2__)
-  if constexpr (kSingle) return (Vec<C>)_mm256_sqrt_ps((__m256)v);
-  if constexpr (!kSingle) return (Vec<C>)_mm256_sqrt_pd((__m256d)v);
-#elif defined(NORMCORE_X86)
-  if constexpr (kSingle) return (Vec<C>)_mm_sqrt_ps((__m128)v);
-  if constexpr (!kSingle) return (Vec<C>)_mm_sqrt_pd((__m128d)v);
-#else
-  for (int i = 0; i < kLanes<C>; ++i) {
-    v[i] = kSingle ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
-  }
-  return v;
-#endif
-}
+#include "drivers.inl"
+#include "vector_math.h"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
 
 // ---- sums
 
@@ -136,9 +123,9 @@ SI Powers<C> inverse_powers(Vec<C> s, C beta) {
     }
   } else {
     Vec<C> root{};
-    if constexpr (kPower == kHalf || kPower == kThreeQuarters) root = sqrt_of<C>(s);
+    if constexpr (kPower == kHalf || kPower == kThreeQuarters) root = square_root(s);
     return {kPower == kHalf            ? one / root
-            : kPower == kThreeQuarters ? one / (root * sqrt_of<C>(root))
+            : kPower == kThreeQuarters ? one / (root * square_root(root))
             : kPower == kWhole         ? one / s
                                        : power<C>(s, -beta),
             one / s};
@@ -290,7 +277,7 @@ struct DivisorOf {
       u = (x - center) * unit - d.rest.at(0, d.rest.along(i, tag));
       const Vec<C> s = fma<C>(sigma, sigma, d.spread.at(0, d.spread.along(i, tag)));
       // Where nothing varies and sigma is 0, 0 and not 0 / 0; a NaN stays.
-      inverse = s == 0 ? Vec<C>{} : splat(C(1)) / sqrt_of<C>(s);
+      inverse = s == 0 ? Vec<C>{} : splat(C(1)) / square_root(s);
     }
   };
   template <class Tag>
@@ -424,3 +411,6 @@ constexpr WindowKernels<Compute<T>> kWindowKernels = {
     {divided_sums<T, kRows>, divided_sums<T, kCols>},
     {divided_grad<T, kRows>, divided_grad<T, kCols>},
 };
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

@@ -1,0 +1,36 @@
+// Finds the probes beside the table of kernels that is in use.
+#include <string_view>
+
+#include "cpu/dispatch.h"
+#include "normcore/errors.h"
+#include "probes.h"
+
+namespace normcore::probes {
+
+#if defined(NORMCORE_X86_KERNELS)
+namespace v2 {
+extern const ProbeTable kTable;
+}
+namespace v3 {
+extern const ProbeTable kTable;
+}
+namespace v4 {
+extern const ProbeTable kTable;
+}
+constexpr const ProbeTable* kTables[] = {&v2::kTable, &v3::kTable, &v4::kTable};
+#else
+namespace generic {
+extern const ProbeTable kTable;
+}
+constexpr const ProbeTable* kTables[] = {&generic::kTable};
+#endif
+
+const ProbeTable& probes() {
+  const std::string_view isa = cpu::kernels().isa;
+  for (const ProbeTable* table : kTables) {
+    if (table->isa == isa) return *table;
+  }
+  throw value_error("no probes of " + std::string(isa));
+}
+
+}  // namespace normcore::probes

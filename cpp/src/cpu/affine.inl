@@ -1,0 +1,56 @@
+// What forward writes: y = a * (x - center) + b, scaled by elementwise parameters or not, and the
+// residual added before.
+#pragma once
+
+#include "drivers.inl"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
+
+template <class T, Orientation O, bool kScaled>
+SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
+                    const Compute<T>* weight, const Compute<T>* bias) {
+  using C = Compute<T>;
+  sweep_tile<kGroup<O, kScaled>, T>(
+      y, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+        const Rows<T, R> xr(x, r);
+        const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
+        const Parameter<kScaled ? O : kRows, R, C> w(kScaled ? weight : f.a, r);
+        const Parameter<kScaled ? O : kRows, R, C> shift(kScaled ? bias : f.a, r);
+        run([&](Index i, auto tag) __attribute__((always_inline)) {
+          const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
+          Vec<C> w_i{}, s_i{};
+          if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
+          Vectors<C, R> out;
+          for (int j = 0; j < R; ++j) {
+            const Vec<C> d = xr.load(j, i, tag) - center.at(j, c_i);
+            Vec<C> v = fma<C>(a.at(j, a_i), d, b.at(j, b_i));
+            if constexpr (kScaled) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
+            out.at[j] = v;
+          }
+          return out;
+        });
+      });
+}
+template <class T, Orientation O>
+void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {
+  affine_impl<T, O, false>(x, y, rows, cols, f, nullptr, nullptr);
+}
+template <class T, Orientation O>
+void scale(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f, const Compute<T>* weight,
+           const Compute<T>* bias) {
+  affine_impl<T, O, true>(x, y, rows, cols, f, weight, bias);
+}
+
+template <class T>
+void add(In x, In residual, Out h, Index rows, Index cols) {
+  sweep_tile<1, T>(h, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+    const Rows<T, 1> xr(x, r), rr(residual, r);
+    run([&](Index i, auto tag) __attribute__((always_inline)) {
+      return one(xr.load(0, i, tag) + rr.load(0, i, tag));
+    });
+  });
+}
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

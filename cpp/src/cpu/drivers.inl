@@ -1,0 +1,255 @@
+// The loops of all kernels, and what they read and write: rows of tiles, coefficients that run
+// along or down them. `sweep` writes and `fold` sums; they own tails, alignment and streaming, and
+// a kernel is what happens to one vector. Partial sums are kept in the compute type within a tile
+// (the caller keeps tiles short).
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
+
+template <class T>
+SI const T* row(In x, Index r) {
+  return static_cast<const T*>(x.data) + r * x.stride;
+}
+template <class T>
+SI T* row(Out y, Index r) {
+  return static_cast<T*>(y.data) + r * y.stride;
+}
+
+// Rows from this many vectors on are worth aligning to their output.
+constexpr Index kAlignVectors = 16;
+
+// What a step of a sweep gives: one vector for each of R rows.
+template <class C, int R>
+struct Vectors {
+  Vec<C> at[R];
+};
+SI Vectors<float, 1> one(Vec<float> v) { return {{v}}; }
+SI Vectors<double, 1> one(Vec<double> v) { return {{v}}; }
+
+template <class T, class C, int R, class Tag>
+SI void put_pair(T* y, Index stride, const Vectors<C, R>& a, const Vectors<C, R>& b, Tag tag) {
+  for (int j = 0; j < R; ++j) store_pair(y + j * stride, a.at[j], b.at[j], tag);
+}
+
+// Stores what f(i, tag) gives over [0, n) of rows that are `stride` apart. The vectors of a
+// streamed or long row are aligned to `y`, so f must not care where they begin.
+template <bool kStream, class T, class F>
+SI void sweep(T* y, Index stride, Index n, F f) {
+  using C = Compute<T>;
+  constexpr Index N = kLanes<C>;
+  auto put = [=]<int R>(Index i, const Vectors<C, R>& v, auto tag) __attribute__((always_inline)) {
+    for (int j = 0; j < R; ++j) store(y + j * stride + i, v.at[j], tag);
+  };
+  Index i = 0;
+  if (kStream || n >= kAlignVectors * N) {
+    // Elements before the first one whose vector is aligned.
+    Index head = Index((0 - reinterpret_cast<std::uintptr_t>(y)) / sizeof(T)) & (N - 1);
+    if (head > n) head = n;
+    if (head > 0) {
+      const Part part{int(head)};
+      put(0, f(Index(0), part), part);
+      i = head;
+    }
+    if (sizeof(T) < sizeof(C) && i + N <= n && reinterpret_cast<std::uintptr_t>(y + i) % kBytes) {
+      put(i, f(i, Full{}), Full{});
+      i += N;
+    }
+  }
+  auto steps = [&](auto tag) __attribute__((always_inline)) {
+    if constexpr (sizeof(T) < sizeof(C)) {
+      for (; i + 2 * N <= n; i += 2 * N) put_pair(y + i, stride, f(i, tag), f(i + N, tag), tag);
+      if (i + N <= n) put(i, f(i, Full{}), Full{}), i += N;
+    } else {
+#pragma GCC unroll 2
+      for (; i + N <= n; i += N) put(i, f(i, tag), tag);
+    }
+  };
+  if constexpr (kStream) {
+    steps(Stream{});
+  } else {
+    steps(Full{});
+  }
+  if (i < n) {
+    const Part part{int(n - i)};
+    put(i, f(i, part), part);
+  }
+}
+
+// Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
+// R being G or 1, and gives run a step for them. Rows taken together share their loads of what runs
+// along them; streamed rows can where they are aligned alike.
+template <int G, class T, class F>
+SI void sweep_tile(Out y, Index rows, Index cols, F f) {
+  Index r = 0;
+  // A line shared by two rows would be written twice, once past the caches: short rows only stream
+  // where no line is shared.
+  const Index row_bytes = y.stride * Index(sizeof(T));
+  const bool aligned =
+      (reinterpret_cast<std::uintptr_t>(y.data) | std::uintptr_t(row_bytes)) % 64 == 0;
+  if (y.stream && (aligned || cols >= kAlignVectors * kLanes<Compute<T>>)) {
+    auto run = [&](auto step) __attribute__((always_inline)) {
+      sweep<true>(row<T>(y, r), y.stride, cols, step);
+    };
+    if (row_bytes % kBytes == 0) {
+      for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
+    }
+    for (; r < rows; ++r) f.template operator()<1>(r, run);
+    stream_fence();
+  } else {
+    auto run = [&](auto step) __attribute__((always_inline)) {
+      sweep<false>(row<T>(y, r), y.stride, cols, step);
+    };
+    for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
+    for (; r < rows; ++r) f.template operator()<1>(r, run);
+  }
+}
+
+// R rows of an input tile, and the lines to ask for while they are worked on.
+template <class T, int R>
+struct Rows {
+  const T* at[R];
+  Index ahead;
+  SI Rows(In x, Index r) : ahead(x.ahead) {
+    for (int j = 0; j < R; ++j) at[j] = row<T>(x, r + j);
+  }
+  template <class Tag>
+  SI Vec<Compute<T>> load(int j, Index i, Tag tag) const {
+    if (ahead != 0) prefetch(at[j] + i + ahead);
+    return NORMCORE_ISA::load(at[j] + i, tag);
+  }
+};
+
+// Calls f(i, j, tag) over [0, n), with j in 0..3 naming one of four independent accumulators.
+template <class C, class F>
+SI void fold(Index n, F f) {
+  constexpr Index N = kLanes<C>;
+  Index i = 0;
+  for (; i + 4 * N <= n; i += 4 * N) {
+    f(i, 0, Full{});
+    f(i + N, 1, Full{});
+    f(i + 2 * N, 2, Full{});
+    f(i + 3 * N, 3, Full{});
+  }
+  if (i + N <= n) f(i, 0, Full{}), i += N;
+  if (i + N <= n) f(i, 1, Full{}), i += N;
+  if (i + N <= n) f(i, 2, Full{}), i += N;
+  if (i < n) f(i, 3, Part{int(n - i)});
+}
+template <class C>
+SI Vec<C> join(const Vec<C> (&acc)[4]) {
+  return (acc[0] + acc[1]) + (acc[2] + acc[3]);
+}
+template <class C>
+SI C total(const Vec<C> (&acc)[4]) {
+  return hsum<C>(join<C>(acc));
+}
+
+// Rows of up to four vectors are reduced four rows at a time. Calls f.template operator()<J, R>(r,
+// tag) for J vectors, the last of them covered by tag, of rows r .. r + R - 1.
+template <class C, class F>
+SI void short_rows(Index rows, Index cols, F f) {
+  constexpr Index N = kLanes<C>;
+  auto run = [&]<int J>(auto tag) __attribute__((always_inline)) {
+    Index r = 0;
+    for (; r + 4 <= rows; r += 4) f.template operator()<J, 4>(r, tag);
+    for (; r < rows; ++r) f.template operator()<J, 1>(r, tag);
+  };
+  const Part last{int(cols % N)};
+  switch ((cols + N - 1) / N) {
+    case 1:
+      return last.lanes ? run.template operator()<1>(last) : run.template operator()<1>(Full{});
+    case 2:
+      return last.lanes ? run.template operator()<2>(last) : run.template operator()<2>(Full{});
+    case 3:
+      return last.lanes ? run.template operator()<3>(last) : run.template operator()<3>(Full{});
+    default:
+      return last.lanes ? run.template operator()<4>(last) : run.template operator()<4>(Full{});
+  }
+}
+// Calls f(j, i, tag) for each of J vectors, and adds up what it gives.
+template <int J, class C, class Tag, class F>
+SI Vec<C> add_vectors(Tag last, F f) {
+  constexpr Index N = kLanes<C>;
+  Vec<C> v[4] = {};
+  for (int j = 0; j < J - 1; ++j) v[j] = f(j, j * N, Full{});
+  v[J - 1] = f(J - 1, (J - 1) * N, last);
+  return join<C>(v);
+}
+template <class C, int R>
+SI void sum_rows(const Vec<C> (&v)[R], C (&out)[R]) {
+  if constexpr (R == 4) {
+    hsum4<C>(v, out);
+  } else {
+    for (int r = 0; r < R; ++r) out[r] = hsum<C>(v[r]);
+  }
+}
+
+// Columns per call of a kernel that keeps sums per column: their arrays live on the stack.
+constexpr Index kStrip = 512;
+
+// Calls f(i, tag) over [0, n) in vectors from the first element on.
+template <class C, class F>
+SI void sweep_from_start(Index n, F f) {
+  constexpr Index N = kLanes<C>;
+  Index i = 0;
+  for (; i + N <= n; i += N) f(i, Full{});
+  if (i < n) f(i, Part{int(n - i)});
+}
+
+// Calls f.template operator()<R>(r, i, tag): eight rows at a time over each vector of a strip of
+// columns, so that memory is read in streams along the rows.
+template <class C, class F>
+SI void row_blocks(Index rows, Index cols, F f) {
+  auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+    sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
+      f.template operator()<R>(r, i, tag);
+    });
+  };
+  Index r = 0;
+  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
+  for (; r < rows; ++r) block.template operator()<1>(r);
+}
+
+// A coefficient of the tile over rows r .. r + R - 1: one number per row, or a vector along them.
+template <Orientation kCells, int R, class C>
+struct Coefficient {
+  const C* values;
+  Vec<C> in_row[R];
+  SI Coefficient(const C* v, Index r) : values(v) {
+    if constexpr (kCells == kRows) {
+      for (int j = 0; j < R; ++j) in_row[j] = splat(v[r + j]);
+    }
+  }
+  // At row r + j; `along` is what along(i, tag) gave for these columns.
+  template <class Tag>
+  SI Vec<C> along(Index i, Tag tag) const {
+    if constexpr (kCells == kRows) {
+      return Vec<C>{};
+    } else {
+      return load(values + i, tag);
+    }
+  }
+  SI Vec<C> at(int j, Vec<C> along) const {
+    if constexpr (kCells == kRows) {
+      return in_row[j];
+    } else {
+      return along;
+    }
+  }
+};
+// Elementwise parameters run the other way: along the columns where cells are rows.
+template <Orientation kCells, int R, class C>
+using Parameter = Coefficient<kCells == kRows ? kCols : kRows, R, C>;
+
+// Rows that an apply kernel takes together: what runs along all of them is worth sharing.
+template <Orientation kCells, bool kAcross>
+constexpr int kGroup = kCells == kCols ? 4
+                       : kAcross       ? 2
+                                       : 1;
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA

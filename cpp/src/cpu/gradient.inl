@@ -1,0 +1,199 @@
+// Backward: the sums of dy and of dy * u over each cell, dx from them, and the gradients of
+// elementwise parameters.
+#pragma once
+
+#include "drivers.inl"
+
+namespace normcore::cpu::NORMCORE_ISA {
+namespace {
+
+template <class T, bool kWeighted>
+SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                  const Compute<T>* weight, double* dy_u, double* dy_1) {
+  using C = Compute<T>;
+  constexpr Index N = kLanes<C>;
+  // g = weight * dy of one vector; g * u is added to `product`.
+  auto terms = [&](Index r, Index i, auto tag, Vec<C>& product) __attribute__((always_inline)) {
+    Vec<C> g = load(row<T>(dy, r) + i, tag);
+    if constexpr (kWeighted) g *= load(weight + i, tag);
+    const Vec<C> u = (load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]);
+    // Beyond the row it is a centre times the unit, which may be infinite, and 0 times that is NaN.
+    product = fma<C>(g, keep<C>(u, tag), product);
+    return g;
+  };
+  if (cols <= 4 * N) {
+    short_rows<C>(rows, cols, [&]<int J, int R>(Index r, auto last) __attribute__((always_inline)) {
+      Vec<C> g_acc[R], product_acc[R];
+      for (int k = 0; k < R; ++k) {
+        Vec<C> products[4] = {};
+        g_acc[k] =
+            add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
+              return terms(r + k, i, tag, products[j]);
+            });
+        product_acc[k] = join<C>(products);
+      }
+      C g[R], product[R];
+      sum_rows<C, R>(g_acc, g);
+      sum_rows<C, R>(product_acc, product);
+      for (int k = 0; k < R; ++k) {
+        dy_u[r + k] = double(product[k]);
+        dy_1[r + k] = double(g[k]);
+      }
+    });
+    return;
+  }
+  for (Index r = 0; r < rows; ++r) {
+    Vec<C> products[4] = {}, sum[4] = {};
+    fold<C>(cols, [&](Index i, int j, auto tag)
+                      __attribute__((always_inline)) { sum[j] += terms(r, i, tag, products[j]); });
+    dy_u[r] = double(total<C>(products));
+    dy_1[r] = double(total<C>(sum));
+  }
+}
+
+template <class T, bool kWeighted>
+SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                  const Compute<T>* weight, double* dy_u, double* dy_1) {
+  using C = Compute<T>;
+  alignas(64) C products[kStrip], sums[kStrip];
+  for (Index j0 = 0; j0 < cols; j0 += kStrip) {
+    const Index n = cols - j0 < kStrip ? cols - j0 : kStrip;
+    const T* xp = row<T>(x, 0) + j0;
+    const T* dyp = row<T>(dy, 0) + j0;
+    for (Index j = 0; j < n; ++j) products[j] = sums[j] = 0;
+    row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+      const Vec<C> center = load(f.center + j0 + i, tag), unit = load(f.unit + j0 + i, tag);
+      // Even and odd rows apart: half the chain of additions.
+      Vec<C> products_of[2] = {}, sums_of[2] = {};
+      const T* xr = xp + r * x.stride + i;
+      const T* dyr = dyp + r * dy.stride + i;
+      for (int k = 0; k < R; ++k, xr += x.stride, dyr += dy.stride) {
+        Vec<C> g = load(dyr, tag);
+        if constexpr (kWeighted) g *= splat(weight[r + k]);
+        const Vec<C> u = (load(xr, tag) - center) * unit;
+        products_of[k % 2] = fma<C>(g, u, products_of[k % 2]);
+        sums_of[k % 2] += g;
+      }
+      store(products + i, load(products + i, tag) + (products_of[0] + products_of[1]), tag);
+      store(sums + i, load(sums + i, tag) + (sums_of[0] + sums_of[1]), tag);
+    });
+    for (Index j = 0; j < n; ++j) {
+      dy_u[j0 + j] = double(products[j]);
+      dy_1[j0 + j] = double(sums[j]);
+    }
+  }
+}
+
+template <class T, Orientation O>
+void sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f, double* dy_u,
+          double* dy_1) {
+  if constexpr (O == kRows) {
+    sums_rows<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
+  } else {
+    sums_cols<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
+  }
+}
+template <class T, Orientation O>
+void weighted_sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                   const Compute<T>* weight, double* dy_u, double* dy_1) {
+  if constexpr (O == kRows) {
+    sums_rows<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+  } else {
+    sums_cols<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+  }
+}
+
+template <class T, Orientation O, bool kWeighted, bool kResidual>
+SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
+                  const Compute<T>* weight) {
+  using C = Compute<T>;
+  sweep_tile<kGroup<O, kWeighted>, T>(
+      dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+        const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
+        const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
+        const Coefficient<O, R, C> center(f.x.center, r), unit(f.x.unit, r);
+        const Parameter<kWeighted ? O : kRows, R, C> w(kWeighted ? weight : f.p, r);
+        run([&](Index i, auto tag) __attribute__((always_inline)) {
+          const Vec<C> p_i = p.along(i, tag), q_i = q.along(i, tag), r_i = c.along(i, tag);
+          const Vec<C> c_i = center.along(i, tag), u_i = unit.along(i, tag);
+          Vec<C> w_i{};
+          if constexpr (kWeighted) w_i = w.along(i, tag);
+          Vectors<C, R> out;
+          for (int j = 0; j < R; ++j) {
+            Vec<C> g = dyr.load(j, i, tag);
+            if constexpr (kWeighted) g *= w.at(j, w_i);
+            const Vec<C> u = (xr.load(j, i, tag) - center.at(j, c_i)) * unit.at(j, u_i);
+            Vec<C> d;
+            if constexpr (kWeighted) {
+              // Centred before it is scaled: equal gradients leave 0, and not a rounding.
+              d = fma<C>(p.at(j, p_i), g - c.at(j, r_i), q.at(j, q_i) * u);
+            } else {
+              d = fma<C>(p.at(j, p_i), g, fma<C>(q.at(j, q_i), u, c.at(j, r_i)));
+            }
+            if constexpr (kResidual) d += dhr.load(j, i, tag);
+            out.at[j] = d;
+          }
+          return out;
+        });
+      });
+}
+template <class T, Orientation O>
+void grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f) {
+  grad_impl<T, O, false, false>(dy, x, {}, dx, rows, cols, f, nullptr);
+}
+template <class T, Orientation O>
+void weighted_grad(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
+                   const Compute<T>* weight) {
+  if (dh.data) {
+    grad_impl<T, O, true, true>(dy, x, dh, dx, rows, cols, f, weight);
+  } else {
+    grad_impl<T, O, true, false>(dy, x, dh, dx, rows, cols, f, weight);
+  }
+}
+
+// The gradients of elementwise parameters: where cells are rows they run along the rows and are
+// added to memory, R rows at a time; where cells are columns each row has one, a sum along it.
+template <class T, Orientation O>
+void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat,
+                    Compute<T>* dweight, Compute<T>* dbias) {
+  using C = Compute<T>;
+  if constexpr (O == kRows) {
+    // The sums may alias the coefficients as far as a compiler knows: load those first.
+    auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+      const Rows<T, R> dyr(dy, r), xr(x, r);
+      const Coefficient<kRows, R, C> a(xhat.a, r), center(xhat.center, r), b(xhat.b, r);
+      sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
+        Vec<C> dw = load(dweight + i, tag), db = load(dbias + i, tag);
+        for (int k = 0; k < R; ++k) {
+          const Vec<C> g = dyr.load(k, i, tag);
+          const Vec<C> d = xr.load(k, i, tag) - center.in_row[k];
+          dw = fma<C>(g, fma<C>(a.in_row[k], d, b.in_row[k]), dw);
+          db += g;
+        }
+        store(dweight + i, dw, tag);
+        store(dbias + i, db, tag);
+      });
+    };
+    Index r = 0;
+    for (; r + 4 <= rows; r += 4) block.template operator()<4>(r);
+    for (; r < rows; ++r) block.template operator()<1>(r);
+  } else {
+    for (Index r = 0; r < rows; ++r) {
+      const T* dyr = row<T>(dy, r);
+      const T* xr = row<T>(x, r);
+      Vec<C> dw[4] = {}, db[4] = {};
+      fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
+        const Vec<C> g = load(dyr + i, tag);
+        const Vec<C> d = load(xr + i, tag) - load(xhat.center + i, tag);
+        const Vec<C> normalized = fma<C>(load(xhat.a + i, tag), d, load(xhat.b + i, tag));
+        dw[j] = fma<C>(g, keep<C>(normalized, tag), dw[j]);
+        db[j] += g;
+      });
+      dweight[r] += total<C>(dw);
+      dbias[r] += total<C>(db);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace normcore::cpu::NORMCORE_ISA
