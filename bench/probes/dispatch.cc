@@ -1,7 +1,8 @@
 // Finds the probes beside the table of kernels that is in use.
+#include "cpu/dispatch.h"
+
 #include <string_view>
 
-#include "cpu/dispatch.h"
 #include "normcore/errors.h"
 #include "probes.h"
 

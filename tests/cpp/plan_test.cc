@@ -38,11 +38,12 @@ Plan plan_of(const Request& r) {
   }
   const ConstTensor x = testing::make_tensor(nullptr, r.dtype, r.shape, r.strides);
   const ConstTensor y = testing::make_tensor(nullptr, r.dtype, r.shape, r.out);
-  PlanRequest request{roles.data(),        r.affinity, r.groups, r.pools.data(),
-                      int(r.pools.size()), r.computed, {&x},     1};
-  if (!r.out.empty()) {
-    request.operands[1] = &y;
-    request.operand_count = 2;
+  PlanRequest request{.roles = roles.data(),
+                      .affinity = r.affinity,
+                      .groups = r.groups,
+                      .operands = {&x, r.out.empty() ? nullptr : &y}};
+  for (const Pool pool : r.pools) {
+    if (r.computed) request.pools.add(extent_of(pool, r.affinity));
   }
   Plan plan;
   make_plan(request, &plan);

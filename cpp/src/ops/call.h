@@ -36,12 +36,9 @@ inline void plan_of_cells(const ConstTensor& x, const bool (&reduced)[kMaxDims],
                           std::initializer_list<const ConstTensor*> operands, Plan* out) {
   Role roles[kMaxDims];
   for (int a = 0; a < x.ndim(); ++a) roles[a] = reduced[a] ? Role::space : Role::outer;
-  // Whatever the method, its pool is a cell.
-  static constexpr Pool kPool[] = {Pool::sample};
-  PlanRequest request{roles, Affinity::element, 1, kPool, 1, true, {}, 0};
-  for (const ConstTensor* t : operands) {
-    request.operands[request.operand_count++] = t && *t ? t : nullptr;
-  }
+  PlanRequest request{.roles = roles, .affinity = Affinity::element, .pools = {Extent::cell}};
+  int i = 0;
+  for (const ConstTensor* t : operands) request.operands[i++] = t && *t ? t : nullptr;
   make_plan(request, out);
 }
 

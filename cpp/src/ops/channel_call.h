@@ -206,16 +206,12 @@ struct ChannelCall {
                                          : Role::space;
     }
     const int first = given() ? 1 : 0;
-    PlanRequest request{roles,
-                        Affinity::channel,
-                        groups,
-                        pools + first,
-                        pool_count - first,
-                        !nothing_computed(),
-                        {},
-                        0,
-                        /*one_block=*/exchange(context) != nullptr};
-    for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
+    PlanRequest request{
+        .roles = roles, .groups = groups, .one_block = exchange(context) != nullptr};
+    for (int i = first; !nothing_computed() && i < pool_count; ++i) {
+      request.pools.add(extent_of(pools[i], request.affinity));
+    }
+    request.set_operands(operands);
     make_plan(request, out);
   }
 

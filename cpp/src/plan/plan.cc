@@ -15,8 +15,7 @@ Index magnitude(Index stride) { return stride < 0 ? -stride : stride; }
 
 // Whether axis `inner` continues axis `outer` in every operand.
 bool mergeable(const PlanRequest& r, int outer, int inner) {
-  for (int i = 0; i < r.operand_count; ++i) {
-    const ConstTensor* t = r.operands[i];
+  for (const ConstTensor* t : r.operands) {
     if (t && t->stride(outer) != t->stride(inner) * t->shape(inner)) return false;
   }
   return true;
@@ -78,7 +77,7 @@ Index cells_of_lines(const PlanRequest& r, const Plan& p, Index element) {
   const Index run =
       std::clamp<Index>(tuning::kGatherBytes / length * element, 64, tuning::kGatherRun);
   Index cells = 1;
-  for (int i = 0; i < r.operand_count; ++i) {
+  for (int i = 0; i < kMaxOperands; ++i) {
     const Access& a = p.access[i];
     if (!r.operands[i] || a.direct || a.cell == 0) continue;
     const Index step = magnitude(a.cell) * element;
@@ -96,7 +95,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
   const Index element = static_cast<Index>(size_of(r.operands[0]->dtype()));
   const bool rows = p->layout == Layout::rows;
   Index inputs = 0, packed = 0;
-  for (int i = 0; i < r.operand_count; ++i) {
+  for (int i = 0; i < kMaxOperands; ++i) {
     inputs += r.operands[i] != nullptr;
     packed += r.operands[i] != nullptr && !p->access[i].direct;
   }
@@ -106,8 +105,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
   p->stream = p->bytes >= tuning::kStreamBytes;
   // Measured: planes gain a seventh; columns, long rows and what is swept once lose up to a half to
   // prefetchers that look ahead.
-  p->second_sweep = r.computed;
-  p->backwards = r.computed && rows && r.affinity == Affinity::channel;
+  const bool computed = !r.pools.empty();
+  p->second_sweep = computed;
+  p->backwards = computed && rows && r.affinity == Affinity::channel;
 
   // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
   p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;
@@ -119,22 +119,19 @@ void plan_work(const PlanRequest& r, Plan* p) {
 
   // What a closed block must hold, and how many there are.
   Index closure = 1, closed_rows = 1;
-  auto hold = [&](Extent e) {
-    if (e == Extent::row) closure = p->cells;
-    if (e == Extent::group) closure = std::max(closure, p->cells / p->groups);
-    if (e == Extent::column) closed_rows = p->outer;
-  };
-  hold(p->extent);
-  for (int i = 0; r.computed && i < r.pool_count; ++i) hold(extent_of(r.pools[i], r.affinity));
+  if (r.pools.has(Extent::group)) closure = p->cells / p->groups;
+  if (r.pools.has(Extent::row)) closure = p->cells;
+  // Given statistics belong to channels, like those of a pool that is a column.
+  if (p->extent == Extent::column) closed_rows = p->outer;
   const Index closed_bytes = std::max<Index>(1, closed_rows * closure * cell_bytes);
   const bool many_blocks = p->outer * p->cells >= tuning::kManyBlocks * closed_rows * closure;
   const Index row_bytes = std::max<Index>(1, p->cells * cell_bytes);  // one row of the table
 
-  p->fused = r.computed;
+  p->fused = computed;
   p->reason = "closed blocks in cache";
   p->block_outer = closed_rows;
   p->block_cells = p->cells;
-  if (!r.computed) {
+  if (!computed) {
     p->reason = "statistics given: one sweep";
   } else if (rows) {
     p->fused = closed_bytes <= tuning::kFusedBytes || (p->extent != Extent::column && many_blocks);
@@ -167,7 +164,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
   }
   p->fused = p->fused && !r.one_block;
   if (!p->fused) {
-    if (r.computed) p->reason = "closed blocks exceed the cache: two sweeps";
+    if (computed) p->reason = "closed blocks exceed the cache: two sweeps";
     p->block_outer = p->outer;
     p->block_cells = p->cells;
   }
@@ -242,13 +239,12 @@ void make_plan(const PlanRequest& r, Plan* p) {
 
   p->affinity = r.affinity;
   p->groups = r.groups;
-  // Given statistics belong to channels, like those of a batch pool.
-  p->extent = r.computed ? Extent::cell : Extent::column;
-  p->merged_outer = true;
-  for (int i = 0; r.computed && i < r.pool_count; ++i) {
-    const Extent e = extent_of(r.pools[i], r.affinity);
-    p->merged_outer = p->merged_outer && e == Extent::column;
-    p->extent = std::max(p->extent, e);
+  p->extent = Extent::column;
+  p->merged_outer = r.pools.empty() || r.pools == Extents{Extent::column};
+  if (!r.pools.empty()) {
+    for (const Extent e : {Extent::cell, Extent::group, Extent::row, Extent::column}) {
+      if (r.pools.has(e)) p->extent = e;
+    }
   }
 
   // Where statistics are of the whole batch, or given, batch and space may be one.
@@ -292,7 +288,7 @@ void make_plan(const PlanRequest& r, Plan* p) {
   for (int i = 0; i < space.count; ++i) p->count *= p->space_sizes[i] = space.size[i];
 
   const bool rows = p->layout == Layout::rows;
-  for (int i = 0; i < r.operand_count; ++i) {
+  for (int i = 0; i < kMaxOperands; ++i) {
     const ConstTensor* t = r.operands[i];
     if (!t) continue;
     Access& a = p->access[i];

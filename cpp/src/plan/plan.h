@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 
 #include "normcore/method.h"
 #include "normcore/tensor.h"
@@ -55,16 +57,35 @@ struct Access {
   bool direct;  // tiles can be used where they lie; otherwise they are gathered and scattered
 };
 
+// A set of extents.
+class Extents {
+ public:
+  constexpr Extents(std::initializer_list<Extent> extents = {}) {
+    for (const Extent e : extents) add(e);
+  }
+  constexpr void add(Extent e) { bits_ |= bit(e); }
+  constexpr bool has(Extent e) const { return (bits_ & bit(e)) != 0; }
+  constexpr bool empty() const { return bits_ == 0; }
+  constexpr bool operator==(const Extents&) const = default;
+
+ private:
+  static constexpr unsigned bit(Extent e) { return 1u << static_cast<int>(e); }
+  unsigned bits_ = 0;
+};
+
 struct PlanRequest {
   const Role* roles;  // one per axis of x
-  Affinity affinity;
-  Index groups = 1;  // of the channels, for Pool::group
-  const Pool* pools;
-  int pool_count;
-  bool computed;  // statistics come from x (else they are given, per channel)
-  const ConstTensor* operands[kMaxOperands];  // x first; absent ones null
-  int operand_count;
+  Affinity affinity = Affinity::channel;
+  // What a block must be closed under: the pools that are computed from x. Where there are none,
+  // statistics are given per channel, or there is no need of any.
+  Extents pools{};
+  Index groups = 1;        // of the channels, for Extent::group
   bool one_block = false;  // pools reach beyond the table: nothing is closed but the whole
+  std::array<const ConstTensor*, kMaxOperands> operands{};  // x first; absent ones null
+
+  void set_operands(std::initializer_list<const ConstTensor*> all) {
+    std::copy(all.begin(), all.end(), operands.begin());
+  }
 };
 
 struct Plan {

@@ -62,8 +62,7 @@ struct BlockPlan {
     for (int i = 0; i < ndim; ++i) {
       roles[i] = i == call.channel_axis ? Role::space : Role::outer;
     }
-    static constexpr Pool kPool[] = {Pool::sample};
-    PlanRequest request{roles, Affinity::element, 1, kPool, 1, true, {}, call.count};
+    PlanRequest request{.roles = roles, .affinity = Affinity::element, .pools = {Extent::cell}};
     for (int o = 0; o < call.count; ++o) {
       views[o] = *call.operands[o];
       views[o].set_dim(0, samples, views[o].stride(0));

@@ -25,9 +25,8 @@ class Pixels {
     Role roles[kMaxDims];
     std::fill_n(roles, x.ndim(), Role::space);
     roles[channel_axis] = Role::channel;
-    static constexpr Pool kPool[] = {Pool::batch};
-    PlanRequest request{roles, Affinity::channel, 1, kPool, 1, /*computed=*/false, {}, 0};
-    for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
+    PlanRequest request{.roles = roles};
+    request.set_operands(operands);
     make_plan(request, &plan_);
     run_ = plan_.space_dims > 0 ? plan_.space_sizes[plan_.space_dims - 1] : 1;
     most_ = rows() ? width * together : width;

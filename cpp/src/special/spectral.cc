@@ -50,9 +50,9 @@ struct Shape {
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* plan) const {
     Role roles[kMaxDims];
     for (int a = 0; a < w.ndim(); ++a) roles[a] = a == axis ? Role::channel : Role::space;
-    static constexpr Pool kPool[] = {Pool::batch};  // a cell is a row of W
-    PlanRequest request{roles, Affinity::channel, 1, kPool, 1, true, {}, 0};
-    for (const ConstTensor* t : operands) request.operands[request.operand_count++] = t;
+    // A cell is a row of W.
+    PlanRequest request{.roles = roles, .pools = {Extent::column}};
+    request.set_operands(operands);
     make_plan(request, plan);
     plan->reason = "power iteration";
   }
