@@ -48,12 +48,12 @@ class Backend {
   // Moments of the cells of a range, over its rows too: mean[kn], m2[kn].
   void reduce(const Range& range, bool raw, const void* x, double* mean, double* m2) const {
     Scope scope(workspace());
-    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
     double* tile_mean = scope.take<double>(plan_.tile_cells);
     double* tile_m2 = scope.take<double>(plan_.tile_cells);
     auto kernel = raw ? set_.squares[layout_] : set_.moments[layout_];
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch);
+      const In xt = tiles_.in(kX, x, t, scratch);
       const Index before = (t.o - range.o0) * range.sn + (t.s0 - range.s0);
       double* to_mean = mean + (t.k0 - range.k0);
       double* to_m2 = m2 + (t.k0 - range.k0);
@@ -70,15 +70,15 @@ class Backend {
   void reduce_masked(const Range& range, const void* mask, const void* x, double* weight,
                      double* mean, double* m2) const {
     Scope scope(workspace());
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMaskOperand));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMask));
     double* tile_weight = scope.take<double>(plan_.tile_cells);
     double* tile_mean = scope.take<double>(plan_.tile_cells);
     double* tile_m2 = scope.take<double>(plan_.tile_cells);
     for (Index k = 0; k < range.kn; ++k) weight[k] = mean[k] = m2[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch_x);
-      const In mt = mask_tiles_.in(kMaskOperand, mask, t, scratch_mask);
+      const In xt = tiles_.in(kX, x, t, scratch_x);
+      const In mt = mask_tiles_.in(kMask, mask, t, scratch_mask);
       set_.masked_moments[layout_](xt, mt, height(t), width(t), tile_weight, tile_mean, tile_m2);
       const Index k = t.k0 - range.k0;
       merge_weighted(t.kn, weight + k, mean + k, m2 + k, tile_weight, tile_mean, tile_m2);
@@ -95,11 +95,11 @@ class Backend {
   void apply(const Range& range, const Table& table, Affine<C> f, ElementParameter<C> weight,
              ElementParameter<C> bias, const void* x, void* y) const {
     Scope scope(workspace());
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_y = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_y = scope.take<char>(tiles_.scratch_bytes(kY));
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
-      const In xt = with_prefetch(0, tiles_.in(0, x, t, scratch_x));
-      const Out yt = tiles_.out(1, y, t, scratch_y);
+      const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
+      const Out yt = tiles_.out(kY, y, t, scratch_y);
       const Index i = table.at(t);
       const Affine<C> at{f.a + i, f.center + i, f.b + i};
       if (weight) {
@@ -107,23 +107,23 @@ class Backend {
       } else {
         set_.affine[layout_](xt, yt, height(t), width(t), at);
       }
-      tiles_.commit(1, y, t, yt);
+      tiles_.commit(kY, y, t, yt);
     });
   }
 
-  // h = x + residual. What is normalized is operand 0, here h; x and the residual are 3 and 2.
+  // h = x + residual; h is then what is normalized.
   void add(const Range& range, const void* x, const void* residual, void* h) const {
     Scope scope(workspace());
-    void* scratch_h = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_r = scope.take<char>(tiles_.scratch_bytes(2));
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(3));
+    void* scratch_h = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_r = scope.take<char>(tiles_.scratch_bytes(kResidual));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kXIn));
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(3, x, t, scratch_x);
-      const In rt = tiles_.in(2, residual, t, scratch_r);
-      Out ht = tiles_.out(0, h, t, scratch_h);
+      const In xt = tiles_.in(kXIn, x, t, scratch_x);
+      const In rt = tiles_.in(kResidual, residual, t, scratch_r);
+      Out ht = tiles_.out(kX, h, t, scratch_h);
       ht.stream = false;  // it is read again at once
       set_.add(xt, rt, ht, height(t), width(t));
-      tiles_.commit(0, h, t, ht);
+      tiles_.commit(kX, h, t, ht);
     });
   }
 
@@ -131,14 +131,14 @@ class Backend {
   void sums(const Range& range, const Table& table, Centering<C> f, ElementParameter<C> weight,
             const void* dy, const void* x, double* dy_u, double* dy_1) const {
     Scope scope(workspace());
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
     double* tile_u = scope.take<double>(plan_.tile_cells);
     double* tile_1 = scope.take<double>(plan_.tile_cells);
     for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch_x);
-      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const In xt = tiles_.in(kX, x, t, scratch_x);
+      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
       const Index i = table.at(t);
       const Centering<C> at{f.center + i, f.unit + i};
       if (weight) {
@@ -159,11 +159,11 @@ class Backend {
   void total(const Range& range, const Table& table, const C* zeros, const void* dy,
              double* scratch, double* dy_1) const {
     Scope scope(workspace());
-    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
     double* tile_1 = scope.take<double>(plan_.tile_cells);
     for (Index k = 0; k < range.kn; ++k) scratch[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In dyt = tiles_.in(1, dy, t, scratch_dy);
+      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
       const Index i = table.at(t), k = t.k0 - range.k0;
       // One stream of memory, and times zero: what the kernel sums beside it is of no use.
       set_.sums[layout_](dyt, dyt, height(t), width(t), {zeros + i, zeros + i}, scratch + k,
@@ -182,14 +182,14 @@ class Backend {
              double* const* sums) const {
     const int count = f.order == 0 ? kLargestSums : kOrderSums;
     Scope scope(workspace());
-    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
     double* tile[kLargestSums];
     for (int i = 0; i < count; ++i) {
       tile[i] = scope.take<double>(plan_.tile_cells);
       for (Index k = 0; k < range.kn; ++k) sums[i][k] = 0;
     }
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch);
+      const In xt = tiles_.in(kX, x, t, scratch);
       set_.tally[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
       for (int i = 0; i < count; ++i) {
         for (Index j = 0; j < t.kn; ++j) sums[i][t.k0 - range.k0 + j] += tile[i][j];
@@ -202,14 +202,14 @@ class Backend {
   void peaks(const Range& range, const Table& table, const Spread<C>& f, const void* x,
              double* largest, Index next) const {
     Scope scope(workspace());
-    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
     double* tile = scope.take<double>(plan_.tile_cells);
     for (Index part = 0; part < kPeakParts; ++part) {
       std::fill_n(largest + part * next, range.kn, 0.0);
     }
     const Index chunks = ceil_div(range.sn, plan_.chunk);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch);
+      const In xt = tiles_.in(kX, x, t, scratch);
       set_.peak[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
       const Index chunk = (t.o - range.o0) * chunks + (t.s0 - range.s0) / plan_.chunk;
       double* to = largest + chunk % kPeakParts * next + (t.k0 - range.k0);
@@ -232,11 +232,11 @@ class Backend {
                 const Outliers& to) const {
     constexpr Index kRoom = 1024;
     Scope scope(workspace());
-    void* scratch = scope.take<char>(tiles_.scratch_bytes(0));
+    void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
     C* value = scope.take<C>(kRoom);
     Index* cell = scope.take<Index>(kRoom);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch);
+      const In xt = tiles_.in(kX, x, t, scratch);
       const Index first = table.at(t);
       const Index found =
           set_.outliers[layout_](xt, height(t), width(t), at(f, first), value, cell, kRoom);
@@ -251,17 +251,17 @@ class Backend {
   void slope_grad(const Range& range, const Table& table, const Gradient<C>& f, const Spread<C>& s,
                   const void* dy, const void* x, void* dx) const {
     Scope scope(workspace());
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
-    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch_x);
-      const In dyt = tiles_.in(1, dy, t, scratch_dy);
-      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const In xt = tiles_.in(kX, x, t, scratch_x);
+      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
+      const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
       set_.slope_grad[layout_](dyt, xt, dxt, height(t), width(t), {f.p + i, f.q + i, f.r + i, {}},
                                at(s, i));
-      tiles_.commit(2, dx, t, dxt);
+      tiles_.commit(kDx, dx, t, dxt);
     });
   }
 
@@ -269,14 +269,14 @@ class Backend {
   void scale_gradient(const Range& range, const Table& table, const C* p, const C* zeros,
                       const C* r, const void* dy, void* dx) const {
     Scope scope(workspace());
-    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
-    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
-      const In dyt = tiles_.in(1, dy, t, scratch_dy);
-      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
+      const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
       set_.affine[layout_](dyt, dxt, height(t), width(t), {p + i, zeros + i, r + i});
-      tiles_.commit(2, dx, t, dxt);
+      tiles_.commit(kDx, dx, t, dxt);
     });
   }
 
@@ -284,19 +284,19 @@ class Backend {
   void grad_masked(const Range& range, const Table& table, const Gradient<C>& f, const void* mask,
                    const void* dy, const void* x, void* dx) const {
     Scope scope(workspace());
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
-    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
-    void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMaskOperand));
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
+    void* scratch_mask = scope.take<char>(mask_tiles_.scratch_bytes(kMask));
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
-      const In xt = tiles_.in(0, x, t, scratch_x);
-      const In dyt = tiles_.in(1, dy, t, scratch_dy);
-      const In mt = mask_tiles_.in(kMaskOperand, mask, t, scratch_mask);
-      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const In xt = tiles_.in(kX, x, t, scratch_x);
+      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
+      const In mt = mask_tiles_.in(kMask, mask, t, scratch_mask);
+      const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
       set_.masked_grad[layout_](dyt, xt, mt, dxt, height(t), width(t),
                                 {f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}});
-      tiles_.commit(2, dx, t, dxt);
+      tiles_.commit(kDx, dx, t, dxt);
     });
   }
 
@@ -305,18 +305,18 @@ class Backend {
             ElementParameter<C> weight, C* dweight, C* dbias, const void* dy, const void* x,
             const void* dh, void* dx) const {
     Scope scope(workspace());
-    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(0));
-    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(1));
-    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(2));
-    void* scratch_dh = dh ? scope.take<char>(tiles_.scratch_bytes(3)) : nullptr;
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
+    void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
+    void* scratch_dh = dh ? scope.take<char>(tiles_.scratch_bytes(kDh)) : nullptr;
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
-      const In xt = with_prefetch(0, tiles_.in(0, x, t, scratch_x));
-      const In dyt = with_prefetch(1, tiles_.in(1, dy, t, scratch_dy));
-      const Out dxt = tiles_.out(2, dx, t, scratch_dx);
+      const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
+      const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy));
+      const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
       const Gradient<C> at{f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}};
       if (weight) {
-        const In dht = dh ? tiles_.in(3, dh, t, scratch_dh) : In{nullptr, 0};
+        const In dht = dh ? tiles_.in(kDh, dh, t, scratch_dh) : In{nullptr, 0};
         // First what reads dy, which dx may overwrite.
         if (dweight) {
           set_.parameter_sums[layout_](dyt, xt, height(t), width(t),
@@ -327,7 +327,7 @@ class Backend {
       } else {
         set_.grad[layout_](dyt, xt, dxt, height(t), width(t), at);
       }
-      tiles_.commit(2, dx, t, dxt);
+      tiles_.commit(kDx, dx, t, dxt);
     });
   }
 

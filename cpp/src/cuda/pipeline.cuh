@@ -138,13 +138,13 @@ class Pipeline {
     if constexpr (kHeld && !kRowFamily) {
       if (args.y && forward_pools(args)) return;
     }
-    settle_pieces(args.residual ? std::initializer_list<int>{0, 1, 2, 3}
-                  : args.y      ? std::initializer_list<int>{0, 1}
-                                : std::initializer_list<int>{0});
+    settle_pieces(args.residual ? std::initializer_list<int>{kX, kY, kResidual, kXIn}
+                  : args.y      ? std::initializer_list<int>{kX, kY}
+                                : std::initializer_list<int>{kX});
     if (args.residual) {
       on_pieces([&](auto p, auto packed) {
-        launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, view(3, args.x_in),
-               view(2, args.residual), view(0, args.x), team_);
+        launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, view(kXIn, args.x_in),
+               view(kResidual, args.residual), view(kX, args.x), team_);
       });
     }
     PoolTables<Formula> pools = statistics(args);
@@ -163,8 +163,8 @@ class Pipeline {
     launch(each(cells), stream(), solve_forward<Formula, C>, g_, pools, params_,
            args.channel_weight, args.channel_bias, a, center, shift);
     on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(0, args.x), view(1, args.y),
-             team_, Coefficients<C>{a, center, shift}, args.element_weight.values,
+      launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(kX, args.x),
+             view(kY, args.y), team_, Coefficients<C>{a, center, shift}, args.element_weight.values,
              args.element_bias.values);
     });
   }
@@ -176,8 +176,8 @@ class Pipeline {
     if constexpr (kHeld && !kRowFamily) {
       if (backward_pools(args)) return;
     }
-    settle_pieces(args.dh ? std::initializer_list<int>{0, 1, 2, 3}
-                          : std::initializer_list<int>{0, 1, 2});
+    settle_pieces(args.dh ? std::initializer_list<int>{kX, kDy, kDx, kDh}
+                          : std::initializer_list<int>{kX, kDy, kDx});
     const PoolTables<Formula> pools = statistics(args);
     const Index cells = g_.coefficient_cells();
     BackwardTable<C> t{};
@@ -197,8 +197,8 @@ class Pipeline {
       double* dy_u = memory_.take<double>(parts);
       double* dy_1 = memory_.take<double>(parts);
       on_pieces([&](auto p, auto packed) {
-        launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(1, args.dy),
-               view(0, args.x), team_, t.center, t.unit_c, args.element_weight.values, dy_u, dy_1);
+        launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(kDy, args.dy),
+               view(kX, args.x), team_, t.center, t.unit_c, args.element_weight.values, dy_u, dy_1);
       });
       const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
       launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
@@ -216,8 +216,8 @@ class Pipeline {
     }
     if (!given) pull_back_through(pools, args, t, sum_u, sum_1);
     on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(1, args.dy), view(0, args.x),
-             view(3, args.dh), view(2, args.dx), team_,
+      launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(kDy, args.dy),
+             view(kX, args.x), view(kDh, args.dh), view(kDx, args.dx), team_,
              GradientCoefficients<C>{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c},
              args.element_weight.values);
     });
@@ -252,19 +252,20 @@ class Pipeline {
     RowPolicy policy;
     Index stride[kMaxOperands];
     const bool add = args.residual != nullptr;
-    if (!row_shape(add ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1},
+    if (!row_shape(add ? std::initializer_list<int>{kX, kY, kResidual, kXIn}
+                       : std::initializer_list<int>{kX, kY},
                    kForwardPacks<T>, &policy, stride)) {
       return false;
     }
     RowsForward<C> a{};
     a.rows = plan_.outer * plan_.cells;
     a.n = plan_.count;
-    a.x = add ? RowsIn{args.x_in, stride[3]} : RowsIn{args.x, stride[0]};
+    a.x = add ? RowsIn{args.x_in, stride[kXIn]} : RowsIn{args.x, stride[kX]};
     if (add) {
-      a.residual = {args.residual, stride[2]};
-      a.h = {const_cast<void*>(args.x), stride[0]};
+      a.residual = {args.residual, stride[kResidual]};
+      a.h = {const_cast<void*>(args.x), stride[kX]};
     }
-    a.y = {args.y, stride[1]};
+    a.y = {args.y, stride[kY]};
     a.weight = args.element_weight.values;
     a.bias = args.element_bias.values;
     a.out = {args.mean, args.var, args.rstd};
@@ -280,18 +281,18 @@ class Pipeline {
     if (!args.element_weight) return false;
     RowPolicy policy;
     Index stride[kMaxOperands];
-    if (!row_shape(
-            args.dh ? std::initializer_list<int>{0, 1, 2, 3} : std::initializer_list<int>{0, 1, 2},
-            kBackwardPacks<T>, &policy, stride)) {
+    if (!row_shape(args.dh ? std::initializer_list<int>{kX, kDy, kDx, kDh}
+                           : std::initializer_list<int>{kX, kDy, kDx},
+                   kBackwardPacks<T>, &policy, stride)) {
       return false;
     }
     RowsBackward<C> a{};
     a.rows = plan_.outer * plan_.cells;
     a.n = plan_.count;
-    a.x = {args.x, stride[0]};
-    a.dy = {args.dy, stride[1]};
-    if (args.dh) a.dh = {args.dh, stride[3]};
-    a.dx = {args.dx, stride[2]};
+    a.x = {args.x, stride[kX]};
+    a.dy = {args.dy, stride[kDy]};
+    if (args.dh) a.dh = {args.dh, stride[kDh]};
+    a.dx = {args.dx, stride[kDx]};
     a.weight = args.element_weight.values;
     a.mean = args.forward_mean;
     a.var = args.forward_var;
@@ -356,11 +357,11 @@ class Pipeline {
   bool forward_pools(const ForwardArgs<C>& args) {
     HeldPools pools;
     RowPolicy policy;
-    if (!pools_shape({0, 1}, args.given_mean, kForwardPacks<T>, &pools, &policy)) return false;
+    if (!pools_shape({kX, kY}, args.given_mean, kForwardPacks<T>, &pools, &policy)) return false;
     with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
       launch(pools_launch(pools, policy, kTeamBytes), stream(), pool_forward<Formula, T, p()>,
-             pools, view(0, args.x), view(1, args.y), params_, team_of(policy), args.channel_weight,
-             args.channel_bias, RowStatistics{args.mean, args.var, args.rstd});
+             pools, view(kX, args.x), view(kY, args.y), params_, team_of(policy),
+             args.channel_weight, args.channel_bias, RowStatistics{args.mean, args.var, args.rstd});
     });
     return true;
   }
@@ -368,7 +369,8 @@ class Pipeline {
   bool backward_pools(const BackwardArgs<C>& args) {
     HeldPools pools;
     RowPolicy policy;
-    if (!pools_shape({0, 1, 2}, args.given_mean, kBackwardPacks<T>, &pools, &policy)) return false;
+    if (!pools_shape({kX, kDy, kDx}, args.given_mean, kBackwardPacks<T>, &pools, &policy))
+      return false;
     const int shared =
         kTeamBytes + pool_sums_bytes<C>(pools, policy.packs * policy.block_threads());
     if (shared > kSharedBytes) return false;
@@ -381,7 +383,7 @@ class Pipeline {
     }
     with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
       launch(pools_launch(pools, policy, shared), stream(), pool_backward<Formula, T, p()>, pools,
-             view(1, args.dy), view(0, args.x), view(2, args.dx), params_, team_of(policy),
+             view(kDy, args.dy), view(kX, args.x), view(kDx, args.dx), params_, team_of(policy),
              args.channel_weight, args.forward_mean, args.forward_var, parts);
     });
     if (args.dweight && !whole) {
@@ -441,7 +443,7 @@ class Pipeline {
       double* mean = memory_.take<double>(parts);
       double* m2 = memory_.take<double>(parts);
       on_pieces([&](auto p, auto packed) {
-        launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(0, args.x),
+        launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(kX, args.x),
                team_, mean, m2);
       });
       merge(pools, P - 1, g_, mean, m2, 1);
@@ -485,7 +487,7 @@ class Pipeline {
   template <bool kPeak>
   const double* tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
     on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(0, x), team_, t,
+      launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(kX, x), team_, t,
              sums);
     });
     const Summers by((g_.shared_rows ? g_.outer : 1) * g_.pieces);
@@ -545,8 +547,8 @@ class Pipeline {
     launch(each(cells), stream(), finish_slopes<Method::raw, C>, cells, params_.spread, n, tallies,
            pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);
     on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(1, args.dy),
-             view(0, args.x), view(2, args.dx), team_,
+      launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(kDy, args.dy),
+             view(kX, args.x), view(kDx, args.dx), team_,
              GradientCoefficients<C>{t.p, t.q, t.r, nullptr, nullptr}, spread);
     });
   }
@@ -584,7 +586,7 @@ class Pipeline {
     C* dbias = memory_.take<C>(runs * g_.count);
     Launch l{ceil_div(g_.count, kLoneThreads), kLoneThreads};
     l.blocks_y = runs;
-    launch(l, stream(), parameter_sums<T>, g_, view(1, args.dy), view(0, args.x),
+    launch(l, stream(), parameter_sums<T>, g_, view(kDy, args.dy), view(kX, args.x),
            Coefficients<C>{t.a_c, t.center, t.b_c}, dweight, dbias);
     sum_parts(dweight, dbias, runs, g_.count, args);
   }

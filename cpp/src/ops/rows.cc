@@ -118,7 +118,7 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
         args.x_in = call.x.data();
         args.residual = residual.data();
         // What is normalized lies where h lies.
-        std::swap(plan.access[0], plan.access[3]);
+        std::swap(plan.access[kX], plan.access[kXIn]);
       }
       args.element_weight =
           call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);

@@ -12,14 +12,13 @@ namespace normcore {
 
 // Beyond x: which elements count, and the samples of other processes. Host only.
 struct Reach {
-  const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMaskOperand
+  const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMask
   Weighed own{};               // what a pool over all of x counts
   double* weights = nullptr;   // out, with a mask: its sums by cell
   Exchange* exchange = nullptr;
   Weighed* count = nullptr;  // out, with an exchange: what such a pool counts in all processes
   double least_count = 0;    // of those
 };
-inline constexpr int kMaskOperand = 3;
 
 // A parameter of the elements of a row, [count]; or the values that all of its chunks share, with
 // step 0: one that nobody gave takes no memory of a row's size.

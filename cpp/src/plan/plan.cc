@@ -28,7 +28,7 @@ struct MergedDims {
 };
 
 MergedDims merge(const PlanRequest& r, const int* axes, int n) {
-  const ConstTensor& x = *r.operands[0];
+  const ConstTensor& x = *r.operands[kX];
   MergedDims m;
   for (int i = 0; i < n; ++i) {
     const int a = axes[i];
@@ -58,7 +58,7 @@ Role innermost_role(const PlanRequest& r, const int* axes, const Role* role_of, 
   if (r.affinity == Affinity::element && role_of[inner] == Role::space) {
     // One of the kept positions that lie within a cell's elements, cut out, is summed as among the
     // others: its axis still has the shorter stride.
-    const ConstTensor& x = *r.operands[0];
+    const ConstTensor& x = *r.operands[kX];
     const Index step = magnitude(x.stride(axes[inner]));
     for (int a = 0; a < x.ndim(); ++a) {
       const Index s = magnitude(x.stride(a));
@@ -92,7 +92,7 @@ Index round_down(Index n, Index unit) { return std::max(unit, n / unit * unit); 
 Index clamp(Index n, Index low, Index high) { return std::max(low, std::min(n, high)); }
 
 void plan_work(const PlanRequest& r, Plan* p) {
-  const Index element = static_cast<Index>(size_of(r.operands[0]->dtype()));
+  const Index element = static_cast<Index>(size_of(r.operands[kX]->dtype()));
   const bool rows = p->layout == Layout::rows;
   Index inputs = 0, packed = 0;
   for (int i = 0; i < kMaxOperands; ++i) {
@@ -233,7 +233,7 @@ Extent extent_of(Pool pool, Affinity affinity) {
 }
 
 void make_plan(const PlanRequest& r, Plan* p) {
-  const ConstTensor& x = *r.operands[0];
+  const ConstTensor& x = *r.operands[kX];
   int axes[kMaxDims];
   const int n = sort_axes(x, axes);
 
@@ -313,7 +313,7 @@ void explain(const char* op, const Plan& p, int threads) {
       static_cast<long long>(p.outer), static_cast<long long>(p.cells),
       static_cast<long long>(p.count), p.layout == Layout::rows ? "rows" : "columns",
       p.fused ? "fused blocks" : "two sweeps", static_cast<long long>(p.block_outer),
-      static_cast<long long>(p.block_cells), p.access[0].direct ? "" : ", gathered",
+      static_cast<long long>(p.block_cells), p.access[kX].direct ? "" : ", gathered",
       p.stream ? ", streamed" : "", cpu::kernels().isa, threads, threads == 1 ? "" : "s", p.reason);
 }
 

@@ -34,7 +34,17 @@ enum class Extent {
   column  // the same cell of every row
 };
 
+// The operands of a plan by name: their places in it, forward and backward.
 inline constexpr int kMaxOperands = 4;
+enum ForwardOperand : int {
+  kX,  // what is normalized: with a residual the sum, h
+  kY,
+  kResidual,
+  kXIn,  // with a residual: what it is added to
+};
+enum BackwardOperand : int { kDy = kX + 1, kDx, kDh };
+inline constexpr int kMask = kMaxOperands - 1;  // both ways
+static_assert(kXIn < kMaxOperands && kDh < kMaxOperands);
 
 // Divisions whose answer is mostly known beforehand: a small call would spend a fifth of its time
 // on them.

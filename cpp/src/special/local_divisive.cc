@@ -34,8 +34,6 @@ constexpr Index kPieceBytes = Index(1) << 16;
 // as many positions.
 constexpr Index kTables = 64;
 
-constexpr int kX = 0, kDy = 1;  // operands; the last one is the output
-
 struct Call {
   const ConstTensor* operands[3];
   int count;  // of operands

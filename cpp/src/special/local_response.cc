@@ -36,8 +36,6 @@ constexpr Index kStripUnit = 64;
 // Rows that overlap between two tasks are at most this part of their work.
 constexpr Index kOverlapShare = 8;
 
-constexpr int kX = 0, kDy = 1;  // operands; the last one is the output
-
 struct Call {
   WindowPlan plan;
   DType dtype;

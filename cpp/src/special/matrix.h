@@ -62,7 +62,7 @@ class Matrix {
     // have a share of the other side's product.
     const Index length = by_columns_ ? cols_ : rows_, across = by_columns_ ? rows_ : cols_;
     const Index fit = tuning::kMatrixBlockBytes / (across * element_);
-    const Index least = by_columns_ ? 64 : plan.access[0].direct ? 8 : 1;
+    const Index least = by_columns_ ? 64 : plan.access[kX].direct ? 8 : 1;
     block_ = std::max(least, fit < 8 ? fit : fit / 8 * 8);
     if (by_columns_) block_ = std::min(block_, chunk_);
     const Index wanted = rows_ * cols_ * element_ / tuning::kMatrixTaskBytes;
@@ -146,7 +146,7 @@ class Matrix {
   class Block {
    public:
     Block(const Matrix& m, const void* data, Index most, Workspace::Scope& scope)
-        : m_(m), data_(data), direct_(m.plan_.access[0].direct) {
+        : m_(m), data_(data), direct_(m.plan_.access[kX].direct) {
       if (direct_) return;
       whole_ = most * m.element_ <= 2 * tuning::kMatrixBlockBytes;
       scratch_ = scope.template take<char>((whole_ ? most : 8 * m.chunk_) * m.element_);
@@ -154,11 +154,11 @@ class Matrix {
     void begin() { used_ = 0; }
     // The tiles of a block are asked for in the same order each time.
     In tile(const Part& p, bool again) {
-      if (direct_) return m_.tiles_.in(0, data_, m_.range(p), nullptr);
+      if (direct_) return m_.tiles_.in(kX, data_, m_.range(p), nullptr);
       char* at = scratch_ + used_ * m_.element_;
       if (whole_) used_ += p.rn * p.cn;
       if (whole_ && again) return {at, p.cn};
-      return m_.tiles_.in(0, data_, m_.range(p), at);
+      return m_.tiles_.in(kX, data_, m_.range(p), at);
     }
 
    private:

@@ -250,12 +250,12 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
     for (Index j = task.first; j < task.last; ++j) {
       cpu::RunningCall::check();  // of thousands of channels a task takes seconds
       const Pixels::Tile t = pixels.tile(j);
-      transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), f.channels, t.count, C(1),
+      transfer.load[o](pixels.in(kX, call.x.data(), dtype, t, x_scratch), f.channels, t.count, C(1),
                        b.x, stride, b.scratch);
       for (Index p = 0; p < t.count; p += k.pixels) forward_tile(call, f, b.from(p));
-      const cpu::Out out = pixels.out(1, y.data(), dtype, t, y_scratch);
+      const cpu::Out out = pixels.out(kY, y.data(), dtype, t, y_scratch);
       transfer.store[o](b.x, stride, out, f.channels, t.count, b.scratch);
-      pixels.commit(1, y.data(), dtype, t, out);
+      pixels.commit(kY, y.data(), dtype, t, out);
     }
   });
 }
@@ -405,16 +405,16 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
     for (Index j = task.first; j < task.last; ++j) {
       cpu::RunningCall::check();  // of thousands of channels a task takes seconds
       const Pixels::Tile t = pixels.tile(j);
-      transfer.load[o](pixels.in(0, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
+      transfer.load[o](pixels.in(kX, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
                        stride, b.scratch);
-      transfer.load[o](pixels.in(1, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
+      transfer.load[o](pixels.in(kDy, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
                        stride, b.scratch);
       for (Index p = 0; p < t.count; p += k.pixels) {
         backward_tile(call, f, b.from(p), sums, part);
       }
-      const cpu::Out out = pixels.out(2, dx.data(), dtype, t, x_scratch);
+      const cpu::Out out = pixels.out(kDx, dx.data(), dtype, t, x_scratch);
       transfer.store[o](b.dy, stride, out, n, t.count, b.scratch);
-      pixels.commit(2, dx.data(), dtype, t, out);
+      pixels.commit(kDx, dx.data(), dtype, t, out);
       if ((j - task.first + 1) % flush == 0) sums.flush(part);
     }
     sums.flush(part);

@@ -111,7 +111,7 @@ class PowerIteration {
       const C* zeros = inner.template take_filled<C>(p.rn, 0);
       const C* ones = inner.template take_filled<C>(p.rn, 1);
       void* scratch = inner.template take<double>(p.rn * p.cn);
-      const In tile = matrix_.tiles().in(0, data_, matrix_.range(p), scratch);
+      const In tile = matrix_.tiles().in(kX, data_, matrix_.range(p), scratch);
       matrix_.kernels().peak[cpu::kRows](tile, p.rn, p.cn, {zeros, zeros, ones, ones, ones, C(1)},
                                          of_rows);
       tops[number] = *std::max_element(of_rows, of_rows + p.rn);

@@ -128,26 +128,26 @@ void scale_and_add(const special::Matrix<C>& matrix, const Plan& plan, int from,
   });
 }
 
-// <a, b> of operands 0 and 1.
+// <w, dw>.
 template <class C>
-double inner_product(const special::Matrix<C>& matrix, const Plan& plan, const void* a,
-                     const void* b) {
-  const bool gathered = !plan.access[0].direct || !plan.access[1].direct;
+double inner_product(const special::Matrix<C>& matrix, const Plan& plan, const void* w,
+                     const void* dw) {
+  const bool gathered = !plan.access[kX].direct || !plan.access[kDy].direct;
   auto cut = matrix.cut(gathered);
   Scope scope(cpu::Workspace::local());
   double* parts = scope.take<double>(cut.count);
   matrix.for_parts(cut, /*reverse=*/false, [&](const Part& p, Index number) {
     Scope inner(cpu::Workspace::local());
     const Index packed = gathered ? p.rn * p.cn : 0;
-    void* scratch_a = inner.template take<C>(packed);
-    void* scratch_b = inner.template take<C>(packed);
+    void* scratch_w = inner.template take<C>(packed);
+    void* scratch_dw = inner.template take<C>(packed);
     const C* zeros = inner.template take_filled<C>(p.rn, 0);
     const C* ones = inner.template take_filled<C>(p.rn, 1);
     double* products = inner.template take<double>(p.rn);
     double* sums = inner.template take<double>(p.rn);
     const cpu::TileRange range = matrix.range(p);
-    matrix.kernels().sums[cpu::kRows](matrix.tiles().in(0, a, range, scratch_a),
-                                      matrix.tiles().in(1, b, range, scratch_b), p.rn, p.cn,
+    matrix.kernels().sums[cpu::kRows](matrix.tiles().in(kX, w, range, scratch_w),
+                                      matrix.tiles().in(kDy, dw, range, scratch_dw), p.rn, p.cn,
                                       {zeros, ones}, products, sums);
     parts[number] = 0;
     for (Index r = 0; r < p.rn; ++r) parts[number] += products[r];
@@ -209,8 +209,8 @@ double run_spectral_norm(const Shape& shape, const SpectralNormVectors& start,
   const ConstTensor w_out = out.weight;
   Plan apply;
   shape.plan({&shape.w, &w_out}, &apply);
-  scale_and_add<C>(special::Matrix<C>(apply, shape.w.dtype(), matrix.threads()), apply, 0,
-                   shape.w.data(), 1, out.weight.data(), factor_of(sigma, o.bound), nullptr,
+  scale_and_add<C>(special::Matrix<C>(apply, shape.w.dtype(), matrix.threads()), apply, kX,
+                   shape.w.data(), kY, out.weight.data(), factor_of(sigma, o.bound), nullptr,
                    nullptr);
   write_vector(shape, plan, true, power.vector(u_side), shape.out, out.u);
   write_vector(shape, plan, false, power.vector(v_side), shape.rest, out.v);
@@ -229,7 +229,7 @@ void run_spectral_norm_backward(const Shape& shape, const ConstTensor& dw, doubl
   Scope scope(cpu::Workspace::local());
   const double factor = factor_of(sigma, o.bound);
   if (sigma == 0 || (o.bound && sigma <= *o.bound)) {
-    return scale_and_add<C>(matrix, plan, 1, dw.data(), 2, dweight.data(), factor, nullptr,
+    return scale_and_add<C>(matrix, plan, kDy, dw.data(), kDx, dweight.data(), factor, nullptr,
                             nullptr);
   }
   const double along = inner_product(matrix, plan, shape.w.data(), dw.data());
@@ -242,7 +242,7 @@ void run_spectral_norm_backward(const Shape& shape, const ConstTensor& dw, doubl
   for (Index i = 0; i < matrix.length(kRowSide); ++i) {
     vectors[kRowSide][i] = C(share * double(vectors[kRowSide][i]));
   }
-  scale_and_add<C>(matrix, plan, 1, dw.data(), 2, dweight.data(), factor, vectors[kRowSide],
+  scale_and_add<C>(matrix, plan, kDy, dw.data(), kDx, dweight.data(), factor, vectors[kRowSide],
                    vectors[kColSide]);
 }
 
