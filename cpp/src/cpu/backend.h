@@ -8,7 +8,8 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
-#include "pipeline/statistics.h"
+#include "plan/element_parameter.h"
+#include "plan/pool.h"
 #include "plan/tuning.h"
 
 namespace normcore::cpu {

@@ -11,6 +11,7 @@
 #include "ops/checks.h"
 #include "pipeline/memory.h"
 #include "pipeline/methods.h"
+#include "plan/with_compute.h"
 
 namespace normcore {
 
@@ -91,16 +92,6 @@ inline Weighed weigh(const ConstTensor& mask, Index channels) {
   });
   pairs = repeats * pairs + (repeats - 1) / 2 * squares;
   return {unit * (sum * repeats), unit * (2 * pairs / sum)};
-}
-
-// f(std::type_identity<C>) for the compute type of an element type.
-template <class F>
-void with_compute(DType dtype, F&& f) {
-  if (dtype == DType::kFloat64) {
-    f(std::type_identity<double>{});
-  } else {
-    f(std::type_identity<float>{});
-  }
 }
 
 // The norm of an order as a spread around zero.

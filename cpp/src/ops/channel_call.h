@@ -6,6 +6,7 @@
 
 #include "normcore/ops.h"
 #include "ops/call.h"
+#include "pipeline/processes.h"
 
 namespace normcore {
 

@@ -16,36 +16,6 @@
 
 namespace normcore {
 
-template <class C>
-struct BackwardArgs {
-  const void* x;
-  const void* dy;
-  void* dx;
-  const void* dh = nullptr;  // gradient of what was normalized from elsewhere; elementwise only
-
-  const double* channel_weight = nullptr;  // [cells]
-  ElementParameter<C> element_weight{};    // set where the parameters are elementwise
-
-  const double* given_mean = nullptr;  // [cells]
-  const double* given_var = nullptr;
-  const double* forward_mean = nullptr;  // of the last pool, as the forward call wrote them
-  const double* forward_var = nullptr;
-
-  // Gradients of weight and bias, [cells] or [count]; null where nobody asks for either.
-  double* dweight = nullptr;
-  double* dbias = nullptr;
-  // Instead of these, the caller's own arrays, where they are of the compute type and in order.
-  C* dweight_here = nullptr;
-  C* dbias_here = nullptr;
-  // Of the method's own parameters, by channel: [kParameterCount, cells]; null likewise.
-  double* dparams = nullptr;
-
-  Reach reach{};
-
-  const double* saved_mean() const { return forward_mean; }
-  const double* saved_var() const { return forward_var; }
-};
-
 // Coefficients of a block's cells, before and after the sums over dy are known.
 template <class C>
 struct GradientTable {

@@ -1,5 +1,8 @@
 // Every registered method, instantiated for the CPU.
 #include "cpu/backend.h"
+#include "cpu/explain.h"
+#include "pipeline/backward.h"
+#include "pipeline/forward.h"
 #include "pipeline/methods.h"
 
 namespace normcore {

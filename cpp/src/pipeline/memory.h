@@ -5,9 +5,9 @@
 #include <memory>
 #include <numeric>
 
+#include "cpu/arrays.h"
 #include "normcore/context.h"
 #include "normcore/methods/switchable_norm.h"
-#include "pipeline/arrays.h"
 
 namespace normcore {
 

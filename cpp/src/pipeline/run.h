@@ -4,8 +4,7 @@
 #include <vector>
 
 #include "normcore/context.h"
-#include "pipeline/backward.h"
-#include "pipeline/forward.h"
+#include "pipeline/arguments.h"
 #include "pipeline/memory.h"
 
 namespace normcore {

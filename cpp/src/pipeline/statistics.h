@@ -1,66 +1,14 @@
-// The arguments of the pipeline, its blocks and units of work, and the statistics of a block:
-// reduce and pool, once for all methods and backends.
+// The blocks and units of work of the pipeline, and the statistics of a block: reduce and pool,
+// once for all methods.
 #pragma once
 
 #include <algorithm>
 
-#include "normcore/context.h"
-#include "normcore/errors.h"
+#include "pipeline/arguments.h"
+#include "pipeline/processes.h"
 #include "plan/pool.h"
 
 namespace normcore {
-
-// Beyond x: which elements count, and the samples of other processes. Host only.
-struct Reach {
-  const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMask
-  Weighed own{};               // what a pool over all of x counts
-  double* weights = nullptr;   // out, with a mask: its sums by cell
-  Exchange* exchange = nullptr;
-  Weighed* count = nullptr;  // out, with an exchange: what such a pool counts in all processes
-  double least_count = 0;    // of those
-};
-
-// A parameter of the elements of a row, [count]; or the values that all of its chunks share, with
-// step 0: one that nobody gave takes no memory of a row's size.
-template <class C>
-struct ElementParameter {
-  const C* values = nullptr;
-  Index step = 1;
-
-  explicit operator bool() const { return values != nullptr; }
-  const C* at(Index element) const { return values + element * step; }
-};
-
-// Everything but geometry. Arrays are in the order of the plan's tables; absent ones are null.
-template <class C>
-struct ForwardArgs {
-  const char* op = nullptr;    // the name of the call, where it is not that of the method
-  const void* x;               // what is normalized: h where there is a residual
-  void* y;                     // null where only the statistics are wanted
-  const void* x_in = nullptr;  // with a residual: its two terms, and x is written first
-  const void* residual = nullptr;
-
-  const double* channel_weight = nullptr;  // [cells]
-  const double* channel_bias = nullptr;
-  ElementParameter<C> element_weight, element_bias;
-
-  // [cells]: statistics of the first pool that are not computed from x.
-  const double* given_mean = nullptr;
-  const double* given_var = nullptr;
-
-  // For who asks: statistics of the first pool that is computed (or of the only one),
-  double* mean = nullptr;
-  double* var = nullptr;
-  double* rstd = nullptr;
-  // and of the last pool of a method of several, for the backward call.
-  double* last_mean = nullptr;
-  double* last_var = nullptr;
-
-  Reach reach{};
-
-  const double* saved_mean() const { return nullptr; }
-  const double* saved_var() const { return nullptr; }
-};
 
 // A block of the table that is closed under all pools of the method.
 struct Block {
@@ -142,34 +90,6 @@ struct Solved {
   C* center;
   CellStats<Method> cells;
 };
-
-// The moments [n] of a pool over `count` elements, from those of this process to those of all; with
-// `known` the moments are those already, and only the count is not.
-template <class Scope>
-void merge_processes(const Reach& reach, bool known, Index n, double& count, double* mean,
-                     double* var, Scope& scope) {
-  Exchange& exchange = *reach.exchange;
-  const double own = count;
-  double counts[] = {own, own * reach.own.divisor / 2, own * own};
-  exchange.sum(counts, 3);
-  count = counts[0];
-  *reach.count = Weighed::of_parts(counts[0], counts[1], counts[2]);
-  if (count > 0 && count < reach.least_count) {
-    throw value_error(
-        "Expected more than 1 value per channel when training, got one in all processes");
-  }
-  if (known || count == 0) return;
-  double* sum = scope.template take<double>(n);
-  for (Index k = 0; k < n; ++k) sum[k] = own * mean[k];
-  exchange.sum(sum, n);
-  for (Index k = 0; k < n; ++k) {
-    const double merged = sum[k] / count, delta = mean[k] - merged;
-    mean[k] = merged;
-    sum[k] = own == 0 ? 0 : own * (var[k] + delta * delta);
-  }
-  exchange.sum(sum, n);
-  for (Index k = 0; k < n; ++k) var[k] = sum[k] / count;
-}
 
 // A pool of nothing: everything is normalized to 0, and no gradient comes back.
 inline void forget(PoolTable& t) {

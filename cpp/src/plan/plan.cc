@@ -1,11 +1,7 @@
 #include "plan/plan.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 
-#include "cpu/dispatch.h"
 #include "plan/tuning.h"
 
 namespace normcore {
@@ -300,21 +296,6 @@ void make_plan(const PlanRequest& r, Plan* p) {
                     : one_space && (p->cells == 1 || a.cell == 1);
   }
   plan_work(r, p);
-}
-
-void explain(const char* op, const Plan& p, int threads) {
-  static const bool verbose = [] {
-    const char* v = std::getenv("NORMCORE_VERBOSE");
-    return v && std::strcmp(v, "0") != 0 && *v;
-  }();
-  if (!verbose) return;
-  std::fprintf(
-      stderr, "normcore: %s [%lld, %lld] x %lld %s, %s %lld x %lld%s%s, %s, %d thread%s (%s)\n", op,
-      static_cast<long long>(p.outer), static_cast<long long>(p.cells),
-      static_cast<long long>(p.count), p.layout == Layout::rows ? "rows" : "columns",
-      p.fused ? "fused blocks" : "two sweeps", static_cast<long long>(p.block_outer),
-      static_cast<long long>(p.block_cells), p.access[kX].direct ? "" : ", gathered",
-      p.stream ? ", streamed" : "", cpu::kernels().isa, threads, threads == 1 ? "" : "s", p.reason);
 }
 
 }  // namespace normcore

@@ -152,7 +152,4 @@ Extent extent_of(Pool pool, Affinity affinity);
 
 void make_plan(const PlanRequest& request, Plan* plan);
 
-// One line on standard error where NORMCORE_VERBOSE=1 asks for it.
-void explain(const char* op, const Plan& plan, int threads);
-
 }  // namespace normcore

@@ -4,9 +4,10 @@
 #include <cmath>
 #include <string>
 
-#include "ops/call.h"
+#include "cpu/arrays.h"
+#include "cpu/running_call.h"
+#include "normcore/errors.h"
 #include "ops/checks.h"
-#include "pipeline/arrays.h"
 #include "special/mixing.h"
 
 namespace normcore {

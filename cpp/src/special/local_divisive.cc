@@ -14,10 +14,13 @@
 #include <cmath>
 #include <string>
 
+#include "cpu/arrays.h"
 #include "cpu/backend.h"
+#include "cpu/running_call.h"
 #include "normcore/local.h"
-#include "ops/call.h"
+#include "ops/checks.h"
 #include "plan/steps.h"
+#include "plan/with_compute.h"
 #include "special/local_planes.h"
 
 namespace normcore {
@@ -497,8 +500,7 @@ void local_divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   operands.writes("dbias", g.dbias);
   operands.check();
   if (x.size() == 0) {
-    CallMemory memory(context);
-    for (const Tensor* t : {&g.dsigma, &g.dweight, &g.dbias}) fill(*t, 0, memory.get());
+    for (const Tensor* t : {&g.dsigma, &g.dweight, &g.dbias}) fill_array(0, *t);
     return;
   }
   with_compute(x.dtype(),

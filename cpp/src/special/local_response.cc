@@ -11,11 +11,12 @@
 #include <string>
 #include <type_traits>
 
+#include "cpu/arrays.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/running_call.h"
 #include "normcore/local.h"
 #include "ops/checks.h"
-#include "pipeline/arrays.h"
 #include "plan/plan.h"
 #include "plan/steps.h"
 #include "plan/tuning.h"

@@ -8,10 +8,13 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/backend.h"
-#include "ops/call.h"
-#include "pipeline/arrays.h"
+#include "cpu/arrays.h"
+#include "cpu/dispatch.h"
+#include "cpu/explain.h"
+#include "cpu/parallel.h"
+#include "cpu/running_call.h"
 #include "plan/tuning.h"
+#include "plan/with_compute.h"
 #include "special/pixels.h"
 
 namespace normcore {

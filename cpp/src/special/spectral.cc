@@ -5,7 +5,12 @@
 #include <cmath>
 #include <string>
 
-#include "ops/call.h"
+#include "cpu/arrays.h"
+#include "cpu/explain.h"
+#include "cpu/running_call.h"
+#include "normcore/errors.h"
+#include "ops/checks.h"
+#include "plan/with_compute.h"
 #include "special/power_iteration.h"
 
 namespace normcore {
@@ -314,9 +319,8 @@ double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start
   operands.writes("out.v", out.v, {&start.v});
   operands.check();
   if (weight.size() == 0) {
-    HostMemory memory;
-    fill(out.u, 0, memory);
-    fill(out.v, 0, memory);
+    fill_array(0, out.u);
+    fill_array(0, out.v);
     return 0;
   }
   double sigma = 0;
@@ -372,9 +376,8 @@ PowerMethodResult power_method(const ConstTensor& a, const ConstTensor& start, c
   operands.writes("out.v", v);
   operands.check();
   if (a.size() == 0) {
-    HostMemory memory;
-    fill(u, 0, memory);
-    fill(v, 0, memory);
+    fill_array(0, u);
+    fill_array(0, v);
     return {0, o.n_iterations.value_or(0), true};
   }
   PowerMethodResult result{};
