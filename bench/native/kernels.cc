@@ -24,7 +24,7 @@ void add_set(KernelRegistry& registry, DType dtype, const cpu::KernelSet<C>& set
             [](auto f, T& t) { f(t.x, t.mask, t.rows, t.cols, t.sum(0), t.sum(1), t.sum(2)); });
   group.add("affine", &Set::affine, {2},
             [=](auto f, T& t) { f(t.x, t.y, t.rows, t.cols, affine(t)); });
-  group.add("scale", &Set::scale, {2},
+  group.add("weighted_affine", &Set::weighted_affine, {2},
             [=](auto f, T& t) { f(t.x, t.y, t.rows, t.cols, affine(t), t.c, t.c); });
   group.add("sums", &Set::sums, {2},
             [](auto f, T& t) { f(t.dy, t.x, t.rows, t.cols, {t.c, t.c}, t.sum(0), t.sum(1)); });

@@ -48,8 +48,8 @@ struct Direct {
 
   void normalize_row(double a, double mean) const {
     const float slope = float(a), center = float(mean), rest = float((double(center) - mean) * a);
-    k.scale[kRows]({s.x.data(), s.n}, {s.y.data(), s.n, false}, 1, s.n, {&slope, &center, &rest},
-                   s.ones.data(), s.zeros.data());
+    k.weighted_affine[kRows]({s.x.data(), s.n}, {s.y.data(), s.n, false}, 1, s.n,
+                             {&slope, &center, &rest}, s.ones.data(), s.zeros.data());
   }
   void layer_norm() const {
     double mean, m2;

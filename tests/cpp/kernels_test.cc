@@ -214,8 +214,8 @@ std::vector<Map<C>> maps() {
        affine_sum<C>},
       {"scale",
        [](K k, P p, const Part& t, Out y) {
-         k.scale[p.orientation](p.in(p.x, t), y, t.rows, t.cols, p.affine(t), p.along(p.weight, t),
-                                p.along(p.bias, t));
+         k.weighted_affine[p.orientation](p.in(p.x, t), y, t.rows, t.cols, p.affine(t),
+                                          p.along(p.weight, t), p.along(p.bias, t));
        },
        [](P p, Index r, Index c) {
          const Sum inner = affine_sum(p, r, c);

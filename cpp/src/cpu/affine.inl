@@ -1,5 +1,5 @@
-// What forward writes: y = a * (x - center) + b, scaled by elementwise parameters or not, and the
-// residual added before.
+// What forward writes: y = a * (x - center) + b, with elementwise weight and bias or without, and
+// the residual added before.
 #pragma once
 
 #include "drivers.inl"
@@ -7,25 +7,25 @@
 namespace normcore::cpu::NORMCORE_ISA {
 namespace {
 
-template <class T, Orientation O, bool kScaled>
+template <class T, Orientation O, bool kWeighted>
 SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     const Compute<T>* weight, const Compute<T>* bias) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O, kScaled>, T>(
+  sweep_tile<kGroup<O, kWeighted>, T>(
       y, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
         const Rows<T, R> xr(x, r);
         const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
-        const Parameter<kScaled ? O : kRows, R, C> w(kScaled ? weight : f.a, r);
-        const Parameter<kScaled ? O : kRows, R, C> shift(kScaled ? bias : f.a, r);
+        const Parameter<kWeighted ? O : kRows, R, C> w(kWeighted ? weight : f.a, r);
+        const Parameter<kWeighted ? O : kRows, R, C> shift(kWeighted ? bias : f.a, r);
         run([&](Index i, auto tag) __attribute__((always_inline)) {
           const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
           Vec<C> w_i{}, s_i{};
-          if constexpr (kScaled) w_i = w.along(i, tag), s_i = shift.along(i, tag);
+          if constexpr (kWeighted) w_i = w.along(i, tag), s_i = shift.along(i, tag);
           Vectors<C, R> out;
           for (int j = 0; j < R; ++j) {
             const Vec<C> d = xr.load(j, i, tag) - center.at(j, c_i);
             Vec<C> v = fma<C>(a.at(j, a_i), d, b.at(j, b_i));
-            if constexpr (kScaled) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
+            if constexpr (kWeighted) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
             out.at[j] = v;
           }
           return out;
@@ -37,8 +37,8 @@ void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {
   affine_impl<T, O, false>(x, y, rows, cols, f, nullptr, nullptr);
 }
 template <class T, Orientation O>
-void scale(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f, const Compute<T>* weight,
-           const Compute<T>* bias) {
+void weighted_affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
+                     const Compute<T>* weight, const Compute<T>* bias) {
   affine_impl<T, O, true>(x, y, rows, cols, f, weight, bias);
 }
 

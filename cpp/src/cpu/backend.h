@@ -104,7 +104,8 @@ class Backend {
       const Index i = table.at(t);
       const Affine<C> at{f.a + i, f.center + i, f.b + i};
       if (weight) {
-        set_.scale[layout_](xt, yt, height(t), width(t), at, weight.at(t.s0), bias.at(t.s0));
+        set_.weighted_affine[layout_](xt, yt, height(t), width(t), at, weight.at(t.s0),
+                                      bias.at(t.s0));
       } else {
         set_.affine[layout_](xt, yt, height(t), width(t), at);
       }

@@ -155,14 +155,14 @@ struct Response {
   C k, scale, beta;
 };
 
-// y = weight * u / sqrt((sigma * unit)^2 + spread), u = (x - center) * unit - rest; the first four
-// per cell, the others run across it. `unit`, a power of two, keeps all of it near 1.
+// y = weight * u / sqrt((sigma * unit)^2 + variance), u = (x - center) * unit - rest; the first
+// four per cell, the others run across it. `unit`, a power of two, keeps all of it near 1.
 template <class C>
 struct Divisor {
   const C* center;
   const C* rest;
   const C* unit;
-  const C* spread;
+  const C* variance;
   const C* sigma;
   const C* weight;
 };
@@ -209,8 +209,8 @@ struct KernelSet {
                             double* m2);
   void (*affine[2])(In x, Out y, Index rows, Index cols, Affine<C> f);
   // y = weight * (a * (x - center) + b) + bias; weight and bias run across the cell.
-  void (*scale[2])(In x, Out y, Index rows, Index cols, Affine<C> f, const C* weight,
-                   const C* bias);
+  void (*weighted_affine[2])(In x, Out y, Index rows, Index cols, Affine<C> f, const C* weight,
+                             const C* bias);
   // sum dy * u and sum dy per cell; `weighted_sums` with weight * dy, weight running across it.
   void (*sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, double* dy_u, double* dy_1);
   void (*weighted_sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, const C* weight,

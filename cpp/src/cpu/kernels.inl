@@ -20,7 +20,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     {squares<T, kRows>, squares<T, kCols>},
     {masked_moments<T, kRows>, masked_moments<T, kCols>},
     {affine<T, kRows>, affine<T, kCols>},
-    {scale<T, kRows>, scale<T, kCols>},
+    {weighted_affine<T, kRows>, weighted_affine<T, kCols>},
     {sums<T, kRows>, sums<T, kCols>},
     {weighted_sums<T, kRows>, weighted_sums<T, kCols>},
     {grad<T, kRows>, grad<T, kCols>},

@@ -253,17 +253,17 @@ void response_grad(In x, Out dx, Index rows, Index cols, const Compute<T>* direc
   });
 }
 
-// ---- u / sqrt((sigma * unit)^2 + spread), u = (x - center) * unit - rest
+// ---- u / sqrt((sigma * unit)^2 + variance), u = (x - center) * unit - rest
 
 template <Orientation O, class C>
 struct DivisorOf {
-  Coefficient<O, 1, C> center, rest, unit, spread;
+  Coefficient<O, 1, C> center, rest, unit, variance;
   Parameter<O, 1, C> sigma, weight;
   SI DivisorOf(const Divisor<C>& f, Index r)
       : center(f.center, r),
         rest(f.rest, r),
         unit(f.unit, r),
-        spread(f.spread, r),
+        variance(f.variance, r),
         sigma(f.sigma, r),
         weight(f.weight, r) {}
   // Of the elements at i, whose values are x.
@@ -275,7 +275,7 @@ struct DivisorOf {
           sigma(d.sigma.at(0, d.sigma.along(i, tag)) * unit) {
       const Vec<C> center = d.center.at(0, d.center.along(i, tag));
       u = (x - center) * unit - d.rest.at(0, d.rest.along(i, tag));
-      const Vec<C> s = fma<C>(sigma, sigma, d.spread.at(0, d.spread.along(i, tag)));
+      const Vec<C> s = fma<C>(sigma, sigma, d.variance.at(0, d.variance.along(i, tag)));
       // Where nothing varies and sigma is 0, 0 and not 0 / 0; a NaN stays.
       inverse = s == 0 ? Vec<C>{} : splat(C(1)) / square_root(s);
     }

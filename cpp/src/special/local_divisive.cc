@@ -95,18 +95,18 @@ struct BlockPlan {
 };
 
 // Gradients of sigma, weight and bias, (C,) each.
-struct Table {
+struct ParameterSums {
   double* values;
   Index channels;
 
-  static Table take(Index channels, Scope& scope) {
+  static ParameterSums take(Index channels, Scope& scope) {
     return {scope.take_filled<double>(3 * channels, 0), channels};
   }
   cpu::ChannelSums from(Index channel) const {
     return {values + channel, values + channels + channel, values + 2 * channels + channel};
   }
   void clear() const { std::fill_n(values, 3 * channels, 0.0); }
-  void add(const Table& other) const {
+  void add(const ParameterSums& other) const {
     for (Index i = 0; i < 3 * channels; ++i) values[i] += other.values[i];
   }
 };
@@ -158,12 +158,12 @@ class Divisive {
     const Index runs = std::clamp<Index>(positions / kTables, 1, std::min(kTables, blocks_));
     double* tables = scope_.take_filled<double>(runs * 3 * channels_, 0);
     across_blocks(runs, [&](Index run, auto&& parallel) {
-      const Table sums{tables + run * 3 * channels_, channels_};
+      const ParameterSums sums{tables + run * 3 * channels_, channels_};
       for (Index b = run * blocks_ / runs; b < (run + 1) * blocks_ / runs; ++b) {
         backward_block(b, sums, parallel);
       }
     });
-    const Table total{tables, channels_};
+    const ParameterSums total{tables, channels_};
     for (Index run = 1; run < runs; ++run) total.add({tables + run * 3 * channels_, channels_});
     store(total);
   }
@@ -220,7 +220,7 @@ class Divisive {
   }
 
   template <class Parallel>
-  void backward_block(Index block, const Table& sums, Parallel&& parallel) const {
+  void backward_block(Index block, const ParameterSums& sums, Parallel&& parallel) const {
     const BlockPlan& p = plan_of(block);
     const Index n = p.positions;
     Scope scope(cpu::Workspace::local());
@@ -231,7 +231,7 @@ class Divisive {
     const Index units = std::clamp<Index>(n / kTables, 1, std::min(kTables, p.pieces));
     double* tables = scope.template take_filled<double>(units * 3 * channels_, 0);
     parallel(units, [&](Index unit) {
-      const Table table{tables + unit * 3 * channels_, channels_};
+      const ParameterSums table{tables + unit * 3 * channels_, channels_};
       Tiles tiles(*this, p, block);
       for (Index i = unit * p.pieces / units; i < (unit + 1) * p.pieces / units; ++i) {
         p.each_tile(i, [&](const TileRange& t) { tiles.sums(planes, t, table); });
@@ -274,7 +274,7 @@ class Divisive {
     cpu::TileAccess access;
     Scope scope;
     void* buffers[3];
-    C *center, *rest, *unit, *spread, *slope, *shift;
+    C *center, *rest, *unit, *variance, *slope, *shift;
     double *tile_direct, *tile_slope;
 
     Tiles(const Divisive& d, const BlockPlan& plan, Index block)
@@ -288,7 +288,7 @@ class Divisive {
         buffers[o] = scope.take<char>(access.scratch_bytes(o));
       }
       const Index cells = plan.plan.tile_cells;
-      for (C** values : {&center, &rest, &unit, &spread, &slope, &shift}) {
+      for (C** values : {&center, &rest, &unit, &variance, &slope, &shift}) {
         *values = scope.take<C>(cells);
       }
       tile_direct = scope.take<double>(cells);
@@ -319,14 +319,14 @@ class Divisive {
         center[i] = C(m);
         rest[i] = C((m - double(center[i])) * u);
         unit[i] = C(u);
-        spread[i] = C(var * u * u);
+        variance[i] = C(var * u * u);
       }
     }
     cpu::Divisor<C> at(Index channel) const {
-      return {center, rest, unit, spread, of.sigma_ + channel, of.weight_ + channel};
+      return {center, rest, unit, variance, of.sigma_ + channel, of.weight_ + channel};
     }
 
-    void sums(const Planes& planes, const TileRange& t, const Table& table) {
+    void sums(const Planes& planes, const TileRange& t, const ParameterSums& table) {
       divisors(planes, t);
       of.set_.windows.divided_sums[layout](in(kDy, t), in(kX, t), height(t), width(t), at(t.s0),
                                            tile_direct, tile_slope, table.from(t.s0));
@@ -373,7 +373,7 @@ class Divisive {
     return values;
   }
 
-  void store(const Table& total) {
+  void store(const ParameterSums& total) {
     const LocalDivisiveGradients& g = *call_.gradients;
     const cpu::ChannelSums sums = total.from(0);
     auto put = [&](const Tensor& t, double* values) {

@@ -65,7 +65,7 @@ double largest_safe_square(const Call& call) {
 }
 
 // Rows [r0, r1) of a slice.
-struct Part {
+struct SliceRows {
   Index r0, r1;
   Index offset[WindowAxis::kOperands];  // of the first row
 };
@@ -125,7 +125,7 @@ class Task {
   Index band() const { return band_; }
 
   // Whether it was all done; where not, x was out of range and nothing has been written over it.
-  bool run(const Part& part) {
+  bool run(const SliceRows& part) {
     begin(part);
     // What has been overwritten cannot be read again.
     if (call_.overwrites && part_.r1 - part_.r0 > band_ && !in_range()) return false;
@@ -133,7 +133,7 @@ class Task {
   }
 
   // By hand: band after band of a part. Of rows that `step` has seen only [b0, b1) may be written.
-  void begin(const Part& part) {
+  void begin(const SliceRows& part) {
     part_ = part;
     kept_squares_ = kept_terms_ = 0;
   }
@@ -448,7 +448,7 @@ class Task {
   const Call& call_;
   const Result result_;
   const WindowPlan& plan_;
-  Part part_{};
+  SliceRows part_{};
   Index width_;
   const cpu::KernelTable& table_;
   bool wide_;
@@ -504,7 +504,7 @@ struct Cut {
 
 // A part with elements out of the range of float: those in whose result they have a share are of
 // the computation in double, all others of the one in float, as if they had been alone.
-void run_in_both(const Call& call, Index rows, Index width, const Part& part) {
+void run_in_both(const Call& call, Index rows, Index width, const SliceRows& part) {
   Task<float> narrow(call, rows, width, Result::kHeld), marks(call, rows, width, Result::kMarks);
   Task<double> wide(call, rows, width, Result::kHeld);
   narrow.begin(part);
@@ -523,7 +523,7 @@ void run_slices(const Call& call, const Cut& cut, Index part, Index strip, Index
   const WindowPlan& plan = call.plan;
   const Index first = strip * cut.width, width = std::min(cut.width, plan.lanes.size - first);
   auto at = [&](Index slice) {
-    Part p{part * cut.rows, std::min((part + 1) * cut.rows, plan.row.size), {}};
+    SliceRows p{part * cut.rows, std::min((part + 1) * cut.rows, plan.row.size), {}};
     for (int o = 0; o < call.operands; ++o) {
       p.offset[o] = first * plan.lanes.stride[o] + p.r0 * plan.row.stride[o];
       Index rest = slice;

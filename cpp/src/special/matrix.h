@@ -29,8 +29,8 @@ using cpu::Workspace;
 enum Side : int { kRowSide = 0, kColSide = 1 };
 constexpr Side other(Side s) { return s == kRowSide ? kColSide : kRowSide; }
 
-// A part of A.
-struct Part {
+// Some rows and columns of A.
+struct Panel {
   Index r0, rn, c0, cn;
 };
 
@@ -120,15 +120,15 @@ class Matrix {
     return {row_step, col_step, across, across * ceil_div(rows_, row_step)};
   }
   template <class F>
-  void for_parts(const Cut& c, bool reverse, F&& f) const {
+  void for_panels(const Cut& c, bool reverse, F&& f) const {
     cpu::parallel_for(c.count, threads_, plan_.bytes <= tuning::kStickyBytes, [&](Index i) {
       const Index number = reverse ? c.count - 1 - i : i;
       const Index r = number / c.across * c.row_step, col = number % c.across * c.col_step;
-      f(Part{r, std::min(c.row_step, rows_ - r), col, std::min(c.col_step, cols_ - col)}, number);
+      f(Panel{r, std::min(c.row_step, rows_ - r), col, std::min(c.col_step, cols_ - col)}, number);
     });
   }
 
-  TileRange range(const Part& p) const {
+  TileRange range(const Panel& p) const {
     return transposed() ? TileRange{0, p.c0, p.cn, p.r0, p.rn}
                         : TileRange{0, p.r0, p.rn, p.c0, p.cn};
   }
@@ -153,7 +153,7 @@ class Matrix {
     }
     void begin() { used_ = 0; }
     // The tiles of a block are asked for in the same order each time.
-    In tile(const Part& p, bool again) {
+    In tile(const Panel& p, bool again) {
       if (direct_) return m_.tiles_.in(kX, data_, m_.range(p), nullptr);
       char* at = scratch_ + used_ * m_.element_;
       if (whole_) used_ += p.rn * p.cn;
@@ -170,7 +170,7 @@ class Matrix {
   };
 
   // A task of whole rows: y = A x where the vector is an x, and the share in A^T y.
-  void rows(const Part& task, const Job& job, double* share) const {
+  void rows(const Panel& task, const Job& job, double* share) const {
     Workspace::Scope scope(Workspace::local());
     const auto& k = set_.matrix;
     const Index step = std::min(block_, task.rn);
@@ -206,7 +206,7 @@ class Matrix {
   }
 
   // A task of whole columns, of which there are few rows: the same with A^T for A.
-  void columns(const Part& task, const Job& job, double* share) const {
+  void columns(const Panel& task, const Job& job, double* share) const {
     Workspace::Scope scope(Workspace::local());
     const auto& k = set_.matrix;
     const Index step = std::min(block_, task.cn);

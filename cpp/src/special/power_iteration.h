@@ -105,7 +105,7 @@ class PowerIteration {
     const typename Matrix<C>::Cut cut = matrix_.cut(/*gathered=*/true);
     Scope scope(Workspace::local());
     double* tops = scope.template take<double>(cut.count);
-    matrix_.for_parts(cut, false, [&](const Part& p, Index number) {
+    matrix_.for_panels(cut, false, [&](const Panel& p, Index number) {
       Scope inner(Workspace::local());
       double* of_rows = inner.template take<double>(p.rn);
       const C* zeros = inner.template take_filled<C>(p.rn, 0);

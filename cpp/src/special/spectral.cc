@@ -18,7 +18,7 @@ namespace {
 
 using special::kColSide;
 using special::kRowSide;
-using special::Part;
+using special::Panel;
 using special::Side;
 using Scope = cpu::Workspace::Scope;
 
@@ -119,7 +119,7 @@ void scale_and_add(const special::Matrix<C>& matrix, const Plan& plan, int from,
   const Factor f(factor);
   const bool gathered = !plan.access[from].direct || !plan.access[to].direct;
   // Backwards: the sweep before this one has just read the end.
-  matrix.for_parts(matrix.cut(gathered), /*reverse=*/true, [&](const Part& p, Index) {
+  matrix.for_panels(matrix.cut(gathered), /*reverse=*/true, [&](const Panel& p, Index) {
     Scope scope(cpu::Workspace::local());
     const Index packed = gathered ? p.rn * p.cn : 0;
     void* scratch_x = scope.template take<C>(packed);
@@ -141,7 +141,7 @@ double inner_product(const special::Matrix<C>& matrix, const Plan& plan, const v
   auto cut = matrix.cut(gathered);
   Scope scope(cpu::Workspace::local());
   double* parts = scope.take<double>(cut.count);
-  matrix.for_parts(cut, /*reverse=*/false, [&](const Part& p, Index number) {
+  matrix.for_panels(cut, /*reverse=*/false, [&](const Panel& p, Index number) {
     Scope inner(cpu::Workspace::local());
     const Index packed = gathered ? p.rn * p.cn : 0;
     void* scratch_w = inner.template take<C>(packed);
