@@ -1,21 +1,20 @@
 """What all layers share: parameters, gradients, buffers and their life between two calls.
 
 A layer owns arrays and remembers, from one forward call, what its backward call needs; all
-arithmetic is in the functions of `normcore.methods`. A subclass of `_Layer` names its two
-functions, says which options both of them take (`_options`) and which shapes it accepts
-(`_check_shape`).
+arithmetic is in the functions. A subclass of `_Layer` names its two functions, says which options
+both of them take (`_options`) and which shapes it accepts (`_check_shape`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import flag, integer, positive, shape_of, shown
+from ._arguments import flag, shape_of, shown
 from ._dtypes import FLOATS, float_dtype, new_array, stored
 from ._interop import Array
 from ._typing import A
@@ -96,14 +95,6 @@ def loadable(name: str, value: Any, target: Array) -> Array:
     ):
         raise ValueError(f"{name} is {shown(value)}, expected whole numbers >= 0")
     return np.array(array, target.dtype)
-
-
-def check_channels(shape: tuple[int, ...], axis: int, name: str, expected: int) -> None:
-    """Make sure that x has as many channels as the layer's argument ``name`` said."""
-    if not -len(shape) <= axis < len(shape) or shape[axis] != expected:
-        raise ValueError(
-            f"x has shape {shape}, expected {expected} at channel_axis={axis}: {name}={expected}"
-        )
 
 
 class _Layer:
@@ -342,17 +333,18 @@ class _Layer:
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-class _MixingLayer(_Layer):
-    """A layer whose parameters mix the channels, and which has no statistics."""
+class _ChannelLayer(_Layer):
+    """A layer of a fixed number of channels."""
 
-    _has_stats = False
+    _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
+    _channels: ClassVar[str] = "num_features"  # the attribute that holds the channels' number
 
-    def __init__(
-        self, num_features: SupportsIndex, channel_axis: SupportsIndex, parameters: dict[str, Array]
-    ) -> None:
-        self.num_features = positive("num_features", num_features)
-        self.channel_axis = integer("channel_axis", channel_axis)
-        super().__init__(parameters)
+    channel_axis: int
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
-        check_channels(shape, self.channel_axis, "num_features", self.num_features)
+        axis, expected = self.channel_axis, getattr(self, self._channels)
+        if not -len(shape) <= axis < len(shape) or shape[axis] != expected:
+            raise ValueError(
+                f"x has shape {shape}, expected {expected} at channel_axis={axis}: "
+                f"{self._channels}={expected}"
+            )

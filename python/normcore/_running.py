@@ -1,8 +1,8 @@
 """Layers with parameters per channel, and those of them that keep running statistics.
 
-The base classes of layers in `normcore.methods`. Freezing, recomputing, ghost
-batches, time steps and statistics over processes are here; a subclass of `_RunningNorm` names its
-buffers (`_running`) and may say how they follow from the moments of many batches (`_store`).
+Freezing, recomputing, ghost batches, time steps and statistics over processes are here; a subclass
+of `_RunningNorm` names its buffers (`_running`) and may say how they follow from the moments of
+many batches (`_merged`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,11 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import (
-    averaging,
-    flag,
-    integer,
-    not_negative,
-    number,
-    positive,
-    shape_of,
-    shown,
-)
+from ._arguments import averaging, flag, integer, not_negative, number, positive, shape_of, shown
 from ._attributes import maybe
 from ._dtypes import float_dtype, new_array
 from ._interop import Array, as_numpy, is_wide, position_weights, split_masked
-from ._layer import _Layer, affine_parameters, check_channels, check_writable
+from ._layer import _ChannelLayer, affine_parameters, check_writable
 from ._life import Foldable, Parts, ghost_chunks
 from ._processes import Processes
 from ._typing import A, Communicator, Floats, SupportsDLPack
@@ -38,20 +29,13 @@ Running = TypeVar("Running", bound="_RunningNorm")
 RUNNING_VAR = "Running variance; None without `track_running_stats`."
 
 
-class _ChannelLayer(_Layer):
+class _AffineLayer(_ChannelLayer):
     """A layer with one weight and one bias a channel."""
-
-    _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
-    _channels: ClassVar[str] = "num_features"  # the attribute that holds the channels' number
 
     weight = maybe("Scale of each channel; None where there is none.")
     bias = maybe("Shift of each channel; None where there is none.")
 
     eps: float
-    channel_axis: int
-
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        check_channels(shape, self.channel_axis, self._channels, getattr(self, self._channels))
 
     def _options(self) -> dict[str, Any]:
         return {"eps": self.eps, "channel_axis": self.channel_axis}
@@ -66,7 +50,7 @@ class _Call(NamedTuple):
     gradients: list[Callable[..., Any]]
 
 
-class _RunningNorm(_ChannelLayer):
+class _RunningNorm(_AffineLayer):
     """A channel layer that can keep running statistics."""
 
     _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
@@ -152,6 +136,9 @@ class _RunningNorm(_ChannelLayer):
     def _learning(self) -> bool:
         """Whether a call takes its statistics from x and moves the buffers."""
         return self.training and not self.frozen
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "training": self._learning}
 
     def freeze(self: Running) -> Running:
         """Use and keep the stored statistics also in training; return self.
@@ -441,14 +428,9 @@ class _MaskedNorm(_RunningNorm):
         return y
 
 
-class _TrainingNorm(_RunningNorm):
-    """A layer with running statistics whose functions take ``training``."""
+class _ScaledNorm(Foldable, _RunningNorm):
+    """A layer that divides by another scale than the standard deviation."""
 
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "training": self._learning}
-
-
-class _ScaledNorm(Foldable, _TrainingNorm):
     _running = ("running_mean", "running_scale")
 
     running_scale = maybe("Running scale; None without `track_running_stats`.")

@@ -14,7 +14,7 @@ from .._core import batch_instance_norm_backward as _batch_instance_norm_backwar
 from .._dtypes import float_dtype, new_array
 from .._interop import Array
 from .._results import saved
-from .._running import RUNNING_VAR, _RunningNorm, _TrainingNorm
+from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
 __all__ = [
@@ -254,7 +254,7 @@ def batch_instance_norm_backward(
     )
 
 
-class BatchInstanceNorm(_TrainingNorm):
+class BatchInstanceNorm(_RunningNorm):
     r"""Batch-instance normalization: a learned gate per channel between the two.
 
     .. math:: y = (\rho \hat x_B + (1 - \rho) \hat x_I) \cdot weight + bias

@@ -13,11 +13,7 @@ from .._core import batch_norm_backward as _batch_norm_backward
 from .._interop import Array
 from .._life import Foldable
 from .._results import saved
-from .._running import (
-    RUNNING_VAR,
-    _MaskedNorm,
-    _RunningNorm,
-)
+from .._running import RUNNING_VAR, _MaskedNorm, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
 __all__ = ["BatchNorm", "BatchNormGradients", "BatchNormStats", "batch_norm", "batch_norm_backward"]
@@ -388,6 +384,3 @@ class BatchNorm(Foldable, _MaskedNorm):
             comm=comm,
             comm_timeout=comm_timeout,
         )
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "training": self._learning}

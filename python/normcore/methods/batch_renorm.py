@@ -15,7 +15,7 @@ from .._core import batch_renorm_backward as _batch_renorm_backward
 from .._interop import Array
 from .._life import Foldable
 from .._results import saved
-from .._running import _MaskedNorm, _TrainingNorm
+from .._running import _MaskedNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
 __all__ = [
@@ -280,7 +280,7 @@ def _schedule(schedule: Any) -> tuple[int, int, int]:
     return start, r_end, d_end
 
 
-class BatchRenorm(Foldable, _MaskedNorm, _TrainingNorm):
+class BatchRenorm(Foldable, _MaskedNorm):
     r"""Batch renormalization: batch statistics, corrected towards the running ones.
 
     In training ``y = weight * ((x - mean) / s * r + d) + bias``, see

@@ -5,17 +5,17 @@ Arrays on a CUDA device are refused.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, SupportsIndex
+from typing import Any, Generic, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import above_zero, positive
+from .._arguments import above_zero, integer, positive
 from .._attributes import always
 from .._core import divisive_norm as _divisive_norm
 from .._core import divisive_norm_backward as _divisive_norm_backward
 from .._dtypes import float_dtype, new_array
-from .._layer import _MixingLayer
+from .._layer import _ChannelLayer
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["DivisiveNorm", "DivisiveNormGradients", "divisive_norm", "divisive_norm_backward"]
@@ -145,7 +145,7 @@ def divisive_norm_backward(
     )
 
 
-class DivisiveNorm(_MixingLayer):
+class DivisiveNorm(_ChannelLayer):
     r"""Divisive normalization by the activity of all channels at a position.
 
     .. math:: y_j = gain_j \frac{\mathrm{sgn}(x_j) |x_j|^m}
@@ -194,9 +194,9 @@ class DivisiveNorm(_MixingLayer):
 
     _function = staticmethod(divisive_norm)
     _function_backward = staticmethod(divisive_norm_backward)
+    _has_stats = False
     _leading = ("num_features",)
     _named = ("exponent", "power")
-    _unusual: ClassVar[dict[str, object]] = {"channel_axis": 1}
 
     weights = always("What each channel adds to the divisors of the others.")
     sigma = always("Where division sets in.")
@@ -211,12 +211,14 @@ class DivisiveNorm(_MixingLayer):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         self.exponent, self.power = above_zero("exponent", exponent), above_zero("power", power)
-        n, kind = positive("num_features", num_features), float_dtype(dtype)
+        self.num_features = n = positive("num_features", num_features)
+        self.channel_axis = integer("channel_axis", channel_axis)
+        kind = float_dtype(dtype)
         parameters = {
             name: new_array(shape, kind, "num_features")
             for name, shape in (("weights", (n, n)), ("sigma", (n,)), ("gain", (n,)))
         }
-        super().__init__(n, channel_axis, parameters)
+        super().__init__(parameters)
 
     def _start(self, name: str) -> Any:
         return 1 / self.num_features if name == "weights" else 1.0

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Generic, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import above_zero, flag, not_negative, number, positive
+from .._arguments import above_zero, flag, integer, not_negative, number, positive
 from .._attributes import always
 from .._core import gdn as _gdn
 from .._core import gdn_backward as _gdn_backward
 from .._dtypes import float_dtype, new_array
 from .._interop import Array
-from .._layer import _MixingLayer
+from .._layer import _ChannelLayer
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["GDN", "GDNGradients", "gdn", "gdn_backward"]
@@ -149,7 +149,7 @@ def gdn_backward(
     )
 
 
-class GDN(_MixingLayer):
+class GDN(_ChannelLayer):
     r"""Generalized divisive normalization, or its approximate inverse.
 
     .. math:: y_i = x_i \Big/ \Big(\beta_i + \sum_j \gamma_{ij} |x_j|^\alpha\Big)^\epsilon
@@ -209,6 +209,7 @@ class GDN(_MixingLayer):
 
     _function = staticmethod(gdn)
     _function_backward = staticmethod(gdn_backward)
+    _has_stats = False
     _leading = ("num_features",)
     _named = ("inverse", "alpha", "epsilon")
     _unusual: ClassVar[dict[str, object]] = {"beta_min": 1e-6, "channel_axis": 1}
@@ -236,13 +237,14 @@ class GDN(_MixingLayer):
         self.alpha, self.epsilon = above_zero("alpha", alpha), number("epsilon", epsilon)
         self.beta_min = not_negative("beta_min", beta_min)
         gamma_init = not_negative("gamma_init", gamma_init)
-        n = positive("num_features", num_features)
+        self.num_features = n = positive("num_features", num_features)
+        self.channel_axis = integer("channel_axis", channel_axis)
         self._gamma_init = float(gamma_init)
         parameters = {
             name: new_array(shape, kind, "num_features")
             for name, shape in (("beta", (n,)), ("gamma", (n, n)))
         }
-        super().__init__(n, channel_axis, parameters)
+        super().__init__(parameters)
 
     def _start(self, name: str) -> Any:
         n = self.num_features

@@ -13,9 +13,7 @@ from .._core import group_norm_backward as _group_norm_backward
 from .._interop import Array
 from .._layer import affine_parameters
 from .._results import saved
-from .._running import (
-    _ChannelLayer,
-)
+from .._running import _AffineLayer
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["GroupNorm", "GroupNormGradients", "GroupNormStats", "group_norm", "group_norm_backward"]
@@ -196,7 +194,7 @@ def group_norm_backward(
     )
 
 
-class GroupNorm(_ChannelLayer):
+class GroupNorm(_AffineLayer):
     r"""Group normalization: over blocks of channels and all positions of each sample.
 
     .. math:: y = \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}}

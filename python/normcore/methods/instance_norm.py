@@ -15,10 +15,7 @@ from .._core import instance_norm_backward as _instance_norm_backward
 from .._interop import Array
 from .._life import Foldable
 from .._results import saved
-from .._running import (
-    RUNNING_VAR,
-    _RunningNorm,
-)
+from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Floats, NamedTuple, SupportsDLPack
 from ..reductions import Moments
 
@@ -355,8 +352,9 @@ class InstanceNorm(Foldable, _RunningNorm):
         )
 
     def _options(self) -> dict[str, Any]:
-        use_input_stats = self._learning or not self.track_running_stats
-        return {**super()._options(), "use_input_stats": use_input_stats}
+        options = super()._options()
+        from_x = options.pop("training") or not self.track_running_stats
+        return {**options, "use_input_stats": from_x}
 
     def _moments_of(self, x: Any) -> Moments:
         # The buffers are averages over the samples: of means, and of variances.

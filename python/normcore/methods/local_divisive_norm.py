@@ -17,7 +17,7 @@ from .._core import local_divisive_norm as _local_divisive_norm
 from .._core import local_divisive_norm_backward as _local_divisive_norm_backward
 from .._dtypes import float_dtype
 from .._interop import Array
-from .._layer import _Layer, affine_parameters, check_channels
+from .._layer import _ChannelLayer, affine_parameters
 from .._typing import A, Floats, NamedTuple
 
 __all__ = [
@@ -196,7 +196,7 @@ def _odd_sizes(name: str, value: SupportsIndex | Iterable[SupportsIndex]) -> int
     return result
 
 
-class LocalDivisiveNorm(_Layer):
+class LocalDivisiveNorm(_ChannelLayer):
     r"""Divisive normalization by windows over space and all channels.
 
     .. math:: v = x - \mathrm{mean}_A(x), \qquad
@@ -289,6 +289,3 @@ class LocalDivisiveNorm(_Layer):
             "suppression_window": self.suppression_window,
             "channel_axis": self.channel_axis,
         }
-
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        check_channels(shape, self.channel_axis, "num_features", self.num_features)

@@ -14,7 +14,7 @@ from .._interop import Array
 from .._layer import affine_parameters
 from .._life import Foldable
 from .._results import saved
-from .._running import _MaskedNorm, _TrainingNorm
+from .._running import _MaskedNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
 __all__ = [
@@ -198,7 +198,7 @@ def mean_only_batch_norm_backward(
     )
 
 
-class MeanOnlyBatchNorm(Foldable, _MaskedNorm, _TrainingNorm):
+class MeanOnlyBatchNorm(Foldable, _MaskedNorm):
     """Mean-only batch normalization: ``y = x - mean + bias``, the companion of `WeightNorm`.
 
     Parameters

@@ -13,7 +13,7 @@ from .._core import switchable_norm_backward as _switchable_norm_backward
 from .._dtypes import float_dtype
 from .._interop import Array
 from .._results import saved
-from .._running import RUNNING_VAR, _TrainingNorm
+from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
 __all__ = [
@@ -250,7 +250,7 @@ channel_axis
     )
 
 
-class SwitchableNorm(_TrainingNorm):
+class SwitchableNorm(_RunningNorm):
     r"""Switchable normalization: learned mixtures of instance, layer and batch statistics.
 
     .. math:: y = \frac{x - \sum_k w_k mean_k}{\sqrt{\sum_k v_k var_k + \epsilon}} \cdot weight
