@@ -17,13 +17,7 @@ from .._results import saved
 from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
-__all__ = [
-    "BatchInstanceNorm",
-    "BatchInstanceNormGradients",
-    "BatchInstanceNormStats",
-    "batch_instance_norm",
-    "batch_instance_norm_backward",
-]
+__all__ = ["BatchInstanceNorm", "batch_instance_norm", "batch_instance_norm_backward"]
 
 
 class BatchInstanceNormStats(NamedTuple, Generic[A]):

@@ -16,7 +16,7 @@ from .._results import saved
 from .._running import RUNNING_VAR, _MaskedNorm, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
-__all__ = ["BatchNorm", "BatchNormGradients", "BatchNormStats", "batch_norm", "batch_norm_backward"]
+__all__ = ["BatchNorm", "batch_norm", "batch_norm_backward"]
 
 
 class BatchNormStats(NamedTuple, Generic[A]):

@@ -18,13 +18,7 @@ from .._results import saved
 from .._running import _MaskedNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
-__all__ = [
-    "BatchRenorm",
-    "BatchRenormGradients",
-    "BatchRenormStats",
-    "batch_renorm",
-    "batch_renorm_backward",
-]
+__all__ = ["BatchRenorm", "batch_renorm", "batch_renorm_backward"]
 
 
 class BatchRenormStats(NamedTuple, Generic[A]):

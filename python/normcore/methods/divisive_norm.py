@@ -18,7 +18,7 @@ from .._dtypes import float_dtype, new_array
 from .._layer import _ChannelLayer
 from .._typing import A, Floats, NamedTuple
 
-__all__ = ["DivisiveNorm", "DivisiveNormGradients", "divisive_norm", "divisive_norm_backward"]
+__all__ = ["DivisiveNorm", "divisive_norm", "divisive_norm_backward"]
 
 
 class DivisiveNormGradients(NamedTuple, Generic[A]):

@@ -19,7 +19,7 @@ from .._interop import Array
 from .._layer import _ChannelLayer
 from .._typing import A, Floats, NamedTuple
 
-__all__ = ["GDN", "GDNGradients", "gdn", "gdn_backward"]
+__all__ = ["GDN", "gdn", "gdn_backward"]
 
 
 class GDNGradients(NamedTuple, Generic[A]):

@@ -16,7 +16,7 @@ from .._results import saved
 from .._running import _AffineLayer
 from .._typing import A, Floats, NamedTuple
 
-__all__ = ["GroupNorm", "GroupNormGradients", "GroupNormStats", "group_norm", "group_norm_backward"]
+__all__ = ["GroupNorm", "group_norm", "group_norm_backward"]
 
 
 class GroupNormStats(NamedTuple, Generic[A]):

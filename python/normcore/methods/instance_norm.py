@@ -19,13 +19,7 @@ from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Floats, NamedTuple, SupportsDLPack
 from ..reductions import Moments
 
-__all__ = [
-    "InstanceNorm",
-    "InstanceNormGradients",
-    "InstanceNormStats",
-    "instance_norm",
-    "instance_norm_backward",
-]
+__all__ = ["InstanceNorm", "instance_norm", "instance_norm_backward"]
 
 
 class InstanceNormStats(NamedTuple, Generic[A]):

@@ -17,7 +17,7 @@ from .._results import saved
 from .._row_layer import RowLayer
 from .._typing import A, Floats, NamedTuple
 
-__all__ = ["LayerNorm", "LayerNormGradients", "LayerNormStats", "layer_norm", "layer_norm_backward"]
+__all__ = ["LayerNorm", "layer_norm", "layer_norm_backward"]
 
 
 class LayerNormStats(NamedTuple, Generic[A]):

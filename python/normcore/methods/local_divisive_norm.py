@@ -20,12 +20,7 @@ from .._interop import Array
 from .._layer import _ChannelLayer, affine_parameters
 from .._typing import A, Floats, NamedTuple
 
-__all__ = [
-    "LocalDivisiveNorm",
-    "LocalDivisiveNormGradients",
-    "local_divisive_norm",
-    "local_divisive_norm_backward",
-]
+__all__ = ["LocalDivisiveNorm", "local_divisive_norm", "local_divisive_norm_backward"]
 
 
 class LocalDivisiveNormGradients(NamedTuple, Generic[A]):

@@ -14,12 +14,7 @@ from .._core import local_response_norm_backward as _local_response_norm_backwar
 from .._layer import _Layer
 from .._typing import A, NamedTuple
 
-__all__ = [
-    "LocalResponseNorm",
-    "LocalResponseNormGradients",
-    "local_response_norm",
-    "local_response_norm_backward",
-]
+__all__ = ["LocalResponseNorm", "local_response_norm", "local_response_norm_backward"]
 
 
 class LocalResponseNormGradients(NamedTuple, Generic[A]):

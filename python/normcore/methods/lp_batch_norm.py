@@ -15,13 +15,7 @@ from .._results import saved
 from .._running import _ScaledNorm
 from .._typing import A, Floats, NamedTuple, SupportsDLPack
 
-__all__ = [
-    "LpBatchNorm",
-    "LpBatchNormGradients",
-    "LpBatchNormStats",
-    "lp_batch_norm",
-    "lp_batch_norm_backward",
-]
+__all__ = ["LpBatchNorm", "lp_batch_norm", "lp_batch_norm_backward"]
 
 
 class LpBatchNormStats(NamedTuple, Generic[A]):

@@ -17,13 +17,7 @@ from .._results import saved
 from .._running import _MaskedNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
-__all__ = [
-    "MeanOnlyBatchNorm",
-    "MeanOnlyBatchNormGradients",
-    "MeanOnlyBatchNormStats",
-    "mean_only_batch_norm",
-    "mean_only_batch_norm_backward",
-]
+__all__ = ["MeanOnlyBatchNorm", "mean_only_batch_norm", "mean_only_batch_norm_backward"]
 
 
 class MeanOnlyBatchNormStats(NamedTuple, Generic[A]):

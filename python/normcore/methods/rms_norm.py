@@ -17,7 +17,7 @@ from .._results import saved
 from .._row_layer import RowLayer
 from .._typing import A, Floats, NamedTuple
 
-__all__ = ["RMSNorm", "RMSNormGradients", "RMSNormStats", "rms_norm", "rms_norm_backward"]
+__all__ = ["RMSNorm", "rms_norm", "rms_norm_backward"]
 
 
 class RMSNormStats(NamedTuple, Generic[A]):

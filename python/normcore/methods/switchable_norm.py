@@ -16,13 +16,7 @@ from .._results import saved
 from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
-__all__ = [
-    "SwitchableNorm",
-    "SwitchableNormGradients",
-    "SwitchableNormStats",
-    "switchable_norm",
-    "switchable_norm_backward",
-]
+__all__ = ["SwitchableNorm", "switchable_norm", "switchable_norm_backward"]
 
 
 class SwitchableNormStats(NamedTuple, Generic[A]):

@@ -15,13 +15,7 @@ from .._results import saved
 from .._running import _ScaledNorm
 from .._typing import A, Floats, NamedTuple, SupportsDLPack
 
-__all__ = [
-    "TopKBatchNorm",
-    "TopKBatchNormGradients",
-    "TopKBatchNormStats",
-    "topk_batch_norm",
-    "topk_batch_norm_backward",
-]
+__all__ = ["TopKBatchNorm", "topk_batch_norm", "topk_batch_norm_backward"]
 
 
 class TopKBatchNormStats(NamedTuple, Generic[A]):

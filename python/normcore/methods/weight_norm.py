@@ -18,7 +18,7 @@ from .._interop import Array
 from .._layer import _Layer, check_writable, real_array
 from .._typing import A, Floats, NamedTuple
 
-__all__ = ["WeightNorm", "WeightNormGradients", "weight_norm", "weight_norm_backward"]
+__all__ = ["WeightNorm", "weight_norm", "weight_norm_backward"]
 
 
 class WeightNormGradients(NamedTuple, Generic[A]):
