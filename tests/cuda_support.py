@@ -85,9 +85,9 @@ class TorchCore:
 
 
 def compiled_functions():
-    """(module, attribute, name) of each function of normcore._core that a method has imported."""
-    for found in pkgutil.iter_modules(methods.__path__, methods.__name__ + "."):
-        module = importlib.import_module(found.name)
+    """(module, attribute, name) of each function of normcore._core that is called in Python."""
+    found = pkgutil.iter_modules(methods.__path__, methods.__name__ + ".")
+    for module in (reductions, *(importlib.import_module(info.name) for info in found)):
         for attribute, value in vars(module).items():
             name = attribute.removeprefix("_")
             if value is not None and value is getattr(nc._core, name, None):
@@ -99,11 +99,9 @@ def running_on(core):
     """Within it, the functions of normcore call ``core`` in place of normcore._core."""
     bound = list(compiled_functions())
     try:
-        reductions._core = core
         for module, attribute, name in bound:
             setattr(module, attribute, getattr(core, name))
         yield
     finally:
-        reductions._core = nc._core
         for module, attribute, name in bound:
             setattr(module, attribute, getattr(nc._core, name))

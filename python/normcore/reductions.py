@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
+from ._core import moments as _moments
+from ._core import norm as _norm
 
 __all__ = ["Moments", "moments", "norm"]
 
@@ -159,7 +160,7 @@ def moments(
     >>> nc.moments(np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]), axis=1)
     Moments(count=array([3., 3.]), mean=array([2., 4.]), m2=array([2., 0.]))
     """
-    return Moments(*(plain(field) for field in _core.moments(x, axis, mask, keepdims)))
+    return Moments(*(plain(field) for field in _moments(x, axis, mask, keepdims)))
 
 
 def norm(
@@ -204,7 +205,7 @@ def norm(
     >>> nc.norm(np.array([[3.0, 4.0], [5.0, 12.0]]), axis=1)
     array([ 5., 13.])
     """
-    return plain(_core.norm(x, ord, axis, keepdims))
+    return plain(_norm(x, ord, axis, keepdims))
 
 
 def plain(result: Any) -> Any:
