@@ -1,8 +1,9 @@
 """The methods of normcore, one module each: functions, their gradients, and the layer.
 
-Everything here is axes, names and documentation; arrays are read, checked and normalized by the
-compiled core. Shapes are written as NumPy does; ``C`` is ``x.shape[channel_axis]`` and ``N`` is
-``x.shape[0]``.
+Functions and layers are found in :mod:`normcore`, the named tuples of statistics and gradients in
+the modules here. Everything here is axes, names and documentation; arrays are read, checked and
+normalized by the compiled core. Shapes are written as NumPy does; ``C`` is
+``x.shape[channel_axis]`` and ``N`` is ``x.shape[0]``.
 
 Rules that all functions share:
 

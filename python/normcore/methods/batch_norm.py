@@ -267,9 +267,8 @@ class BatchNorm(Foldable, _MaskedNorm):
     .. math:: y = \frac{x - mean}{\sqrt{var + \epsilon}} \cdot weight + bias
 
     In training, mean and (biased) variance are those of x, and the buffers become
-    ``(1 - momentum) * buffer + momentum * statistic``, with the unbiased variance unless
-    told otherwise. In evaluation
-    they are the buffers or, without buffers, those of x.
+    ``(1 - momentum) * buffer + momentum * statistic``, with the unbiased variance unless told
+    otherwise. In evaluation they are the buffers or, without buffers, those of x.
 
     Parameters
     ----------

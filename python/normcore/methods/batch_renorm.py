@@ -137,7 +137,7 @@ def batch_renorm(
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
     mask : array, optional
-        How much each position counts in the statistics of ``x``, as in :func:`batch_norm`.
+        How much each position counts in the statistics of ``x``, as in :func:`normcore.batch_norm`.
     out : array like x, optional
         Where ``y`` is written.
     return_stats : bool
@@ -215,7 +215,7 @@ def batch_renorm_backward(
     When training, with ``xhat = (x - mean) / s`` and ``g = weight * dy``:
     ``dx = r / s * (g - mean(g) - xhat * mean(g * xhat))``,
     ``dweight = sum(dy * (xhat * r + d))``, ``dbias = sum(dy)``. With a mask as in
-    :func:`batch_norm_backward`.
+    :func:`normcore.batch_norm_backward`.
 
     Parameters
     ----------

@@ -88,8 +88,8 @@ def mean_only_batch_norm(
 ) -> Any:
     """Subtract every channel's mean over the batch and all positions.
 
-    ``y = x - mean + bias``; the companion of :func:`weight_norm`. The mean comes from ``x`` when
-    training or without a running mean, else it is the running mean.
+    ``y = x - mean + bias``; the companion of :func:`normcore.weight_norm`. The mean comes from
+    ``x`` when training or without a running mean, else it is the running mean.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def mean_only_batch_norm(
     channel_axis : int
         1 for NCHW, -1 for channels-last; not 0.
     mask : array, optional
-        How much each position counts in the statistics of ``x``, as in :func:`batch_norm`.
+        How much each position counts in the statistics of ``x``, as in :func:`normcore.batch_norm`.
     out : array like x, optional
         Where ``y`` is written.
     return_stats : bool

@@ -192,8 +192,8 @@ def topk_batch_norm_backward(
 ) -> TopKBatchNormGradients[A]:
     """Gradients of :func:`topk_batch_norm`.
 
-    As :func:`lp_batch_norm_backward`, the slope being the sign of the k largest deviations. Those
-    that equal the least of them share its place.
+    As :func:`normcore.lp_batch_norm_backward`, the slope being the sign of the k largest
+    deviations. Those that equal the least of them share its place.
 
     Parameters
     ----------
