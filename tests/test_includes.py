@@ -33,8 +33,8 @@ LAYERS = {
         "src/pipeline/processes.h",
         "src/cpu/running_call.h",
     },
-    # Views of arrays are checked as the operations check them.
-    "python": {"src/ops/view.h"},
+    # Views of arrays are checked as the operations check them, and methods take what these say.
+    "python": {"src/ops/view.h", "src/ops/signatures.h"},
     "bench/probes": {"src/cpu"},
     "bench/native": {"src/cpu", "bench/probes"},
 }

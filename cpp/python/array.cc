@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "arguments.h"
+#include "bind.h"
 #include "ops/view.h"
 
 namespace normcore::python {
@@ -309,6 +310,20 @@ void Array::read_cuda_array_interface(const char* name) {
                               has_strides ? strides : nullptr, /*in_bytes=*/true);
   where_ = {Device::kCuda, cuda::device_of(tensor_.data())};
   where_.stream = stream == 1 ? nullptr : reinterpret_cast<void*>(stream);
+}
+
+void register_arrays(py::module_& m) {
+  py::class_<Buffer>(m, "Buffer", py::module_local(),
+                     "Memory of a result, for another library to take over.")
+      .def(
+          "__dlpack__",
+          [](const Buffer& b, py::handle stream, const py::kwargs&) {
+            return b.to_capsule(stream);
+          },
+          py::kw_only(), py::arg("stream") = py::none())
+      .def("__dlpack_device__", &Buffer::device)
+      .def_property_readonly("stream", &Buffer::stream);
+  m.def("to_numpy", &Array::to_numpy);
 }
 
 }  // namespace normcore::python

@@ -1,0 +1,270 @@
+// The channel methods as functions of the module, made from their signatures (ops/signatures.h):
+// read the arguments, make the results, call ops.h. Arguments come by position: x, or dy and x, the
+// signature's, and then of forward `out` and `return_stats`, of backward the saved statistics and
+// `out`.
+#include <string_view>
+
+#include "ops/signatures.h"
+#include "results.h"
+
+namespace normcore::python {
+namespace {
+
+constexpr bool has_gradient(Kind kind) {
+  return kind == Kind::own || kind == Kind::weight || kind == Kind::bias;
+}
+constexpr bool is_array(Kind kind) {
+  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask;
+}
+
+// How many of the arguments are arrays, and which these are. Those that have a gradient come first.
+template <class Method>
+constexpr int kArrays = [] {
+  int n = 0;
+  for_each_argument<Method>([&](const auto& a) { n += is_array(a.kind); });
+  return n;
+}();
+template <class Method>
+constexpr int kGradients = [] {
+  int n = 0;
+  for_each_argument<Method>([&](const auto& a) { n += has_gradient(a.kind); });
+  return n;
+}();
+template <class Method>
+constexpr auto kArrayArguments = [] {
+  std::array<std::size_t, kArrays<Method>> of{};
+  std::size_t i = 0, n = 0;
+  for_each_argument<Method>([&](const auto& a) {
+    if (is_array(a.kind)) of[n++] = i;
+    ++i;
+  });
+  return of;
+}();
+template <class Method, std::size_t kArray>
+constexpr const auto& kArgumentOf =
+    std::get<kArrayArguments<Method>[kArray]>(Signature<Method>::arguments);
+
+// Where the array of a kind stands among the arrays; after the last where there is none.
+template <class Method>
+constexpr int array_of(Kind kind) {
+  int at = kArrays<Method>, n = 0;
+  for_each_argument<Method>([&](const auto& a) {
+    if (a.kind == kind && at == kArrays<Method>) at = n;
+    n += is_array(a.kind);
+  });
+  return at;
+}
+
+// How many arguments of the signature a direction takes, and where in its call each one stands.
+template <class Method, bool kForward>
+constexpr int kTaken = [] {
+  int n = 0;
+  for_each_argument<Method>([&](const auto& a) { n += kForward || a.needed == Needed::always; });
+  return n;
+}();
+template <class Method, bool kForward>
+constexpr auto kPositions = [] {
+  std::array<int, kArguments<Method>> at{};
+  int i = 0, n = 0;
+  for_each_argument<Method>([&](const auto& a) {
+    at[i++] = n;
+    n += kForward || a.needed == Needed::always;
+  });
+  return at;
+}();
+
+template <class T>
+T number(py::handle value, const char* name) {
+  if constexpr (std::is_same_v<T, bool>) return as_bool(value, name);
+  if constexpr (std::is_same_v<T, double>) return as_double(value, name);
+  if constexpr (std::is_same_v<T, Index>) return as_index(value, name);
+  if constexpr (std::is_same_v<T, int>) return as_axis(value, name);
+}
+
+// What both directions take: x and what follows it.
+template <class Method, bool kForward>
+class Call {
+ public:
+  typename Signature<Method>::Options options;
+  Array x, arrays[kArrays<Method>];
+
+  explicit Call(const py::handle* arguments)
+      : Call(Source(arguments), arguments + 1, std::make_index_sequence<kArrays<Method>>(),
+             std::make_index_sequence<kGradients<Method>>()) {}
+  Call(const Call&) = delete;  // its parts refer to each other
+
+  Index size() const { return x.tensor().size(); }
+  const ChannelArguments& arguments() const { return arguments_; }
+  // Of the statistics of such pools.
+  ConstTensor shape(Pool pool) const {
+    return channel_shape(x, options.channel_axis, pool != Pool::batch,
+                         pool == Pool::group ? arguments_.groups : 0);
+  }
+  // Where the call runs, with the arrays that it takes beside those of the signature.
+  template <class... Others>
+  Context context(const Others&... others) const {
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+      return call_context(x, {Named{kArgumentOf<Method, I>.name, arrays[I]}..., others...});
+    }(std::make_index_sequence<kArrays<Method>>());
+  }
+
+ private:
+  static constexpr bool kMasked = has<Method>(Kind::mask);
+  // Where the first argument of a kind, or of a name, stands.
+  template <class Is>
+  static constexpr int position_of(Is is) {
+    int at = -1, i = 0;
+    for_each_argument<Method>([&](const auto& a) {
+      if (at < 0 && is(a)) at = kPositions<Method, kForward>[i];
+      ++i;
+    });
+    return at;
+  }
+  static constexpr int kMaskAt = position_of([](const auto& a) { return a.kind == Kind::mask; });
+  static constexpr int kAxisAt =
+      position_of([](const auto& a) { return std::string_view(a.name) == "channel_axis"; });
+  static constexpr int kLearnsAt =
+      position_of([](const auto& a) { return a.kind == Kind::learns; });
+
+  // x and the mask, which a masked array brings along.
+  struct Plain {
+    py::handle x, mask;
+    explicit Plain(const py::handle* arguments) : x(arguments[0]) {}
+  };
+  struct Masked : Maskable {
+    explicit Masked(const py::handle* arguments)
+        : Maskable(arguments[0], arguments[1 + kMaskAt], arguments[1 + kAxisAt]) {}
+  };
+  using Source = std::conditional_t<kMasked, Masked, Plain>;
+
+  template <std::size_t... I, std::size_t... G>
+  Call(const Source& source, const py::handle* next, std::index_sequence<I...>,
+       std::index_sequence<G...>)
+      : x(source.x, "x"),
+        arrays{array<I>(source, next)...},
+        x_view_(x.tensor()),
+        views_{ConstTensor(arrays[G].tensor())..., ConstTensor()} {
+    for (int i = 0; i < kOwnCount<Method>; ++i) arguments_.own[i] = &views_[i];
+    int i = 0, n = 0;
+    for_each_argument<Method>([&](const auto& a) {
+      using A = std::remove_cvref_t<decltype(a)>;
+      const py::handle value = next[kPositions<Method, kForward>[i++]];
+      if constexpr (A::kind == Kind::buffer || A::kind == Kind::mask) {
+        options.*a.member = arrays[n].tensor();
+      }
+      n += is_array(A::kind);
+      if constexpr (A::kind == Kind::groups) arguments_.groups = as_index(value, a.name);
+      if constexpr (A::kind == Kind::learns || A::kind == Kind::option) {
+        if (!kForward && a.needed == Needed::forward) return;
+        auto& field = options.*a.member;
+        field = number<std::remove_reference_t<decltype(field)>>(value, a.name);
+      }
+    });
+  }
+
+  template <std::size_t kArray>
+  Array array(const Source& source, const py::handle* next) {
+    constexpr const auto& a = kArgumentOf<Method, kArray>;
+    const py::handle value = next[kPositions<Method, kForward>[kArrayArguments<Method>[kArray]]];
+    if constexpr (a.kind == Kind::own) {
+      return Array(value, a.name);
+    } else if constexpr (a.kind == Kind::mask) {
+      return read_mask(source.mask, x, as_axis(next[kAxisAt], "channel_axis"));
+    } else if constexpr (a.kind == Kind::buffer && kForward) {
+      // Buffers that the call moves must be writable.
+      const bool moves = as_bool(next[kLearnsAt], learns_name());
+      return moves ? Array::writable(value, a.name) : Array::optional(value, a.name);
+    } else {
+      return Array::optional(value, a.name);
+    }
+  }
+  static constexpr const char* learns_name() {
+    return std::get<0>(arguments_of<Method, Kind::learns>()).name;
+  }
+  const ConstTensor& view_of(Kind kind) const {
+    const int at = array_of<Method>(kind);
+    return views_[at < kGradients<Method> ? at : kGradients<Method>];
+  }
+
+  // Of x, of the arrays that have a gradient, and an absent one.
+  ConstTensor x_view_, views_[kGradients<Method> + 1];
+  ChannelArguments arguments_{x_view_, view_of(Kind::weight), view_of(Kind::bias)};
+};
+
+// ---- forward and backward
+
+template <class Method>
+constexpr unsigned kFields = (kReportsMean<Method> ? Statistics::kMean : 0u) |
+                             (kReportsRstd<Method> ? Statistics::kRstd : 0u) | Statistics::kPooled;
+
+template <class Method>
+py::object forward(const py::handle* arguments) {
+  const py::handle* last = arguments + 1 + kTaken<Method, true>;
+  const bool return_stats = as_bool(last[1], "return_stats");
+  const Call<Method, true> call(arguments);
+  Output y(last[0], call.x);
+  Statistics stats(return_stats, call.x, call.shape(kStatsOf<Method>), kFields<Method>);
+  if (saves_given<Method>(call.options)) stats.add_given(call.x, call.shape(Pool::batch));
+  const Context context = call.context(Named{"out", y.array()});
+  unlocked(call.size(), &call_forward<Method>, call.arguments(), y.tensor, call.options, stats.out,
+           context);
+  return results(y, stats, return_stats);
+}
+
+template <class Method>
+py::object backward(const py::handle* arguments) {
+  const py::handle* last = arguments + 2 + kTaken<Method, false>;
+  const Array dy(*arguments, "dy");
+  const Call<Method, false> call(arguments + 1);
+  const Array pooled = Array::optional(*last++, "stats.pooled");
+  Array given;
+  if (kMaySaveGiven<Method>) given = Array::optional(*last++, "stats.given");
+  Output dx(*last, call.x);
+  return [&]<std::size_t... I>(std::index_sequence<I...>) -> py::object {
+    ParameterGradient of[] = {ParameterGradient(call.arrays[I])...};
+    const auto gradient = [&](Kind kind) {
+      const int at = array_of<Method>(kind);
+      return at < kGradients<Method> ? of[at].tensor : Tensor();
+    };
+    std::array<const Tensor*, 2> own{};
+    for (std::size_t i = 0; i < kOwnCount<Method>; ++i) own[i] = &of[i].tensor;
+    const Context context = call.context(Named{"dy", dy}, Named{"stats.pooled", pooled},
+                                         Named{"stats.given", given}, Named{"out", dx.array()});
+    unlocked(call.size(), &call_backward<Method>, dy.tensor(), call.arguments(),
+             {dx.tensor, gradient(Kind::weight), gradient(Kind::bias)}, own, call.options,
+             {pooled.tensor(), given.tensor()}, context);
+    return py::make_tuple(dx.result.take(), of[I].result.take()...);
+  }(std::make_index_sequence<kGradients<Method>>());
+}
+
+// ---- as functions of so many arguments
+
+template <std::size_t>
+using Handle = py::handle;
+template <auto kFunction, std::size_t... I>
+void define(py::module_& m, const std::string& name, std::index_sequence<I...>) {
+  m.def(name.c_str(), [](Handle<I>... arguments) {
+    const py::handle all[] = {arguments...};
+    return kFunction(all);
+  });
+}
+template <class Method>
+void register_method(py::module_& m) {
+  if constexpr (Signature<Method>::family == Family::channels) {
+    const std::string name = Signature<Method>::name;
+    define<&forward<Method>>(m, name, std::make_index_sequence<1 + kTaken<Method, true> + 2>());
+    define<&backward<Method>>(
+        m, name + "_backward",
+        std::make_index_sequence<2 + kTaken<Method, false> + 2 + kMaySaveGiven<Method>>());
+  }
+}
+
+}  // namespace
+
+void register_channels(py::module_& m) {
+#define NORMCORE_METHOD(name, Method) register_method<Method>(m);
+#include "normcore/methods.def"
+#undef NORMCORE_METHOD
+}
+
+}  // namespace normcore::python
