@@ -6,25 +6,10 @@
 
 #include "normcore/ops.h"
 #include "ops/call.h"
+#include "ops/running_buffers.h"
 #include "pipeline/processes.h"
 
 namespace normcore {
-
-// A running buffer (C,) that a training call moves towards what it found.
-struct BufferUpdate {
-  enum Source { kMean, kVariance, kStandardDeviation };
-  const char* name;
-  const Buffer& buffer;
-  Source source;
-  double momentum;
-  bool unbiased = false;
-};
-
-// All of them, or none.
-template <std::size_t N>
-std::span<const BufferUpdate> moving(const BufferUpdate (&updates)[N], bool move) {
-  return move ? std::span<const BufferUpdate>(updates) : std::span<const BufferUpdate>();
-}
 
 // An array of parameters of the method's own, and in backward its gradient.
 struct OwnParameter {
@@ -239,47 +224,6 @@ struct ChannelCall {
     return squares;
   }
 };
-
-// What channel_forward has let pass.
-inline Tensor writable(const Buffer& buffer) {
-  Tensor t(const_cast<void*>(buffer.data()), buffer.dtype(), buffer.ndim());
-  for (int i = 0; i < buffer.ndim(); ++i) t.set_dim(i, buffer.shape(i), buffer.stride(i));
-  return t;
-}
-
-inline double* moved(const BufferUpdate& update, const StatsTable& table, Index rows,
-                     const Weighed& n, Memory& memory) {
-  const Buffer& buffer = update.buffer;
-  const Index channels = buffer.shape(0);
-  const double* values = update.source == BufferUpdate::kMean ? table.mean : table.var;
-  if (update.source == BufferUpdate::kStandardDeviation) {
-    double* inverse = memory.take<double>(rows * channels);
-    memory.transform(Memory::kReciprocal, table.rstd, rows * channels, inverse);
-    values = inverse;
-  }
-  const double factor = update.unbiased ? n.bessel() : 1;
-  const double* old = memory.load<double>(buffer, vector_walk(buffer));
-  double* out = memory.take<double>(channels);
-  memory.blend(old, values, rows, channels, update.momentum, factor, out);
-  return out;
-}
-
-// All of them, or none where memory lacks.
-inline void move_buffers(std::span<const BufferUpdate> updates, const StatsTable& table, Index rows,
-                         const Weighed& n, Memory& memory) {
-  constexpr std::size_t kMost = 2;
-  const double* values[kMost];
-  Index entries = 0;
-  for (std::size_t i = 0; i < updates.size(); ++i) {
-    values[i] = moved(updates[i], table, rows, n, memory);
-    entries += updates[i].buffer.shape(0);
-  }
-  memory.prepare_stores(static_cast<Index>(updates.size()), entries);
-  for (std::size_t i = 0; i < updates.size(); ++i) {
-    const Buffer& buffer = updates[i].buffer;
-    memory.store(values[i], writable(buffer), vector_walk(buffer));
-  }
-}
 
 inline void merge_empty(const Reach& reach, bool known, Index channels, StatsTable& table,
                         Memory& memory) {
