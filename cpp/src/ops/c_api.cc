@@ -3,6 +3,7 @@
 #include "normcore/c_api.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -10,6 +11,7 @@
 
 #include "cpu/dispatch.h"
 #include "normcore/normcore.h"
+#include "ops/signatures.h"
 #include "ops/view.h"
 
 namespace normcore {
@@ -128,31 +130,54 @@ Options row_options(const COptions& c) {
   return o;
 }
 
-normcore_channel_options channel(const normcore_channel_options* c) {
-  return c ? *c : normcore_channel_defaults();
-}
-// op(x, weight, bias, y, options, stats, context) with the options that `make` has from the running
-// statistics, and what all of them have.
-template <class Op, class Make>
-normcore_status channel_norm(Op op, Make make, const normcore_const_tensor* x,
-                             const normcore_const_tensor* weight, const normcore_const_tensor* bias,
-                             const normcore_tensor* y, const normcore_channel_options* options,
-                             const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    auto o = make(in("running_mean", c.running_mean), in("running_spread", c.running_spread));
-    o.eps = c.eps;
-    o.channel_axis = c.channel_axis;
-    op(required("x", x), in("weight", weight), in("bias", bias), result("y", y), o, StatsOut(),
-       context_of(context));
-  });
-}
-template <class Options>
-Options with_buffers(const ConstTensor& mean, const ConstTensor& spread) {
-  return {mean, spread};
-}
 void expect_none(const char* name, const normcore_const_tensor* t, const char* op) {
   if (t) refuse(name, std::string(" is given, expected none: ") + op + " has no use for it");
+}
+
+// What a function of the channel family is given beside y, the options and the context.
+struct GivenArguments {
+  const normcore_const_tensor* x;
+  const normcore_const_tensor* weight;
+  const normcore_const_tensor* bias;
+  std::array<const normcore_const_tensor*, 2> own{};
+  int64_t groups = 1;
+};
+
+// Inference with a method, as its signature says; `o`: what the function has of options itself.
+template <class Method>
+normcore_status channel_norm(const GivenArguments& given, const normcore_tensor* y,
+                             const normcore_channel_options* options,
+                             const normcore_context* context,
+                             typename Signature<Method>::Options o = {}) {
+  return guarded([&] {
+    const auto c = options ? *options : normcore_channel_defaults();
+    const normcore_const_tensor* running[] = {c.running_mean, c.running_spread};
+    const char* names[] = {"running_mean", "running_spread"};
+    ConstTensor own[2];
+    int buffers = 0, arrays = 0;
+    for_each_argument<Method>([&](const auto& a) {
+      using A = std::remove_cvref_t<decltype(a)>;
+      if constexpr (A::kind == Kind::buffer) {
+        o.*a.member = in(names[buffers], running[buffers]);
+        ++buffers;
+      }
+      if constexpr (A::kind == Kind::own) {
+        own[arrays] = required(a.name, given.own[static_cast<std::size_t>(arrays)]);
+        ++arrays;
+      }
+      // Without running statistics those of x.
+      if constexpr (A::kind == Kind::learns && requires { Signature<Method>::needs_buffers; }) {
+        if (!kAlwaysGiven<Method>) o.*a.member = !o.running_mean;
+      }
+    });
+    for (int i = buffers; i < 2; ++i) expect_none(names[i], running[i], Signature<Method>::title);
+    if constexpr (requires { o.eps; }) o.eps = c.eps;
+    o.channel_axis = c.channel_axis;
+    const ConstTensor x = required("x", given.x), weight = in("weight", given.weight),
+                      bias = in("bias", given.bias);
+    call_forward<Method>({x, weight, bias, {&own[0], &own[1]}, given.groups}, result("y", y), o, {},
+                         context_of(context));
+  });
 }
 
 }  // namespace
@@ -234,39 +259,28 @@ normcore_status normcore_batch_norm(const normcore_const_tensor* x,
                                     const normcore_const_tensor* bias, const normcore_tensor* y,
                                     const normcore_channel_options* options,
                                     const normcore_context* context) {
-  return channel_norm(batch_norm, with_buffers<BatchNormOptions>, x, weight, bias, y, options,
-                      context);
+  return channel_norm<BatchNorm>({x, weight, bias}, y, options, context);
 }
 normcore_status normcore_instance_norm(const normcore_const_tensor* x,
                                        const normcore_const_tensor* weight,
                                        const normcore_const_tensor* bias, const normcore_tensor* y,
                                        const normcore_channel_options* options,
                                        const normcore_context* context) {
-  auto make = [](const ConstTensor& mean, const ConstTensor& var) {
-    return InstanceNormOptions{mean, var, /*use_input_stats=*/!mean};
-  };
-  return channel_norm(instance_norm, make, x, weight, bias, y, options, context);
+  return channel_norm<InstanceNorm>({x, weight, bias}, y, options, context);
 }
 normcore_status normcore_group_norm(const normcore_const_tensor* x, int64_t num_groups,
                                     const normcore_const_tensor* weight,
                                     const normcore_const_tensor* bias, const normcore_tensor* y,
                                     const normcore_channel_options* options,
                                     const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    expect_none("running_mean", c.running_mean, "group norm");
-    expect_none("running_spread", c.running_spread, "group norm");
-    group_norm(required("x", x), num_groups, in("weight", weight), in("bias", bias), result("y", y),
-               {c.eps, c.channel_axis}, {}, context_of(context));
-  });
+  return channel_norm<GroupNorm>({x, weight, bias, {}, num_groups}, y, options, context);
 }
 normcore_status normcore_batch_renorm(const normcore_const_tensor* x,
                                       const normcore_const_tensor* weight,
                                       const normcore_const_tensor* bias, const normcore_tensor* y,
                                       const normcore_channel_options* options,
                                       const normcore_context* context) {
-  return channel_norm(batch_renorm, with_buffers<BatchRenormOptions>, x, weight, bias, y, options,
-                      context);
+  return channel_norm<BatchRenorm>({x, weight, bias}, y, options, context);
 }
 normcore_status normcore_batch_instance_norm(const normcore_const_tensor* x,
                                              const normcore_const_tensor* rho,
@@ -275,47 +289,29 @@ normcore_status normcore_batch_instance_norm(const normcore_const_tensor* x,
                                              const normcore_tensor* y,
                                              const normcore_channel_options* options,
                                              const normcore_context* context) {
-  auto op = [&](auto&& x_, auto&& weight_, auto&& bias_, auto&& y_, auto&& o, auto&&... rest) {
-    batch_instance_norm(x_, required("rho", rho), weight_, bias_, y_, o, rest...);
-  };
-  return channel_norm(op, with_buffers<BatchInstanceNormOptions>, x, weight, bias, y, options,
-                      context);
+  return channel_norm<BatchInstanceNorm>({x, weight, bias, {rho}}, y, options, context);
 }
 normcore_status normcore_switchable_norm(
     const normcore_const_tensor* x, const normcore_const_tensor* mean_logits,
     const normcore_const_tensor* var_logits, const normcore_const_tensor* weight,
     const normcore_const_tensor* bias, const normcore_tensor* y,
     const normcore_channel_options* options, const normcore_context* context) {
-  auto op = [&](auto&& x_, auto&& weight_, auto&& bias_, auto&& y_, auto&& o, auto&&... rest) {
-    switchable_norm(x_, required("mean_logits", mean_logits), required("var_logits", var_logits),
-                    weight_, bias_, y_, o, rest...);
-  };
-  return channel_norm(op, with_buffers<SwitchableNormOptions>, x, weight, bias, y, options,
-                      context);
+  return channel_norm<SwitchableNorm>({x, weight, bias, {mean_logits, var_logits}}, y, options,
+                                      context);
 }
 normcore_status normcore_mean_only_batch_norm(const normcore_const_tensor* x,
                                               const normcore_const_tensor* bias,
                                               const normcore_tensor* y,
                                               const normcore_channel_options* options,
                                               const normcore_context* context) {
-  return guarded([&] {
-    const auto c = channel(options);
-    expect_none("running_spread", c.running_spread, "mean-only batch norm");
-    MeanOnlyBatchNormOptions o{in("running_mean", c.running_mean)};
-    o.channel_axis = c.channel_axis;
-    mean_only_batch_norm(required("x", x), in("bias", bias), result("y", y), o, {},
-                         context_of(context));
-  });
+  return channel_norm<MeanOnlyBatchNorm>({x, nullptr, bias}, y, options, context);
 }
 normcore_status normcore_lp_batch_norm(const normcore_const_tensor* x, double p,
                                        const normcore_const_tensor* weight,
                                        const normcore_const_tensor* bias, const normcore_tensor* y,
                                        const normcore_channel_options* options,
                                        const normcore_context* context) {
-  auto make = [&](const ConstTensor& mean, const ConstTensor& scale) {
-    return LpBatchNormOptions{p, mean, scale};
-  };
-  return channel_norm(lp_batch_norm, make, x, weight, bias, y, options, context);
+  return channel_norm<LpBatchNorm>({x, weight, bias}, y, options, context, {.p = p});
 }
 normcore_status normcore_topk_batch_norm(const normcore_const_tensor* x, int64_t k,
                                          const normcore_const_tensor* weight,
@@ -323,10 +319,7 @@ normcore_status normcore_topk_batch_norm(const normcore_const_tensor* x, int64_t
                                          const normcore_tensor* y,
                                          const normcore_channel_options* options,
                                          const normcore_context* context) {
-  auto make = [&](const ConstTensor& mean, const ConstTensor& scale) {
-    return TopKBatchNormOptions{k, mean, scale};
-  };
-  return channel_norm(topk_batch_norm, make, x, weight, bias, y, options, context);
+  return channel_norm<TopKBatchNorm>({x, weight, bias}, y, options, context, {.k = k});
 }
 
 // ---- weights
