@@ -22,6 +22,7 @@ void register_exchange(py::module_& m);
 void register_local_functions(py::module_& m);
 void register_reductions(py::module_& m);
 void register_rows(py::module_& m);
+void register_signatures(py::module_& m);
 void register_system(py::module_& m);
 void register_weights(py::module_& m);
 

@@ -25,6 +25,7 @@ PYBIND11_MODULE(_core_of_main, m, pybind11::mod_gil_not_used()) {
   normcore::python::register_local_functions(m);
   normcore::python::register_reductions(m);
   normcore::python::register_rows(m);
+  normcore::python::register_signatures(m);
   normcore::python::register_system(m);
   normcore::python::register_weights(m);
 }

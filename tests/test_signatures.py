@@ -1,0 +1,280 @@
+"""Every registered method has all that belongs to one, and all of it agrees with its signature.
+
+Hunts for what is forgotten where a method is added or changed: its functions, layer, C function,
+oracle, benchmark, documentation and stub; an argument in another order; a default that differs.
+"""
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+
+import normcore as nc
+
+ROOT = Path(__file__).parents[1]
+SIGNATURES = nc._core.signatures()
+# By function: several methods may stand behind one.
+FUNCTIONS = {s["function"]: s for s in SIGNATURES.values()}
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+# Layers whose name is not that of the function; None: a function of plain rows, which has no layer.
+LAYERS = {"normalize": None}
+
+
+def words(name):
+    return name.replace("_", "")
+
+
+def layer_of(name):
+    if name in LAYERS:
+        return LAYERS[name]
+    found = [v for k, v in vars(nc).items() if k.lower() == words(name) and inspect.isclass(v)]
+    return found[0] if found else "missing"
+
+
+def section(text, start):
+    """The line of `text` that begins with `start`."""
+    return next((line for line in text.splitlines() if line.startswith(start)), "")
+
+
+# ---- nothing is forgotten
+
+
+def test_each_method_has_a_signature():
+    missing = set(nc._core.methods()) - set(SIGNATURES)
+    assert not missing, f"add a Signature to cpp/src/ops/signatures.h for {missing}"
+
+
+@each_function
+def test_it_has_its_functions(name):
+    for function in (name, name + "_backward"):
+        assert callable(getattr(nc, function, None)), f"add {function} to python/normcore"
+        assert callable(getattr(nc._core, function, None)), f"bind {function} in cpp/python"
+
+
+@each_function
+def test_it_has_a_layer(name):
+    assert layer_of(name) != "missing", f"add a layer for {name} to python/normcore, or to LAYERS"
+
+
+@each_function
+def test_it_has_its_c_function(name):
+    header = (ROOT / "cpp/include/normcore/c_api.h").read_text(encoding="utf-8")
+    assert re.search(rf"\bnormcore_{name}\(", header), f"declare normcore_{name} in c_api.h"
+    calls = (ROOT / "tests/fuzz/calls.cc").read_text(encoding="utf-8")
+    assert re.search(rf"\bnormcore_{name}\b", calls), f"call normcore_{name} in tests/fuzz/calls.cc"
+
+
+@each_function
+def test_it_has_an_oracle(name):
+    for function in (name, name + "_backward"):
+        assert callable(getattr(reference, function, None)), f"add {function} to reference.py"
+
+
+@each_function
+def test_it_is_measured(name):
+    shapes = json.loads((ROOT / "bench/shapes.json").read_text(encoding="utf-8"))
+    assert name in {cell["op"] for cell in shapes["cells"]}, f"add cells of {name} to shapes.json"
+    assert any(key.split("/")[0] == name for key in shapes["traffic"]), f"add traffic of {name}"
+
+
+@each_function
+def test_it_is_documented(name):
+    for text in (getattr(nc, name), getattr(nc, name + "_backward")):
+        assert inspect.getdoc(text), f"{text.__name__} has no documentation"
+    line = section((ROOT / "README.md").read_text(encoding="utf-8"), "- `batch_norm`")
+    assert line, "README.md has no line of functions that begins with - `batch_norm`"
+    assert f"`{name}`" in line, f"name {name} in README.md's line of functions"
+    layer = layer_of(name)
+    if layer:
+        assert f"`{layer.__name__}`" in line, f"name {layer.__name__} in README.md's line"
+
+
+# ---- what stands elsewhere agrees
+
+
+def public(function):
+    return list(inspect.signature(function).parameters.values())
+
+
+@each_function
+def test_python_takes_what_the_signature_says(name):
+    signature = FUNCTIONS[name]
+    own = [n for n, _ in signature["own"]] + ["num_groups"] * signature["has_groups"]
+    parameters = public(getattr(nc, name))
+    names = [p.name for p in parameters]
+    positional = [p.name for p in parameters if p.kind != inspect.Parameter.KEYWORD_ONLY]
+    assert positional[1:] == own + list(signature["affine"])
+    # x, what the signature has, and where results go.
+    results = ["out"] + ["return_stats"] * bool(signature["statistics"])
+    assert set(names[1:]) == {*signature["arguments"], *results}
+
+
+@each_function
+def test_python_has_the_defaults_of_cpp(name):
+    for p in public(getattr(nc, name)):
+        option = FUNCTIONS[name]["options"].get(p.name)
+        if option and p.default is not inspect.Parameter.empty:
+            assert p.default == option["default"], p.name
+
+
+@each_function
+def test_backward_takes_what_forward_takes(name):
+    signature = FUNCTIONS[name]
+    names = {p.name for p in public(getattr(nc, name + "_backward"))}
+    want = set(signature["arguments"]) - {"residual"}
+    want |= {"dh"} if signature["has_residual"] else set()
+    want |= {"stats"} if signature["statistics"] else set()
+    of_x = {"dw", "v"} if signature["family"] == "weights" else {"dy", "x"}
+    assert names == want | of_x | {"out"}
+
+
+def a_call(name):
+    """x and keyword arguments of a training call that is right."""
+    signature = FUNCTIONS[name]
+    sizes = {"channels": 4, "three": 3, "kept": 2}
+    call = {n: np.ones(sizes[shape], np.float32) for n, shape in signature["own"]}
+    if signature["has_groups"]:
+        call["num_groups"] = 2
+    for buffer, _ in signature["buffers"]:
+        call[buffer] = np.ones(4, np.float32)
+    if signature["learns"]:
+        call[signature["learns"]] = True
+    return np.linspace(1, 2, 48, dtype=np.float32).reshape(2, 4, 6), call
+
+
+@each_function
+def test_results_have_the_names_of_the_signature(name):
+    signature = FUNCTIONS[name]
+    x, call = a_call(name)
+    stats = {}
+    if signature["statistics"]:
+        _, saved = getattr(nc, name)(x, **call, return_stats=True)
+        # A call in evaluation may leave more than this one.
+        assert set(saved._fields) - {"given"} == set(signature["statistics"]) - {"given"}
+        assert ("given" in saved._fields) == ("given" in signature["statistics"])
+        stats = {"stats": saved}
+    gradients = getattr(nc, name + "_backward")(x, x, **call, **stats)
+    if len(signature["gradients"]) == 1:
+        assert isinstance(gradients, np.ndarray)
+    else:
+        assert gradients._fields == signature["gradients"]
+
+
+def out_of_bounds(option, side):
+    """A value beyond an end of the option's bounds, or None where there is none to try."""
+    if option["type"] == "bool" or (option["type"] == "int" and side != "below"):
+        return None
+    if side == "nan":
+        return np.nan
+    end, beyond = {"below": ("least", -np.inf), "above": ("most", np.inf)}[side]
+    if np.isfinite(option[end]):
+        return option[end] - 1 if option["type"] == "int" else np.nextafter(option[end], beyond)
+    # Without an end all that is finite will do.
+    return None if option["infinite"] or option["type"] == "int" else option[end]
+
+
+@each_function
+@pytest.mark.parametrize("side", ["below", "above", "nan"])
+def test_numbers_out_of_bounds_are_refused_by_name(name, side):
+    x, call = a_call(name)
+    for option, says in FUNCTIONS[name]["options"].items():
+        bad = out_of_bounds(says, side)
+        if bad is None:
+            continue
+        bad = int(bad) if says["type"] == "int" else float(bad)
+        with pytest.raises(ValueError, match=rf"^{option} is "):
+            getattr(nc, name)(x, **(call | {option: bad}))
+        if side == "below" and says["above_in_training"]:
+            with pytest.raises(ValueError, match=rf"^{option} is .* > 0 when training"):
+                getattr(nc, name)(x, **(call | {option: says["least"]}))
+
+
+@each_function
+@pytest.mark.parametrize("end", ["least", "most"])
+def test_numbers_at_their_bounds_are_taken(name, end):
+    x, call = a_call(name)
+    for option, says in FUNCTIONS[name]["options"].items():
+        if says["type"] == "bool" or not (np.isfinite(says[end]) or says["infinite"]):
+            continue
+        edge = says[end]
+        if says["above_in_training"]:
+            edge = np.nextafter(edge, 1)
+        edge = int(edge) if says["type"] == "int" else float(edge)
+        getattr(nc, name)(x, **(call | {option: edge}))
+
+
+# ---- the stub of the binding
+
+
+def stub_line(name, backward):
+    """The definition in _core.pyi, as the signature has it."""
+    signature = FUNCTIONS[name]
+    weights = signature["family"] == "weights"
+    x = "v" if weights else "x"
+    own = {n: "Floats" if shape != "kept" else "Floats | float" for n, shape in signature["own"]}
+    buffers = {n for n, _ in signature["buffers"]}
+    arguments = {"dw" if weights else "dy": "A"} if backward else {}
+    arguments[x] = "A"
+    for a in signature["arguments"]:
+        if backward and a in signature["forward_only"]:
+            continue
+        if a == "residual":
+            arguments["dh" if backward else "residual"] = "A | None"
+        elif a in own:
+            arguments[a] = own[a]
+        elif a in signature["affine"] or a == "mask":
+            arguments[a] = "Floats | None"
+        elif a in buffers:
+            arguments[a] = "SupportsDLPack | None"
+        elif a == "num_groups":
+            arguments[a] = "int"
+        elif a == "axis":
+            arguments[a] = "int | None" if weights else "int | Sequence[int] | None"
+        else:
+            arguments[a] = signature["options"][a]["type"]
+    if backward:
+        for s in ("pooled", "given"):
+            if s in signature["statistics"]:
+                arguments[s] = "SupportsDLPack | None"
+    arguments["out"] = "A | None"
+    if not backward and signature["statistics"]:
+        arguments["return_stats"] = "bool"
+    if not backward:
+        returns = "Any" if signature["statistics"] else "A"
+    elif len(signature["gradients"]) == 1:
+        returns = "A"
+    else:
+        affine = {"d" + n for n in signature["affine"]}
+        each = ["A | None" if g in affine else "A" for g in signature["gradients"]]
+        returns = f"tuple[{', '.join(each)}]"
+    listed = ", ".join(f"{n}: {t}" for n, t in arguments.items())
+    return f"def {name}{'_backward' * backward}({listed}, /) -> {returns}: ..."
+
+
+# All of a definition on one line.
+STUB = {
+    node.name: ast.unparse(node).replace("\n    ", " ")
+    for node in ast.parse((ROOT / "python/normcore/_core.pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef)
+}
+
+
+@each_function
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_the_stub_is_that_of_the_signature(name, backward):
+    want = stub_line(name, backward)
+    assert STUB.get(name + "_backward" * backward) == want, f"write in _core.pyi: {want}"
+
+
+@each_function
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_the_binding_takes_as_many_as_the_stub(name, backward):
+    function = name + "_backward" * backward
+    listed = re.search(r"\((.*?)\)", getattr(nc._core, function).__doc__).group(1)
+    assert len(listed.split(", ")) == stub_line(name, backward).count(": ") - 1
