@@ -208,32 +208,16 @@ VARIANTS = [
     Variant("topk_batch_norm", {"training": True}, buffers=True, plain=True),
     Variant("topk_batch_norm", {"training": False, "k": 3}, buffers=True),
 ]
+SIGNATURES = nc._core.signatures()
 # Methods of weights and plain rows, which have no statistics to return: test_weights.py.
-OTHER_METHODS = {
-    "weight_norm": "weight_norm",
-    "wide_weight_norm": "weight_norm",
-    "normalize": "normalize",
-    "lp_normalize": "normalize",
-}
-# Parameters of a method's own, before weight and bias, and how they are drawn for so many channels;
-# and the only ones where weight and bias are not both.
-OWN_PARAMETERS = {
-    "batch_instance_norm": {"rho": lambda rng, channels: rng.uniform(0, 1, channels)},
-    "switchable_norm": {
-        "mean_logits": lambda rng, channels: rng.normal(0, 1, 3),
-        "var_logits": lambda rng, channels: rng.normal(0, 1, 3),
-    },
-}
-AFFINE = {"rms_norm": ("weight",), "mean_only_batch_norm": ("bias",)}
-BUFFERS = {
-    "batch_renorm": ("running_mean", "running_std"),
-    "mean_only_batch_norm": ("running_mean",),
-    "lp_batch_norm": ("running_mean", "running_scale"),
-    "topk_batch_norm": ("running_mean", "running_scale"),
-}
+OTHER_METHODS = {m: s["function"] for m, s in SIGNATURES.items() if not s["statistics"]}
+# Parameters of a method's own, before weight and bias, with their shape; what it has of those two.
+OWN_PARAMETERS = {m: dict(s["own"]) for m, s in SIGNATURES.items()}
+AFFINE = {m: s["affine"] for m, s in SIGNATURES.items()}
+BUFFERS = {m: tuple(dict(s["buffers"])) for m, s in SIGNATURES.items()}
 PLAIN_VARIANTS = [v for v in VARIANTS if v.plain]
 # Arguments of the forward call that its backward does not have.
-FORWARD_ONLY = {"momentum", "unbiased_running_var", "residual"}
+FORWARD_ONLY = {"residual"}.union(*(s["forward_only"] for s in SIGNATURES.values()))
 
 
 # Statistics from x alone, and no buffers, which could overflow.
@@ -376,13 +360,14 @@ def make_problem(
         param_shape = [x.shape[a] for a in reference.sorted_axes(x.ndim, options["axis"])]
     else:
         param_shape = [shape[1]]
-    params = tuple(p for p in params if p in AFFINE.get(variant.method, ("weight", "bias")))
+    params = tuple(p for p in params if p in AFFINE[variant.method])
     values = {}
-    for name, draw in OWN_PARAMETERS.get(variant.method, {}).items():
-        values[name] = draw(rng, shape[1]).astype(param_dtype or dtype)
+    for name, of in OWN_PARAMETERS[variant.method].items():
+        own = rng.uniform(0, 1, param_shape) if of == "channels" else rng.normal(0, 1, 3)
+        values[name] = own.astype(param_dtype or dtype)
     values |= {p: rng.normal(0, 1, param_shape).astype(param_dtype or dtype) for p in params}
     if variant.buffers:
-        for name in BUFFERS.get(variant.method, ("running_mean", "running_var")):
+        for name in BUFFERS[variant.method]:
             values_of = (
                 rng.normal(0, 1, shape[1]) if "mean" in name else rng.uniform(0.5, 2, shape[1])
             )

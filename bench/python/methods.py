@@ -1,13 +1,15 @@
 """What each benchmarked function takes beside x, in the order of its call: the table of methods.
 
-A new method is a line here, its cells and traffic in shapes.json, a formula in `formulas.py` and,
-where torch has the function itself, a builder in `peers_torch.py`.
+Registered methods stand in it by their signatures. A new one is its cells and traffic in
+shapes.json, a formula in `formulas.py` and, where torch has the function itself, a builder in
+`peers_torch.py`; a function that is no such method is a line here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,28 +29,33 @@ class Method:
     shares_ties: bool = False  # whether values that are equal share a gradient, but not in peers
 
 
-METHODS = {
-    "layer_norm": Method(),
-    "rms_norm": Method(("weight",)),
-    "group_norm": Method(counts=("num_groups",)),
-    "instance_norm": Method(),
-    "batch_norm": Method(buffers=("running_mean", "running_var")),
-    "batch_renorm": Method(buffers=("running_mean", "running_std")),
-    "batch_instance_norm": Method(("rho", *AFFINE), ("running_mean", "running_var")),
-    "switchable_norm": Method(
-        ("mean_logits", "var_logits", *AFFINE), ("running_mean", "running_var")
-    ),
-    "mean_only_batch_norm": Method(("bias",), ("running_mean",)),
-    "lp_batch_norm": Method(buffers=("running_mean", "running_scale")),
-    "topk_batch_norm": Method(buffers=("running_mean", "running_scale"), shares_ties=True),
+OTHERS = {
     "gdn": Method(("beta", "gamma"), has_stats=False),
     "divisive_norm": Method(("weights", "sigma"), has_stats=False),
-    "weight_norm": Method(("g",), has_stats=False),
-    "normalize": Method((), has_stats=False),
     "spectral_norm": Method((), ("u",), has_stats=False, takes_result=True),
     "local_response_norm": Method((), counts=("size",), has_stats=False),
     "local_divisive_norm": Method(("sigma", *AFFINE), has_stats=False),
 }
+SHARE_TIES = {"topk_batch_norm"}
+WITHOUT_BUFFERS = {"instance_norm"}  # few networks give it any
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """The table, by the function's name; read when first asked for, as normcore is loaded then."""
+    import normcore
+
+    table = {}
+    for signature in normcore._core.signatures().values():
+        name = signature["function"]
+        table[name] = Method(
+            (*dict(signature["own"]), *signature["affine"]),
+            () if name in WITHOUT_BUFFERS else tuple(dict(signature["buffers"])),
+            ("num_groups",) if signature["has_groups"] else (),
+            has_stats=bool(signature["statistics"]),
+            shares_ties=name in SHARE_TIES,
+        )
+    return table | OTHERS
 
 
 def _around_one(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from bench.python.cells import Case
-from bench.python.methods import METHODS, VALUES, Method
+from bench.python.methods import VALUES, Method, methods
 
 NUMPY_DTYPES: dict[str, Any] = {
     "f32": np.dtype(np.float32),
@@ -47,7 +47,7 @@ class Workload:
     @property
     def method(self) -> Method:
         """What the case's function takes."""
-        return METHODS[self.case.op]
+        return methods()[self.case.op]
 
 
 def make_workload(case: Case) -> Workload:
@@ -62,7 +62,7 @@ def make_workload(case: Case) -> Workload:
         repeated = np.resize(values.astype(NUMPY_DTYPES[case.dtype]), case.memory_shape)
         return np.ascontiguousarray(repeated)
 
-    method, size = METHODS[case.op], case.shape[case.option("axis", 1)]
+    method, size = methods()[case.op], case.shape[case.option("axis", 1)]
 
     def draw(names: Sequence[str], dtype: str) -> dict[str, np.ndarray]:
         return {name: VALUES[name](rng, size).astype(NUMPY_DTYPES[dtype]) for name in names}
@@ -117,7 +117,7 @@ def difference(case: Case, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarr
     """Empty when a peer agrees with us in y or dx, else how it does not."""
     if len(ours) != len(theirs):
         return f"gives {len(theirs)} arrays, expected {len(ours)}"
-    ties = case.direction == "backward" and METHODS[case.op].shares_ties
+    ties = case.direction == "backward" and methods()[case.op].shares_ties
     worst = _error(ours[0], theirs[0], TIES if ties else 0.0)
     return "" if worst <= TOLERANCE[case.dtype] else f"differs by {worst:.2g}"
 
@@ -130,7 +130,7 @@ def inexact_gradients(
     No reason to leave it out: torch sums bfloat16 gradients of long columns in bfloat16, loses
     most of them, and is still what others are measured by.
     """
-    pairs = zip(METHODS[case.op].params, ours[1:], theirs[1:], strict=False)
+    pairs = zip(methods()[case.op].params, ours[1:], theirs[1:], strict=False)
     errors = {f"d{name}": _error(a, b) for name, a, b in pairs}
     return [f"{k} differs by {v:.2g}" for k, v in errors.items() if not v <= TOLERANCE[case.dtype]]
 
