@@ -120,7 +120,8 @@ def test_python_has_the_defaults_of_cpp(name):
     for p in public(getattr(nc, name)):
         option = FUNCTIONS[name]["options"].get(p.name)
         if option and p.default is not inspect.Parameter.empty:
-            assert p.default == option["default"], p.name
+            what = f"{p.name} is {p.default} in {name} and {option['default']} in ops.h"
+            assert p.default == option["default"], what
 
 
 @each_function

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "normcore/errors.h"
+#include "ops/signatures.h"
 #include "support.h"
 
 namespace normcore {
@@ -332,13 +333,30 @@ TEST(CheckAxes, NamesWhatIsOutOfRangeOrTwice) {
 }
 
 TEST(CheckNumbers, RefuseWhatIsNoNumber) {
-  EXPECT_EQ(message([] { check_eps(-1, false); }), "eps is -1, expected a finite number >= 0");
-  EXPECT_EQ(message([] { check_eps(0, true); }),
-            "eps is 0, expected a finite number > 0 when training");
-  EXPECT_EQ(message([] { check_eps(NAN, false); }), "eps is nan, expected a finite number >= 0");
   EXPECT_EQ(message([] { check_finite("momentum", INFINITY); }),
             "momentum is inf, expected a finite number");
-  EXPECT_NO_THROW(check_eps(0, false));
+  EXPECT_EQ(message([] { check_at_least("eps", NAN, 0.0); }),
+            "eps is nan, expected a finite number >= 0");
+}
+
+TEST(CheckNumbers, RefuseWhatIsOutOfBounds) {
+  const auto text = [](double value, const Bounds& bounds, bool training = false) {
+    return message([&] { check_bounds("a", value, bounds, training); });
+  };
+  EXPECT_EQ(text(-1, kNotNegative), "a is -1, expected a finite number >= 0");
+  EXPECT_EQ(text(INFINITY, kNotNegative), "a is inf, expected a finite number >= 0");
+  EXPECT_EQ(text(NAN, kNotNegative), "a is nan, expected a finite number >= 0");
+  EXPECT_EQ(text(0.5, kAtLeastOne), "a is 0.5, expected a finite number >= 1");
+  EXPECT_EQ(text(0, kPositiveInTraining, true),
+            "a is 0, expected a finite number > 0 when training");
+  EXPECT_EQ(text(1.5, kFraction), "a is 1.5, expected a finite number from 0 to 1");
+  EXPECT_EQ(text(0.5, kOrder), "a is 0.5, expected a number >= 1 or infinity");
+  EXPECT_EQ(text(NAN, kOrder), "a is nan, expected a number >= 1 or infinity");
+  EXPECT_EQ(text(-INFINITY, kAny), "a is -inf, expected a finite number");
+  EXPECT_NO_THROW(check_bounds("a", 0, kNotNegative, true));
+  EXPECT_NO_THROW(check_bounds("a", 0, kPositiveInTraining, false));
+  EXPECT_NO_THROW(check_bounds("a", 1, kFraction, true));
+  EXPECT_NO_THROW(check_bounds("a", INFINITY, kOrder, true));
 }
 
 }  // namespace

@@ -35,23 +35,6 @@ void check_own_gradient(const Own& argument, const Tensor& given, const ChannelC
   check_shape(argument.gradient, given, logits ? three("that of the logits") : call.channel_shape);
 }
 
-template <class T>
-void check_bounds(const char* name, T value, const Bounds& bounds, bool training) {
-  if constexpr (std::is_same_v<T, Index>) {
-    check_at_least(name, value, static_cast<Index>(bounds.least));
-  } else if constexpr (std::is_same_v<T, double>) {
-    if (bounds.infinite) {
-      if (value >= bounds.least) return;
-      throw value_error(std::string(name) + " is " + std::to_string(value) +
-                        ", expected a number >= " + std::to_string(int(bounds.least)) +
-                        " or infinity");
-    }
-    if (std::isfinite(bounds.most)) return check_momentum(value);
-    if (bounds.above) return check_eps(value, /*positive=*/training);
-    check_at_least(name, value, bounds.least);
-  }
-}
-
 // Both or neither; `use` takes the statistics from them.
 template <class Method>
 void give_buffers(const OptionsOf<Method>& o, bool use, ChannelCall& call) {
@@ -100,7 +83,12 @@ ChannelCall call_of(const ChannelArguments& a, const OptionsOf<Method>& o) {
     using A = std::remove_cvref_t<decltype(argument)>;
     if constexpr (A::kind == Kind::own) check_own(argument, *a.own[own++], call);
     if constexpr (A::kind == Kind::option) {
-      check_bounds(argument.name, o.*argument.member, argument.bounds, training);
+      const auto value = o.*argument.member;
+      if constexpr (std::is_same_v<decltype(value), const Index>) {
+        check_at_least(argument.name, value, static_cast<Index>(argument.bounds.least));
+      } else if constexpr (std::is_same_v<decltype(value), const double>) {
+        check_bounds(argument.name, value, argument.bounds, training);
+      }
     }
     if constexpr (A::kind == Kind::groups) {
       if (a.groups < 1 || call.channels() % a.groups != 0) {

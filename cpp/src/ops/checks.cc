@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "normcore/errors.h"
+#include "ops/signatures.h"
 
 namespace normcore {
 namespace {
@@ -154,20 +155,26 @@ void check_output(const char* name, const Tensor& out, const ConstTensor& x, con
   }
 }
 
-void check_eps(double eps, bool positive) {
-  if (std::isfinite(eps) && (positive ? eps > 0 : eps >= 0)) return;
-  throw value_error("eps is " + number(eps) + ", expected a finite number " +
-                    (positive ? "> 0 when training" : ">= 0"));
-}
-
 void check_finite(const char* name, double value) {
   if (std::isfinite(value)) return;
   throw value_error(std::string(name) + " is " + number(value) + ", expected a finite number");
 }
 
-void check_momentum(double momentum) {
-  if (momentum >= 0 && momentum <= 1) return;
-  throw value_error("momentum is " + number(momentum) + ", expected a finite number from 0 to 1");
+void check_bounds(const char* name, double value, const Bounds& bounds, bool training) {
+  const bool above = bounds.above && training;
+  if ((above ? value > bounds.least : value >= bounds.least) && value <= bounds.most &&
+      (bounds.infinite || std::isfinite(value))) {
+    return;
+  }
+  std::string rule = bounds.infinite ? "a number" : "a finite number";
+  if (std::isfinite(bounds.most)) {
+    rule += " from " + number(bounds.least) + " to " + number(bounds.most);
+  } else if (std::isfinite(bounds.least)) {
+    rule += (above ? " > " : " >= ") + number(bounds.least);
+  }
+  if (above) rule += " when training";
+  if (bounds.infinite) rule += " or infinity";
+  throw value_error(std::string(name) + " is " + number(value) + ", expected " + rule);
 }
 
 void check_at_least(const char* name, Index value, Index least) {

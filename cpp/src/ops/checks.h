@@ -11,6 +11,8 @@
 
 namespace normcore {
 
+struct Bounds;  // of signatures.h, which names the methods
+
 std::string shape_text(const Index* shape, int ndim);
 template <bool kConst>
 std::string shape_text(const BasicTensor<kConst>& t) {
@@ -40,9 +42,9 @@ void check_like(const char* name, const ConstTensor& t, const ConstTensor& x,
 // `out` must have x's shape and dtype.
 void check_output(const char* name, const Tensor& out, const ConstTensor& x,
                   const char* x_name = "x");
-void check_eps(double eps, bool positive);
 void check_finite(const char* name, double value);
-void check_momentum(double momentum);
+// As an option's signature says.
+void check_bounds(const char* name, double value, const Bounds& bounds, bool training);
 void check_at_least(const char* name, Index value, Index least);
 void check_at_least(const char* name, double value, double least);  // and finite
 void check_device(const Context& context);

@@ -25,7 +25,7 @@ struct ElementCall {
     check_view("x", x);
     if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
     check_axes(axes, x.ndim(), normalized);
-    check_eps(eps, false);
+    check_at_least("eps", eps, 0.0);
     check_finite("weight_offset", offset);
     for (int a = 0; a < x.ndim(); ++a) {
       if (normalized[a]) parameter_shape.append(x.shape(a));

@@ -299,7 +299,7 @@ double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start
   check_on_cpu("spectral_norm", context);
   const Shape shape("weight", weight, o.axis);
   check_at_least("n_power_iterations", o.n_power_iterations, Index(0));
-  check_eps(o.eps, false);
+  check_at_least("eps", o.eps, 0.0);
   check_bound(o.bound);
   const bool none = o.n_power_iterations == 0;
   if (!start.u && (none || !o.u_first)) throw type_error("u is None, expected an array");
