@@ -142,8 +142,8 @@ class Call {
        std::index_sequence<G...>)
       : x(source.x, "x"),
         arrays{array<I>(source, next)...},
-        x_view_(x.tensor()),
-        views_{ConstTensor(arrays[G].tensor())..., ConstTensor()} {
+        x_view_(x.view()),
+        views_{arrays[G].view()..., ConstTensor()} {
     for (int i = 0; i < kOwnCount<Method>; ++i) arguments_.own[i] = &views_[i];
     int i = 0, n = 0;
     for_each_argument<Method>([&](const auto& a) {
@@ -230,9 +230,9 @@ py::object backward(const py::handle* arguments) {
     for (std::size_t i = 0; i < kOwnCount<Method>; ++i) own[i] = &of[i].tensor;
     const Context context = call.context(Named{"dy", dy}, Named{"stats.pooled", pooled},
                                          Named{"stats.given", given}, Named{"out", dx.array()});
-    unlocked(call.size(), &call_backward<Method>, dy.tensor(), call.arguments(),
+    unlocked(call.size(), &call_backward<Method>, dy.view(), call.arguments(),
              {dx.tensor, gradient(Kind::weight), gradient(Kind::bias)}, own, call.options,
-             {pooled.tensor(), given.tensor()}, context);
+             {pooled.view(), given.view()}, context);
     return py::make_tuple(dx.result.take(), of[I].result.take()...);
   }(std::make_index_sequence<kGradients<Method>>());
 }

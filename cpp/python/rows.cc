@@ -36,8 +36,8 @@ py::object layer_norm_(py::handle x_, py::handle weight_, py::handle bias_, py::
   Statistics stats(return_stats, x, kept_shape(x, options.axes));
   const Context context = call_context(
       x, {{"weight", weight}, {"bias", bias}, {"residual", residual.residual}, {"out", y.array()}});
-  unlocked(x.tensor().size(), &layer_norm, x.tensor(), weight.tensor(), bias.tensor(), y.tensor,
-           options, stats.out, context);
+  unlocked(x.tensor().size(), &layer_norm, x.view(), weight.view(), bias.view(), y.tensor, options,
+           stats.out, context);
   return residual.results(y, stats, return_stats);
 }
 
@@ -55,7 +55,7 @@ py::object rms_norm_(py::handle x_, py::handle weight_, py::handle axis, py::han
                    Statistics::kRstd | Statistics::kPooled);
   const Context context =
       call_context(x, {{"weight", weight}, {"residual", residual.residual}, {"out", y.array()}});
-  unlocked(x.tensor().size(), &rms_norm, x.tensor(), weight.tensor(), y.tensor, options, stats.out,
+  unlocked(x.tensor().size(), &rms_norm, x.view(), weight.view(), y.tensor, options, stats.out,
            context);
   return residual.results(y, stats, return_stats);
 }
@@ -75,9 +75,8 @@ py::object layer_norm_backward_(py::handle dy_, py::handle x_, py::handle weight
                                            {"dh", dh},
                                            {"stats.pooled", pooled},
                                            {"out", dx.array()}});
-  unlocked(x.tensor().size(), &layer_norm_backward, dy.tensor(), x.tensor(), weight.tensor(),
-           {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.tensor(), pooled.tensor(),
-           context);
+  unlocked(x.tensor().size(), &layer_norm_backward, dy.view(), x.view(), weight.view(),
+           {dx.tensor, dweight.tensor, dbias.tensor}, options, dh.view(), pooled.view(), context);
   return py::make_tuple(dx.result.take(), dweight.result.take(), dbias.result.take());
 }
 
@@ -94,8 +93,8 @@ py::object rms_norm_backward_(py::handle dy_, py::handle x_, py::handle weight_,
   const Context context = call_context(
       x,
       {{"dy", dy}, {"weight", weight}, {"dh", dh}, {"stats.pooled", pooled}, {"out", dx.array()}});
-  unlocked(x.tensor().size(), &rms_norm_backward, dy.tensor(), x.tensor(), weight.tensor(),
-           {dx.tensor, dweight.tensor, {}}, options, dh.tensor(), pooled.tensor(), context);
+  unlocked(x.tensor().size(), &rms_norm_backward, dy.view(), x.view(), weight.view(),
+           {dx.tensor, dweight.tensor, {}}, options, dh.view(), pooled.view(), context);
   return py::make_tuple(dx.result.take(), dweight.result.take());
 }
 
@@ -108,7 +107,7 @@ py::object normalize_(py::handle x_, py::handle ord, py::handle axis, py::handle
                                  as_double(eps, "eps")};
   Output y(out, x);
   const Context context = call_context(x, {{"out", y.array()}});
-  unlocked(x.tensor().size(), &normalize, x.tensor(), y.tensor, options, context);
+  unlocked(x.tensor().size(), &normalize, x.view(), y.tensor, options, context);
   return y.result.take();
 }
 
@@ -119,7 +118,7 @@ py::object normalize_backward_(py::handle dy_, py::handle x_, py::handle ord, py
                                  as_double(eps, "eps")};
   Output dx(out, x);
   const Context context = call_context(x, {{"dy", dy}, {"out", dx.array()}});
-  unlocked(x.tensor().size(), &normalize_backward, dy.tensor(), x.tensor(), dx.tensor, options,
+  unlocked(x.tensor().size(), &normalize_backward, dy.view(), x.view(), dx.tensor, options,
            context);
   return dx.result.take();
 }
