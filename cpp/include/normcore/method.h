@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <type_traits>
 
 #include "normcore/dtype.h"
@@ -53,13 +54,16 @@ struct StatsGrad {
 // A method M has
 //   static constexpr Pool pools[];      the pools it reads
 //   static constexpr bool raw;          moments about zero instead of about the mean
+//   static constexpr bool by_channel;   whether its formulas look at the channel
 //   struct Params;                      what the call says: scalars, and arrays over the channels
 //   struct ParamsGrad;                  doubles, or empty (NoGradients)
-//   static double rstd(const Stats&, const Params&);       of one pool, for who asks
+//   static double rstd(const Stats&, const Params&, Index channel);  of one pool, for who asks; of
+//                                       a pool of several channels: with the first of them
 //   static Coef coefficients(const Stats (&)[P], const Params&, Index channel);
 //   static void pullback(const Stats (&)[P], const Params&, Index channel, CoefGrad,
 //                        StatsGrad (&)[P], ParamsGrad&);
-// The gradients of given statistics are not used, and need not be written.
+// The gradients of given statistics are not used, and need not be written. `NormMethod` below holds
+// every line of methods.def to this.
 template <class M>
 inline constexpr int kPoolCount = static_cast<int>(sizeof(M::pools) / sizeof(Pool));
 
@@ -67,6 +71,8 @@ inline constexpr int kPoolCount = static_cast<int>(sizeof(M::pools) / sizeof(Poo
 // Stats::var the spread itself: (mean |x - mean|^order)^(1/order), or with order 0 the mean of the
 // `count` largest |x - mean|. With `sum` it is the sum of the powers, not their mean. It reads one
 // pool.
+//
+// Its pool is one cell of the table: a channel, an instance, or a row with parameters by element.
 struct SpreadKind {
   double order;
   Index count;
@@ -91,5 +97,84 @@ inline constexpr int kParameterCount =
     std::is_empty_v<typename M::ParamsGrad>
         ? 0
         : static_cast<int>(sizeof(typename M::ParamsGrad) / sizeof(double));
+
+// ---- the contract, part by part, so that an error names what is missing
+
+template <class M>
+concept DeclaresPools = requires {
+  { M::pools[0] } -> std::convertible_to<Pool>;
+  { M::raw } -> std::convertible_to<bool>;
+  { M::by_channel } -> std::convertible_to<bool>;
+};
+template <class M>
+concept DeclaresParams =
+    requires {
+      typename M::Params;
+      typename M::ParamsGrad;
+    } && std::is_trivially_copyable_v<typename M::Params> &&
+    std::is_trivially_copyable_v<typename M::ParamsGrad> &&
+    (std::is_empty_v<typename M::ParamsGrad> ||
+     sizeof(typename M::ParamsGrad) % sizeof(double) == 0);
+template <class M>
+concept HasRstd = requires(const Stats& s, const typename M::Params& p, Index channel) {
+  { M::rstd(s, p, channel) } -> std::same_as<double>;
+};
+template <class M>
+concept HasCoefficients =
+    requires(const Stats (&s)[kPoolCount<M>], const typename M::Params& p, Index channel) {
+      { M::coefficients(s, p, channel) } -> std::same_as<Coef>;
+    };
+template <class M>
+concept HasPullback =
+    requires(const Stats (&s)[kPoolCount<M>], const typename M::Params& p, Index channel,
+             CoefGrad g, StatsGrad (&ds)[kPoolCount<M>], typename M::ParamsGrad& dp) {
+      { M::pullback(s, p, channel, g, ds, dp) } -> std::same_as<void>;
+    };
+
+// The others can be merged from the last pool, and given statistics are the first.
+template <class M>
+consteval bool last_pool_is_finest() {
+  constexpr int P = kPoolCount<M>;
+  if (P == 1) return M::pools[0] != Pool::given;
+  bool channels_alone = true;
+  for (int i = 0; i < P - 1; ++i) {
+    if (M::pools[i] == Pool::given && i > 0) return false;
+    channels_alone = channels_alone && (M::pools[i] == Pool::given || M::pools[i] == Pool::batch);
+  }
+  return M::pools[P - 1] == Pool::instance || (M::pools[P - 1] == Pool::batch && channels_alone);
+}
+
+// Over which pools the pipeline measures a spread. A sample is a single cell where parameters are
+// by element; over its channels it has many, as a group has.
+template <class M>
+inline constexpr bool kSpreadOfChannels =
+    kPoolCount<M> == 1 && (M::pools[0] == Pool::batch || M::pools[0] == Pool::instance);
+template <class M>
+inline constexpr bool kSpreadOfRows = kPoolCount<M> == 1 && M::pools[0] == Pool::sample;
+
+template <class M>
+concept NormMethod =
+    DeclaresPools<M> && DeclaresParams<M> && HasRstd<M> && HasCoefficients<M> && HasPullback<M> &&
+    last_pool_is_finest<M>() && (!MeasuresSpread<M> || kSpreadOfChannels<M> || kSpreadOfRows<M>);
+
+template <class M>
+consteval bool check_method() {
+  static_assert(DeclaresPools<M>,
+                "a method declares `static constexpr` Pool pools[], bool raw and bool by_channel");
+  static_assert(DeclaresParams<M>,
+                "a method declares Params and ParamsGrad: plain structs, the second of doubles");
+  static_assert(HasRstd<M>, "a method has double rstd(const Stats&, const Params&, Index channel)");
+  static_assert(HasCoefficients<M>,
+                "a method has Coef coefficients(const Stats (&)[P], const Params&, Index channel)");
+  static_assert(HasPullback<M>,
+                "a method has void pullback(const Stats (&)[P], const Params&, Index channel, "
+                "CoefGrad, StatsGrad (&)[P], ParamsGrad&)");
+  static_assert(last_pool_is_finest<M>(),
+                "the last of several pools is Pool::instance, or Pool::batch after given and batch "
+                "pools alone; Pool::given is the first");
+  static_assert(!MeasuresSpread<M> || kSpreadOfChannels<M> || kSpreadOfRows<M>,
+                "a spread is measured over one pool: batch, instance, or the sample of a row");
+  return NormMethod<M>;
+}
 
 }  // namespace normcore

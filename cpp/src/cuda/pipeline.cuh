@@ -122,8 +122,9 @@ class Pipeline {
   static constexpr int V = kPack<T>;
   // Whose pool can be a row of elements that have parameters of their own.
   static constexpr bool kRowFamily = P == 1 && Method::pools[0] == Pool::sample;
-  // Whose pool can stay in registers.
-  static constexpr bool kHeld = P == 1 && !MeasuresSpread<Method>;
+  // Whose pool can stay in registers, with one set of coefficients for all of it.
+  static constexpr bool kHeld =
+      P == 1 && !MeasuresSpread<Method> && !Method::by_channel && kParameterCount<Method> == 0;
 
  public:
   using Params = typename Method::Params;
@@ -150,7 +151,7 @@ class Pipeline {
     PoolTables<Formula> pools = statistics(args);
     auto show = [&](int pool, const RowStatistics& out) {
       if (!out.mean) return;
-      launch(each(pools.shape[pool].entries()), stream(), export_statistics<Formula>,
+      launch(each(pools.shape[pool].entries()), stream(), export_statistics<Formula>, g_,
              pools.shape[pool], pools.mean[pool], pools.var[pool], params_, out);
     };
     show(args.given_mean && P > 1 ? 1 : 0, {args.mean, args.var, args.rstd});

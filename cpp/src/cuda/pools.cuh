@@ -1,7 +1,8 @@
 // The channel family where a team can hold a whole pool: its cells are read once, stay in
 // registers, and give their statistics, their solved coefficients and their results, as rows.cuh
-// does for rows. A pack never spans two cells, so it has the coefficients of one channel. For
-// methods of one pool; the elements of a cell follow each other.
+// does for rows. A pack never spans two cells, so it has the weight of one channel. For methods of
+// one pool and one formula for all of its channels, without gradients of their own; the elements of
+// a cell follow each other.
 #pragma once
 
 #include "cuda/geometry.cuh"
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(512)
   if (active && team.index() == 0 && out.mean) {
     out.mean[entry] = double(center) + stats[0].mean;
     out.var[entry] = stats[0].var;
-    out.rstd[entry] = Method::rstd(stats[0], params);
+    out.rstd[entry] = Method::rstd(stats[0], params, pools.channel(entry, 0));
   }
 #pragma unroll
   for (int p = 0; p < P; ++p) {

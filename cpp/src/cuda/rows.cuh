@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(512)
   if (row < a.rows && team.index() == 0 && a.out.mean) {
     a.out.mean[row] = double(center) + stats[0].mean;
     a.out.var[row] = stats[0].var;
-    a.out.rstd[row] = Method::rstd(stats[0], params);
+    a.out.rstd[row] = Method::rstd(stats[0], params, 0);
   }
   const C scale = C(f.a), shift = C(f.b);
 #pragma unroll

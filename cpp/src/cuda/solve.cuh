@@ -98,13 +98,15 @@ __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Met
 
 // The statistics of a pool for who asks. out.rstd null: not wanted.
 template <class Method>
-__global__ void export_statistics(PoolShape shape, const double* mean, const double* var,
-                                  typename Method::Params params, RowStatistics out) {
+__global__ void export_statistics(Geometry g, PoolShape shape, const double* mean,
+                                  const double* var, typename Method::Params params,
+                                  RowStatistics out) {
   const Index e = my_cell();
   if (e >= shape.entries()) return;
   out.mean[e] = mean[e];
   out.var[e] = var[e];
-  if (out.rstd) out.rstd[e] = Method::rstd({0, var[e], shape.count}, params);
+  if (out.rstd)
+    out.rstd[e] = Method::rstd({0, var[e], shape.count}, params, shape.cell_of(g, e, 0) % g.cells);
 }
 
 // Coefficients of a cell before the sums over dy are known.

@@ -249,7 +249,7 @@ void join_empty(const ChannelCall& call, const MakeParams& make_params,
   if (count.sum == 0) return;
   const typename Method::Params params = make_params(memory);
   for (Index k = 0; k < channels; ++k) {
-    table.rstd[k] = Method::rstd({0, table.var[k], count.sum}, params);
+    table.rstd[k] = Method::rstd({0, table.var[k], count.sum}, params, k);
   }
   Plan plan{};
   plan.affinity = Affinity::channel;
@@ -297,6 +297,8 @@ template <class Method, class MakeParams>
 void channel_forward(const ChannelCall& call, const MakeParams& make_params, const Tensor& y,
                      std::span<const BufferUpdate> updates, const StatsOut& stats,
                      const Context& context, std::span<const OwnParameter> own = {}) {
+  static_assert(!MeasuresSpread<Method> || kSpreadOfChannels<Method>,
+                "over the channels of a sample or group no spread is measured");
   check_channel_forward(call, y, updates, stats, context, own);
   if (call.x.size() == 0) {
     return join_empty<Method>(call, make_params, updates, stats, context);
@@ -408,6 +410,8 @@ template <class Method, class MakeParams, class WriteOwn>
 void channel_backward(const ChannelCall& call, const MakeParams& make_params, const ConstTensor& dy,
                       const Gradients& g, const SavedStats& stats, const Context& context,
                       const OwnGradients& own, const WriteOwn& write_own) {
+  static_assert(!MeasuresSpread<Method> || kSpreadOfChannels<Method>,
+                "over the channels of a sample or group no spread is measured");
   check_channel_backward(call, dy, g, stats, context, own.of);
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);

@@ -28,6 +28,10 @@ inline constexpr const char* kMethodName = nullptr;
 #include "normcore/methods.def"
 #undef NORMCORE_METHOD
 
+#define NORMCORE_METHOD(name, type) static_assert(check_method<type>());
+#include "normcore/methods.def"
+#undef NORMCORE_METHOD
+
 // Defines run_forward and run_backward of the current namespace for a method.
 #define NORMCORE_INSTANTIATE(type)      \
   NORMCORE_INSTANTIATE_FOR(type, float) \

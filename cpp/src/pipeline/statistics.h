@@ -259,27 +259,28 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
 template <class Method, class Backend, class Args>
 void export_statistics(const Backend& be, const Args& args, const typename Method::Params& params,
                        const Block& b, const Solved<Method, typename Backend::Compute>& s) {
-  // f(entry of the block's table, entry of the whole one) for a pool.
+  // f(entry of the block's table, entry of the whole one, its first cell of a row) for a pool.
   auto each = [&](const PoolTable& t, auto f) {
     const Index cols = be.plan().pool_cols(t.extent);
     for (Index o = 0; o < t.rows; ++o) {
       for (Index j = 0; j < t.cols; ++j) {
-        f(o * t.cols + j, (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j);
+        const Index col = b.k0 / t.cell_div + j;
+        f(o * t.cols + j, (b.o0 * (t.row_step > 0) + o) * cols + col, col * t.cell_div);
       }
     }
   };
   constexpr int P = kPoolCount<Method>;
   if (args.mean) {
     const PoolTable& t = s.pools[args.given_mean && P > 1 ? 1 : 0];
-    each(t, [&](Index e, Index to) {
+    each(t, [&](Index e, Index to, Index channel) {
       args.mean[to] = t.mean[e];
       args.var[to] = t.var[e];
-      args.rstd[to] = Method::rstd({0, t.var[e], t.count}, params);
+      args.rstd[to] = Method::rstd({0, t.var[e], t.count}, params, channel);
     });
   }
   if (args.last_mean) {
     const PoolTable& t = s.pools[P - 1];
-    each(t, [&](Index e, Index to) {
+    each(t, [&](Index e, Index to, Index) {
       args.last_mean[to] = t.mean[e];
       args.last_var[to] = t.var[e];
     });

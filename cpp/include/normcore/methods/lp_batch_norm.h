@@ -12,6 +12,7 @@ namespace normcore {
 struct LpBatchNorm {
   static constexpr Pool pools[] = {Pool::batch};
   static constexpr bool raw = false;
+  static constexpr bool by_channel = false;
   struct Params {
     double eps;
     SpreadKind spread;  // of order p; infinite: the one largest
@@ -30,16 +31,16 @@ struct LpBatchNorm {
     if (power > p.eps) return s.var * std::pow(1 + p.eps / power, 1 / order);
     return std::pow(p.eps, 1 / order) * std::pow(1 + power / p.eps, 1 / order);
   }
-  NORMCORE_HD static double rstd(const Stats& s, const Params& p) { return 1 / scale(s, p); }
+  NORMCORE_HD static double rstd(const Stats& s, const Params& p, Index) { return 1 / scale(s, p); }
 
-  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index) {
-    const double r = rstd(s[0], p);
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index channel) {
+    const double r = rstd(s[0], p, channel);
     return {r, -r * s[0].mean};
   }
 
-  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index, CoefGrad g,
+  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index channel, CoefGrad g,
                                    StatsGrad (&ds)[1], ParamsGrad&) {
-    const double r = rstd(s[0], p);
+    const double r = rstd(s[0], p, channel);
     const double dscale = -r * (r * (g.a - s[0].mean * g.b));
     const double slope = is_linear(p) ? factor(p) : std::pow(s[0].var * r, p.spread.order - 1);
     ds[0] = {-r * g.b, dscale * slope};

@@ -9,11 +9,12 @@ namespace normcore {
 struct MeanOnlyBatchNorm {
   static constexpr Pool pools[] = {Pool::batch};
   static constexpr bool raw = false;
+  static constexpr bool by_channel = false;
   static constexpr bool shifts_only = true;
   struct Params {};
   using ParamsGrad = NoGradients;
 
-  NORMCORE_HD static double rstd(const Stats&, const Params&) { return 1; }
+  NORMCORE_HD static double rstd(const Stats&, const Params&, Index) { return 1; }
 
   NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params&, Index) {
     return {1, -s[0].mean};

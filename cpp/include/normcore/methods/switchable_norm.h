@@ -10,6 +10,7 @@ namespace normcore {
 struct SwitchableNorm {
   static constexpr Pool pools[] = {Pool::batch, Pool::sample, Pool::instance};
   static constexpr bool raw = false;
+  static constexpr bool by_channel = false;
   struct Params {
     double eps;
     const double* mean_weights;  // [3], after the softmax: instance, layer, batch
@@ -19,7 +20,7 @@ struct SwitchableNorm {
     double mean_logits[3], var_logits[3];  // through the softmax
   };
 
-  NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
+  NORMCORE_HD static double rstd(const Stats& s, const Params& p, Index) {
     return reciprocal_deviation(s, p.eps);
   }
   // The weights of three logits; subtracting the largest keeps exp in range.
@@ -39,16 +40,16 @@ struct SwitchableNorm {
     return m;
   }
 
-  NORMCORE_HD static Coef coefficients(const Stats (&s)[3], const Params& p, Index) {
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[3], const Params& p, Index channel) {
     const Stats m = mix(s, p);
-    const double r = rstd(m, p);
+    const double r = rstd(m, p, channel);
     return {r, -r * m.mean};
   }
 
-  NORMCORE_HD static void pullback(const Stats (&s)[3], const Params& p, Index, CoefGrad g,
+  NORMCORE_HD static void pullback(const Stats (&s)[3], const Params& p, Index channel, CoefGrad g,
                                    StatsGrad (&ds)[3], ParamsGrad& dp) {
     const Stats m = mix(s, p);
-    const double r = rstd(m, p);
+    const double r = rstd(m, p, channel);
     const double dmean = -r * g.b, dvar = -0.5 * (r * r) * (r * (g.a - m.mean * g.b));
     for (int k = 0; k < 3; ++k) {
       const Stats& pool = s[2 - k];

@@ -11,6 +11,7 @@ namespace normcore {
 struct TopKBatchNorm {
   static constexpr Pool pools[] = {Pool::batch};
   static constexpr bool raw = false;
+  static constexpr bool by_channel = false;
   struct Params {
     double eps;
     SpreadKind spread;  // of order 0
@@ -22,18 +23,18 @@ struct TopKBatchNorm {
     constexpr double kNumerator = 1.5434524642511518;
     return s.count > 1 ? kNumerator / std::sqrt(2 * std::log(s.count)) : 1;
   }
-  NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
+  NORMCORE_HD static double rstd(const Stats& s, const Params& p, Index) {
     return 1 / (factor(s) * s.var + p.eps);
   }
 
-  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index) {
-    const double r = rstd(s[0], p);
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index channel) {
+    const double r = rstd(s[0], p, channel);
     return {r, -r * s[0].mean};
   }
 
-  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index, CoefGrad g,
+  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index channel, CoefGrad g,
                                    StatsGrad (&ds)[1], ParamsGrad&) {
-    const double r = rstd(s[0], p);
+    const double r = rstd(s[0], p, channel);
     ds[0] = {-r * g.b, -r * (r * (g.a - s[0].mean * g.b)) * factor(s[0])};
   }
 };

@@ -10,23 +10,24 @@ namespace normcore {
 struct WeightNorm {
   static constexpr Pool pools[] = {Pool::instance};
   static constexpr bool raw = true;
+  static constexpr bool by_channel = false;
   struct Params {
     double eps;
   };
   using ParamsGrad = NoGradients;
 
-  NORMCORE_HD static double rstd(const Stats& s, const Params& p) {
+  NORMCORE_HD static double rstd(const Stats& s, const Params& p, Index) {
     const double squares = s.var * s.count + p.eps;
     return squares > 0 ? 1 / std::sqrt(squares) : squares == 0 ? 0 : squares;  // NaN stays NaN
   }
 
-  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index) {
-    return {rstd(s[0], p), 0};
+  NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index channel) {
+    return {rstd(s[0], p, channel), 0};
   }
 
-  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index, CoefGrad g,
+  NORMCORE_HD static void pullback(const Stats (&s)[1], const Params& p, Index channel, CoefGrad g,
                                    StatsGrad (&ds)[1], ParamsGrad&) {
-    const double r = rstd(s[0], p);
+    const double r = rstd(s[0], p, channel);
     ds[0] = {0, -0.5 * s[0].count * (r * r) * (r * g.a)};
   }
 };
