@@ -19,7 +19,7 @@ struct EpsGradient {
 };
 template <Pool kPool, bool kLearned = true>
 struct ChannelEps {
-  static constexpr Pool pools[] = {kPool};
+  static constexpr Pool pools[1] = {kPool};
   static constexpr bool raw = false;
   static constexpr bool by_channel = true;
   struct Params {
@@ -45,7 +45,7 @@ struct ChannelEps {
 // y = scale * (x - mean) / sqrt(var + eps), with one learned scale for all channels.
 template <Pool kPool>
 struct LearnedScale {
-  static constexpr Pool pools[] = {kPool};
+  static constexpr Pool pools[1] = {kPool};
   static constexpr bool raw = false;
   static constexpr bool by_channel = false;
   struct Params {

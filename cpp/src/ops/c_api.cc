@@ -143,6 +143,14 @@ struct GivenArguments {
   int64_t groups = 1;
 };
 
+// Of a method that can take both: without running statistics those of x.
+template <class Method, class A, class Options>
+void choose_statistics([[maybe_unused]] const A& a, [[maybe_unused]] Options& o) {
+  if constexpr (A::kind == Kind::learns && requires { Signature<Method>::needs_buffers; }) {
+    if (!kAlwaysGiven<Method>) o.*a.member = !o.running_mean;
+  }
+}
+
 // Inference with a method, as its signature says; `o`: what the function has of options itself.
 template <class Method>
 normcore_status channel_norm(const GivenArguments& given, const normcore_tensor* y,
@@ -165,10 +173,7 @@ normcore_status channel_norm(const GivenArguments& given, const normcore_tensor*
         own[arrays] = required(a.name, given.own[static_cast<std::size_t>(arrays)]);
         ++arrays;
       }
-      // Without running statistics those of x.
-      if constexpr (A::kind == Kind::learns && requires { Signature<Method>::needs_buffers; }) {
-        if (!kAlwaysGiven<Method>) o.*a.member = !o.running_mean;
-      }
+      choose_statistics<Method>(a, o);
     });
     for (int i = buffers; i < 2; ++i) expect_none(names[i], running[i], Signature<Method>::title);
     if constexpr (requires { o.eps; }) o.eps = c.eps;

@@ -18,7 +18,7 @@ NORMCORE_HD inline double reciprocal_deviation(const Stats& s, double eps) {
 
 template <Pool kPool, bool kRaw = false>
 struct Standardize {
-  static constexpr Pool pools[] = {kPool};
+  static constexpr Pool pools[1] = {kPool};  // a template's arrays say their size
   static constexpr bool raw = kRaw;
   static constexpr bool by_channel = false;
   using Params = EpsParams;
