@@ -15,7 +15,7 @@ from ._layer import _Layer, affine_parameters
 from ._typing import A
 
 
-class RowLayer(_Layer):
+class _RowLayer(_Layer):
     """A layer over the trailing axes, or those of ``axis``, which can add a residual first."""
 
     _leading = ("normalized_shape",)

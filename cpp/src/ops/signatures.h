@@ -1,8 +1,10 @@
 // What each method takes beside x, said once: the arrays and options of its call, in the order in
-// which Python gives them, with the bounds of the numbers. The operations, the Python binding, the
-// C interface and the tables of the tests are made from it. It is no public header: users of C++
-// see the functions and option structs of ops.h, which stay plain aggregates, so that
-// `BatchNormOptions{.training = true}` and `BatchNormOptions{mean, var}` compile.
+// which Python gives them, with the bounds of the numbers. The operations, the Python binding and
+// the C interface of the channel family are made from it, as are the tables of tests and
+// benchmarks; those of rows and weights are written out, and held to it by
+// tests/test_signatures.py. It is no public header: users of C++ see the functions and option
+// structs of ops.h, which stay plain aggregates, so that `BatchNormOptions{.training = true}` and
+// `BatchNormOptions{mean, var}` compile.
 #pragma once
 
 #include <array>

@@ -14,7 +14,7 @@ from .._core import layer_norm as _layer_norm
 from .._core import layer_norm_backward as _layer_norm_backward
 from .._interop import Array
 from .._results import saved
-from .._row_layer import RowLayer
+from .._row_layer import _RowLayer
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["LayerNorm", "layer_norm", "layer_norm_backward"]
@@ -229,7 +229,7 @@ def layer_norm_backward(
     )
 
 
-class LayerNorm(RowLayer):
+class LayerNorm(_RowLayer):
     r"""Layer normalization over the trailing axes of x.
 
     .. math:: y = \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}}

@@ -14,7 +14,7 @@ from .._core import rms_norm_backward as _rms_norm_backward
 from .._dtypes import float_dtype
 from .._interop import Array
 from .._results import saved
-from .._row_layer import RowLayer
+from .._row_layer import _RowLayer
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["RMSNorm", "rms_norm", "rms_norm_backward"]
@@ -225,7 +225,7 @@ def rms_norm_backward(
     )
 
 
-class RMSNorm(RowLayer):
+class RMSNorm(_RowLayer):
     r"""Root mean square normalization over the trailing axes of x.
 
     .. math:: y = \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}} \cdot (weight + weight\_offset)
