@@ -197,6 +197,7 @@ if sys.argv[3] == "signal":
     signal.signal(signal.SIGALRM, answer)
     signal.setitimer(signal.ITIMER_REAL, 0.3)
 else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     threading.Timer(0.3, _thread.interrupt_main).start()
 try:
     call()
