@@ -237,6 +237,27 @@ def test_nan_and_infinity_spoil_only_their_pool(rng, bad):
 
 
 @each_dtype
+def test_a_pool_of_one_element_has_no_gradient(rng, dtype):
+    x, dy = rng.normal(1, 30, (2, 6, 1)).astype(dtype)
+    w = rng.normal(0, 100, 1).astype(dtype)
+    for a, g in ((x, dy), (np.asfortranarray(x), np.asfortranarray(dy))):
+        assert not nc.layer_norm_backward(g, a, w).dx.any()
+        w6 = rng.normal(0, 100, 6).astype(dtype)
+        grads = nc.group_norm_backward(np.repeat(g.T, 2, 0), np.repeat(a.T, 2, 0), 6, w6)
+        assert not grads.dx.any()
+
+
+@each_dtype
+@pytest.mark.parametrize("n", [2, 4, 8, 64])
+def test_equal_elements_with_equal_gradients_have_none(rng, dtype, n):
+    # Sums of 2, 4 or 8 equal numbers are exact; of more of them where the numbers have few bits.
+    value = rng.normal() if n <= 8 else 77.0
+    x, dy = np.full((3, n), rng.normal(), dtype), np.full((3, n), value, dtype)
+    assert not nc.layer_norm_backward(dy, x, np.ones(n, dtype)).dx.any()
+    assert not nc.layer_norm_backward(dy.T, x.T, np.ones(n, dtype), axis=0).dx.any()
+
+
+@each_dtype
 @pytest.mark.parametrize("axis", [0, 1, 2, None])
 def test_weight_norm(rng, dtype, axis):
     for shape in [(5, 7, 9), (3, 130), (4, 9, 3, 3), (2, 70000), (40, 3)]:

@@ -10,7 +10,8 @@ struct OnCpu {
   template <class Method>
   static void forward(const Plan& plan, const ForwardArgs<float>& args,
                       const typename Method::Params& params) {
-    normcore::forward<Method>(cpu::Backend<float>(plan, DType::kFloat32, 2), args, params);
+    const cpu::Backend<float> backend(plan, DType::kFloat32, 2);
+    Forward<Method, cpu::Backend<float>>(backend, args, params).run();
   }
   template <class Method>
   static void backward(const Plan& plan, const BackwardArgs<float>& args,

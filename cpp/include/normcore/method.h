@@ -91,6 +91,14 @@ concept MeasuresSpread = requires(const typename M::Params& p) { p.spread; };
 template <class M>
 concept ShiftsOnly = requires { requires M::shifts_only; };
 
+// A method whose formulas take what a call says in another form, as weights for logits, has
+//   static constexpr int kPrepared;                      numbers of that form
+//   static void prepare(const Params&, double* numbers);
+//   static Params prepared(const Params&, const double* numbers);   on the host alone
+// and its formulas get the Params that this returns.
+template <class M>
+concept PreparesParams = requires { M::kPrepared; };
+
 struct NoGradients {};
 template <class M>
 inline constexpr int kParameterCount =

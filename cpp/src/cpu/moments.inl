@@ -5,6 +5,7 @@
 // sample the sum of squares is at most 1 + n / m times the one around the mean, whatever the data.
 #pragma once
 
+#include "../plan/safe_squares.h"
 #include "drivers.inl"
 #include "vector_math.h"
 
@@ -12,8 +13,10 @@ namespace normcore::cpu::NORMCORE_ISA {
 namespace {
 
 // Whether a sum of squares lost nothing to overflow or to subnormals.
-SI bool safe(float sum_of_squares) { return sum_of_squares > 1e-25f && sum_of_squares < 1e36f; }
-SI bool safe(double sum_of_squares) { return sum_of_squares > 1e-250 && sum_of_squares < 1e300; }
+template <class C>
+SI bool safe(C sum_of_squares) {
+  return sum_of_squares > kLeastSafeSquares<C> && sum_of_squares < kMostSafeSquares<C>;
+}
 
 // Sum of (x - mean)^2 where the plain sum left the safe range: scaled by the largest deviation.
 template <class T>

@@ -177,7 +177,8 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// dx = p * dy + q * u + r (+ dh), weight in dy; with q null p * dy alone.
+// dx = p * dy + q * u + r, or with weights by element p * (weight * dy - r) + q * u; with q null
+// p * dy alone. dh is added.
 template <class T, int P, bool kPacked>
 __global__ void __launch_bounds__(512)
     cell_grad(Geometry g, View dy, View x, View dh, View dx, Team team,
@@ -193,10 +194,9 @@ __global__ void __launch_bounds__(512)
   const T* dh_start = has_dh ? dh.cell_start<const T>(g, piece.cell) : nullptr;
   T* to = dx.cell_start<T>(g, piece.cell);
   auto value = [&](T dy_i, T x_i, C dh_i, Index s) {
-    C v = widen(dy_i);
-    if (weight) v *= weight[s];
-    C d = p_c * v;
-    if (through_statistics) d += q * ((widen(x_i) - c) * u) + r;
+    const C v = widen(dy_i);
+    C d = weight ? p_c * (weight[s] * v - r) : p_c * v + r;
+    if (through_statistics) d += q * ((widen(x_i) - c) * u);
     return narrow<T>(d + dh_i);
   };
   if constexpr (kPacked) {

@@ -88,7 +88,6 @@ class DeviceMemory final : public Memory {
   void repeat(double* values, Index n, Index total) override;
   void scale(double* values, Index n, double factor) override;
   void transform(Transform t, const double* values, Index n, double* out) override;
-  void mixture_weights(const double* logits, double* weights) override;
   void sum_each(const double* values, Index rows, Index n, double* out) override;
   void blend(const double* old, const double* values, Index rows, Index n, double momentum,
              double factor, double* out) override;

@@ -78,10 +78,7 @@ __global__ void scale_kernel(double* values, Index n, double factor) {
 }
 __global__ void transform_kernel(Memory::Transform t, const double* values, Index n, double* out) {
   const Index i = my_index();
-  if (i < n) out[i] = t == Memory::kSquare ? values[i] * values[i] : 1 / values[i];
-}
-__global__ void mixture_weights_kernel(const double* logits, double* weights) {
-  SwitchableNorm::softmax(logits, weights);
+  if (i < n) out[i] = Memory::transformed(t, values[i]);
 }
 // A warp a row, in a fixed order.
 __global__ void sum_each_kernel(const double* values, Index n, double* out) {
@@ -97,7 +94,7 @@ __global__ void blend_kernel(const double* old, const double* values, Index rows
   if (k >= n) return;
   double sum = 0;
   for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
-  out[k] = (1 - momentum) * old[k] + momentum * factor * (sum / double(rows));
+  out[k] = blended(old[k], sum / double(rows), momentum, factor);
 }
 
 template <class C>
@@ -247,9 +244,6 @@ void DeviceMemory::scale(double* values, Index n, double factor) {
 }
 void DeviceMemory::transform(Transform t, const double* values, Index n, double* out) {
   launch(one_each(n), stream_, transform_kernel, t, values, n, out);
-}
-void DeviceMemory::mixture_weights(const double* logits, double* weights) {
-  launch(Launch{1, 1}, stream_, mixture_weights_kernel, logits, weights);
 }
 void DeviceMemory::sum_each(const double* values, Index rows, Index n, double* out) {
   launch({rows, 32}, stream_, sum_each_kernel, values, n, out);

@@ -1,4 +1,4 @@
-// The pipeline on a CUDA device: the steps of forward.h and backward.h as launches on the caller's
+// The pipeline on a CUDA device: the steps of step.h as launches on the caller's
 // stream. The formulas are the same headers; nothing waits for the host. Compiled once for each
 // storage type T, by pipeline_<type>.cu.
 #pragma once
@@ -73,11 +73,8 @@ PoolShape pool_of(const Plan& plan, Extent extent) {
   p.extent = extent;
   p.rows = plan.pool_rows(extent);
   p.cols = plan.pool_cols(extent);
-  p.across = extent == Extent::row     ? plan.cells
-             : extent == Extent::group ? plan.cells / plan.groups
-                                       : 1;
-  p.count =
-      double(plan.count) * double(p.across) * double(extent == Extent::column ? plan.outer : 1);
+  p.across = cells_across(extent, plan);
+  p.count = elements_of(extent, plan);
   return p;
 }
 
@@ -130,7 +127,7 @@ class Pipeline {
   using Params = typename Method::Params;
 
   Pipeline(const Plan& plan, DeviceMemory& memory, const Params& params)
-      : plan_(plan), memory_(memory), params_(params), g_(geometry_of(plan)) {}
+      : plan_(plan), memory_(memory), params_(prepared(params)), g_(geometry_of(plan)) {}
 
   void forward(const ForwardArgs<C>& args) {
     if constexpr (kHeld && kRowFamily) {
@@ -181,11 +178,9 @@ class Pipeline {
                           : std::initializer_list<int>{kX, kDy, kDx});
     const PoolTables<Formula> pools = statistics(args);
     const Index cells = g_.coefficient_cells();
-    BackwardTable<C> t{};
-    for (double** column : {&t.a, &t.b, &t.unit}) *column = memory_.take<double>(cells);
-    for (C** column : {&t.a_c, &t.b_c, &t.center, &t.unit_c, &t.p, &t.q, &t.r}) {
-      *column = memory_.take<C>(cells);
-    }
+    GradientTable<C> t{};
+    t.each([&]<class N>(N*& array) { array = memory_.take<N>(cells); });
+    t.center = memory_.take<C>(cells);
     launch(each(cells), stream(), solve_backward<Formula, C>, g_, pools, params_,
            args.channel_weight, t);
 
@@ -225,6 +220,15 @@ class Pipeline {
   }
 
  private:
+  Params prepared(const Params& params) const {
+    if constexpr (PreparesParams<Method>) {
+      double* numbers = memory_.take<double>(Method::kPrepared);
+      launch({1, 1}, stream(), prepare_params<Method>, params, numbers);
+      return Method::prepared(params, numbers);
+    } else {
+      return params;
+    }
+  }
   cudaStream_t stream() const { return memory_.stream(); }
   View view(int operand, const void* data) const {
     return data ? view_of(plan_, operand, data) : View{};
@@ -523,8 +527,8 @@ class Pipeline {
     const Index cells = g_.coefficient_cells();
     const SpreadTable<C> t = new_spread_table();
     const double n = pools.shape[0].count;
-    launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
-           pools.var[0], true, least_deviation(params_.spread), t);
+    launch(each(cells), stream(), prepare_spread<Method, C>, cells, n, pools.mean[0], pools.var[0],
+           true, least_deviation(params_.spread), t);
     double* spread = memory_.take<double>(cells);
     const double* tallies = tally_spread(t, x, n, nullptr);
     launch(each(cells), stream(), finish_spread<C>, cells, params_.spread, n, tallies, pools.var[0],
@@ -533,7 +537,7 @@ class Pipeline {
   }
 
   void through_spread(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
-                      const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+                      const GradientTable<C>& t, const double* sum_u, const double* sum_1) {
     const Index cells = g_.coefficient_cells();
     CellGradients<Formula> d{};
     d.mean[0] = memory_.take<double>(cells);
@@ -542,10 +546,10 @@ class Pipeline {
            sum_u, sum_1, d);
     const SpreadTable<C> spread = new_spread_table();
     const double n = pools.shape[0].count;
-    launch(each(cells), stream(), prepare_spread<Method::raw, C>, cells, pools.mean[0],
-           pools.var[0], false, 0, spread);
+    launch(each(cells), stream(), prepare_spread<Method, C>, cells, n, pools.mean[0], pools.var[0],
+           false, 0, spread);
     const double* tallies = tally_spread(spread, args.x, n, pools.var[0]);
-    launch(each(cells), stream(), finish_slopes<Method::raw, C>, cells, params_.spread, n, tallies,
+    launch(each(cells), stream(), finish_slopes<Method, C>, cells, params_.spread, n, tallies,
            pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);
     on_pieces([&](auto p, auto packed) {
       launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(kDy, args.dy),
@@ -555,7 +559,7 @@ class Pipeline {
   }
 
   void pull_back_through(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
-                         const BackwardTable<C>& t, const double* sum_u, const double* sum_1) {
+                         const GradientTable<C>& t, const double* sum_u, const double* sum_1) {
     constexpr int G = kParameterCount<Method>;
     const int computed = args.given_mean ? 1 : 0;
     const Index cells = g_.coefficient_cells();
@@ -578,10 +582,11 @@ class Pipeline {
       launch(each_by(by, entries), stream(), sum_pool, by, g_, pools.shape[i], d.mean[i], d.var[i],
              pooled.mean[i], pooled.var[i]);
     }
-    launch(each(cells), stream(), spread_gradients<Formula, C>, g_, pools, computed, pooled, t);
+    launch(each(cells), stream(), share_out<Formula, C>, g_, pools, computed, pooled,
+           args.element_weight ? sum_1 : nullptr, t);
   }
 
-  void element_gradients(const BackwardArgs<C>& args, const BackwardTable<C>& t) {
+  void element_gradients(const BackwardArgs<C>& args, const GradientTable<C>& t) {
     const Index runs = std::min(kParameterRuns, g_.outer * g_.cells);
     C* dweight = memory_.take<C>(runs * g_.count);
     C* dbias = memory_.take<C>(runs * g_.count);
@@ -594,7 +599,7 @@ class Pipeline {
 
   const Plan& plan_;
   DeviceMemory& memory_;
-  const Params& params_;
+  const Params params_;
   Geometry g_;
   bool packed_ = false;
   RowPolicy policy_;

@@ -102,11 +102,10 @@ __global__ void __launch_bounds__(512)
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const Index k = pools.channel(entry, at.member[p]);
-    const double w = weight ? weight[k] : 1, b = bias ? bias[k] : 0;
-    const C a = C(w * f.a), shift = C(w * f.b + b);
+    const Applied<C> y_of_x = applied<C>(f, weight ? weight[k] : 1, bias ? bias[k] : 0);
 #pragma unroll
     for (int e = 0; e < kPack<T>; ++e) {
-      held[p].at[e] = narrow<T>(a * (widen(held[p].at[e]) - center) + shift);
+      held[p].at[e] = narrow<T>(y_of_x.a * (widen(held[p].at[e]) - center) + y_of_x.shift);
     }
   }
   store_places(at, y.cell_start<T>(pools.g, cell), pools.step(y), team, held);
@@ -200,8 +199,8 @@ __global__ void __launch_bounds__(512)
   Stats stats[1];
   C center = 0;
   if (mean) {
-    if constexpr (!Method::raw) center = C(mean[entry]);
-    stats[0] = {Method::raw ? 0 : mean[entry] - double(center), var[entry], pools.shape.count};
+    stats[0] =
+        counted_from_center<Method::raw>(mean[entry], var[entry], pools.shape.count, &center);
   } else {
     auto each = [&](auto f) { at.each([&](int p, int e) { f(widen(x_held[p].at[e])); }); };
     stats[0] =
@@ -236,14 +235,15 @@ __global__ void __launch_bounds__(512)
   StatsGrad ds[1];
   NoGradients none;
   Method::pullback(stats, params, pools.channel(entry, 0),
-                   {w * double(sums[0]) / unit, w * double(sums[1])}, ds, none);
-  const double share = 2 * ds[0].var / stats[0].count;
-  const C q = C(share / unit);
-  const C r = Method::raw ? C(0) : C(ds[0].mean / stats[0].count - share * stats[0].mean);
+                   coefficient_gradient(w, double(sums[0]), double(sums[1]), unit), ds, none);
+  Share share;
+  share.add<Method::raw>(ds[0], stats[0]);
+  const bool zero = is_always_zero<Method>(stats[0].count);
+  const C q = zero ? C(0) : C(share.q / unit), r = zero ? C(0) : C(share.r);
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const double w_p = weight ? weight[pools.channel(entry, at.member[p])] : 1;
-    const C scale = C(w_p * f.a);
+    const C scale = zero ? C(0) : C(w_p * f.a);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       dy_held[p].at[e] = narrow<T>(scale * widen(dy_held[p].at[e]) + (q * u(p, e) + r));
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(512)
   store_places(at, dx.cell_start<T>(pools.g, cell), pools.step(dx), team, dy_held);
 
   if (out.dweight) {
-    auto dweight = [&](double dy_u, double dy_1) { return f.a * (dy_u / unit) + f.b * dy_1; };
+    auto dweight = [&](double dy_u, double dy_1) { return weight_gradient(f, dy_u, dy_1, unit); };
     if (pools.one_channel()) {
       if (active && team.index() == 0) {
         out.dweight[entry] = dweight(double(sums[0]), double(sums[1]));

@@ -4,8 +4,7 @@
 
 #include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
-#include "normcore/method.h"
-#include "plan/pool.h"
+#include "pipeline/step.h"
 
 namespace normcore::cuda {
 
@@ -90,12 +89,8 @@ __device__ void for_held(Index n, const Team& team, F f) {
   }
 }
 
-// Whether a sum of squares lost nothing to overflow or to subnormals.
-__device__ inline bool safe_sum(float q) { return q > 1e-25f && q < 1e36f; }
-__device__ inline bool safe_sum(double q) { return q > 1e-250 && q < 1e300; }
-
-// Statistics of `count` elements that a team holds, counted from their mean as the compute type C
-// has it. each(f) calls f(value) for this thread's share; a team that is not `active` has none.
+// Statistics of `count` elements that a team holds, and the centre that they count from. each(f)
+// calls f(value) for this thread's share; a team that is not `active` has none.
 template <bool kRaw, class C, class Each>
 __device__ Stats held_statistics(Each each, Index count, bool active, const Team& team, int& phase,
                                  C& center) {
@@ -115,7 +110,7 @@ __device__ Stats held_statistics(Each each, Index count, bool active, const Team
   team_sum(sums, team, phase);
   double squares = double(sums[1]);
   // Rare, and dear: but all teams that wait for each other must do the same.
-  const bool unsafe = active && !safe_sum(sums[1]);
+  const bool unsafe = active && !squares_are_safe(sums[1]);
   if (any_in_reach(unsafe, team)) {
     double wide[1] = {0};
     // float64 has room for the square of any float; its own extremes are scaled by a power of two.
@@ -127,9 +122,10 @@ __device__ Stats held_statistics(Each each, Index count, bool active, const Team
     team_sum(wide, team, phase);
     if (unsafe) squares = wide[0] / unit / unit;
   }
-  const double mean = kRaw ? 0 : double(sums[0]) / double(count);
-  const double var = squares / double(count) - mean * mean;
-  return {mean, var < 0 ? 0 : var, double(count)};
+  const double rest = kRaw ? 0 : double(sums[0]) / double(count);
+  const double var = squares / double(count) - rest * rest;
+  return counted_from_center<kRaw>(double(center) + rest, var < 0 ? 0 : var, double(count),
+                                   &center);
 }
 
 // Of a row of n.
@@ -216,8 +212,7 @@ __global__ void __launch_bounds__(512)
     Stats stats[1];
     C center = 0;
     if (a.mean) {
-      if constexpr (!Method::raw) center = C(a.mean[r]);
-      stats[0] = {Method::raw ? 0 : a.mean[r] - double(center), a.var[r], double(a.n)};
+      stats[0] = counted_from_center<Method::raw>(a.mean[r], a.var[r], double(a.n), &center);
     } else {
       stats[0] = row_statistics<Method::raw>(x, a.n, n, team, phase, center);
     }
@@ -244,10 +239,10 @@ __global__ void __launch_bounds__(512)
     team_sum(sums, team, phase);
     StatsGrad ds[1];
     NoGradients none;
-    Method::pullback(stats, params, 0, {double(sums[0]) / unit, double(sums[1])}, ds, none);
-    const double share = 2 * ds[0].var / double(a.n);
-    const C q = C(share / unit);
-    const C shift = Method::raw ? C(0) : C(ds[0].mean / double(a.n) - share * stats[0].mean);
+    const double dy_u = double(sums[0]), dy_1 = double(sums[1]);
+    Method::pullback(stats, params, 0, coefficient_gradient(1, dy_u, dy_1, unit), ds, none);
+    const Share share = Share::by_element<Method::raw>(ds[0].var, dy_1, stats[0], f.a);
+    const C q = C(share.q / unit), rest = C(share.r);
 
     RowPacks<T, P> dh;
     if (a.dh.data) dh.load(a.dh.template row<T>(r), n, team);
@@ -262,7 +257,7 @@ __global__ void __launch_bounds__(512)
           dweight[p * V + e] += dy_i * (a_c * d + b_c);
           dbias[p * V + e] += dy_i;
         }
-        C dx = a_c * (weight[e] * dy_i) + (q * (d * unit_c) + shift);
+        C dx = a_c * (weight[e] * dy_i - rest) + q * (d * unit_c);
         if (a.dh.data) dx += widen(dh.pack[p].at[e]);
         dy.pack[p].at[e] = narrow<T>(dx);
       }

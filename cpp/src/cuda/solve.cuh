@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/cells.cuh"
+#include "pipeline/step.h"
 
 namespace normcore::cuda {
 
@@ -74,12 +75,18 @@ struct PoolTables {
     C center = 0;
     for (int i = P - 1; i >= 0; --i) {
       const Index e = shape[i].entry_of(g, cell);
-      if (i == P - 1 && !Method::raw) center = C(mean[i][e]);
-      stats[i] = {Method::raw ? 0 : mean[i][e] - double(center), var[i][e], shape[i].count};
+      if (i == P - 1) center = center_of<Method::raw, C>(mean[i][e], var[i][e], shape[i].count);
+      stats[i] = {from_center<Method::raw>(mean[i][e], center), var[i][e], shape[i].count};
     }
     return center;
   }
 };
+
+// The arrays of the Params of a method that prepares them.
+template <class Method>
+__global__ void prepare_params(typename Method::Params params, double* numbers) {
+  Method::prepare(params, numbers);
+}
 
 // y = a * (x - center) + shift of every cell, weight and bias of the channels included.
 template <class Method, class C>
@@ -91,9 +98,9 @@ __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Met
   center[cell] = pools.template stats_of<C>(g, cell, stats);
   const Index k = cell % g.cells;
   const Coef f = Method::coefficients(stats, params, k);
-  const double w = weight ? weight[k] : 1;
-  a[cell] = C(w * f.a);
-  shift[cell] = C(w * f.b + (bias ? bias[k] : 0));
+  const Applied<C> y = applied<C>(f, weight ? weight[k] : 1, bias ? bias[k] : 0);
+  a[cell] = y.a;
+  shift[cell] = y.shift;
 }
 
 // The statistics of a pool for who asks. out.rstd null: not wanted.
@@ -109,28 +116,15 @@ __global__ void export_statistics(Geometry g, PoolShape shape, const double* mea
     out.rstd[e] = Method::rstd({0, var[e], shape.count}, params, shape.cell_of(g, e, 0) % g.cells);
 }
 
-// Coefficients of a cell before the sums over dy are known.
-template <class C>
-struct BackwardTable {
-  double *a, *b, *unit;
-  C *a_c, *b_c, *center, *unit_c, *p, *q, *r;
-};
-
 template <class Method, class C>
 __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
-                               const double* weight, BackwardTable<C> t) {
+                               const double* weight, GradientTable<C> t) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   t.center[cell] = pools.template stats_of<C>(g, cell, stats);
-  const Coef f = Method::coefficients(stats, params, cell % g.cells);
-  t.a[cell] = f.a;
-  t.b[cell] = f.b;
-  t.unit[cell] = unit_of(f.a);
-  t.unit_c[cell] = C(t.unit[cell]);
-  t.a_c[cell] = C(f.a);
-  t.b_c[cell] = C(f.b);
-  t.p[cell] = C((weight ? weight[cell % g.cells] : 1) * f.a);
+  const Index k = cell % g.cells;
+  t.solve(cell, Method::coefficients(stats, params, k), weight ? weight[k] : 1);
 }
 
 // Sums of the pieces of dy * u and dy for every coefficient cell.
@@ -154,14 +148,14 @@ static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u, co
 
 // dweight = sum dy * (a * (x - center) + b), dbias = sum dy of the channels.
 template <class C>
-__global__ void channel_gradients(Summers by, Geometry g, BackwardTable<C> t, const double* sum_u,
+__global__ void channel_gradients(Summers by, Geometry g, GradientTable<C> t, const double* sum_u,
                                   const double* sum_1, double* dweight, double* dbias) {
   const Index k = by.entry();
   if (k >= g.cells) return;
   double dw = 0, db = 0;
   for (Index o = by.lane(); o < g.coefficient_rows(); o += by.lanes) {
     const Index cell = o * g.cells + k;
-    dw += t.a[cell] * (sum_u[cell] / t.unit[cell]) + t.b[cell] * sum_1[cell];
+    dw += weight_gradient(t.coefficients(cell), sum_u[cell], sum_1[cell], t.unit[cell]);
     db += sum_1[cell];
   }
   by.sum(dw, db);
@@ -181,17 +175,18 @@ struct CellGradients {
 
 template <class Method, class C>
 __global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method::Params params,
-                          const double* weight, BackwardTable<C> t, const double* sum_u,
+                          const double* weight, GradientTable<C> t, const double* sum_u,
                           const double* sum_1, CellGradients<Method> d) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   pools.template stats_of<C>(g, cell, stats);
   const Index k = cell % g.cells;
-  const double w = weight ? weight[k] : 1;
+  const CoefGrad gradient =
+      coefficient_gradient(weight ? weight[k] : 1, sum_u[cell], sum_1[cell], t.unit[cell]);
   StatsGrad ds[kPoolCount<Method>] = {};
   typename Method::ParamsGrad dp;
-  Method::pullback(stats, params, k, {w * sum_u[cell] / t.unit[cell], w * sum_1[cell]}, ds, dp);
+  Method::pullback(stats, params, k, gradient, ds, dp);
   if constexpr (kParameterCount<Method> > 0) {
     double values[kParameterCount<Method>];
     memcpy(values, &dp, sizeof(values));
@@ -225,25 +220,26 @@ static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool, const do
   }
 }
 
-// q and r of dx = p * dy + q * u + r, from the gradients of the pools.
+// q and r of dx, from the gradients of the pools; with weights by element `sum_1` is given.
 template <class Method, class C>
-__global__ void spread_gradients(Geometry g, PoolTables<Method> pools, int first_computed,
-                                 CellGradients<Method> pooled, BackwardTable<C> t) {
+__global__ void share_out(Geometry g, PoolTables<Method> pools, int first_computed,
+                          CellGradients<Method> pooled, const double* sum_1, GradientTable<C> t) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
-  double q = 0, r = 0;
+  Share share;
   for (int i = first_computed; i < kPoolCount<Method>; ++i) {
     const PoolShape& shape = pools.shape[i];
     const Index e = shape.entry_of(g, cell);
-    const double share = 2 * pooled.var[i][e] / shape.count;
-    q += share;
-    if (!Method::raw) {
-      const double mean = pools.mean[i][e] - double(t.center[cell]);
-      r += pooled.mean[i][e] / shape.count - share * mean;
+    const Stats stats{from_center<Method::raw>(pools.mean[i][e], t.center[cell]), pools.var[i][e],
+                      shape.count};
+    if (sum_1) {
+      share = Share::by_element<Method::raw>(pooled.var[i][e], sum_1[cell], stats, t.a[cell]);
+    } else {
+      share.template add<Method::raw>({pooled.mean[i][e], pooled.var[i][e]}, stats);
     }
   }
-  t.q[cell] = C(q / t.unit[cell]);
-  t.r[cell] = C(r);
+  t.share(cell, share);
+  if (is_always_zero<Method>(pools.shape[0].count)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
 }
 
 }  // namespace normcore::cuda

@@ -4,7 +4,7 @@
 
 #include "cuda/cells.cuh"
 #include "cuda/solve.cuh"
-#include "pipeline/spread.h"
+#include "pipeline/step.h"
 
 namespace normcore::cuda {
 
@@ -133,15 +133,15 @@ __global__ void __launch_bounds__(512)
 
 // Centre and unit of u; `deviation` is a variance, whose root counts as `least` at least, or the
 // spread itself.
-template <bool kRaw, class C>
-__global__ void prepare_spread(Index cells, const double* mean, const double* deviation,
+template <class Method, class C>
+__global__ void prepare_spread(Index cells, double n, const double* mean, const double* deviation,
                                bool is_variance, double least, SpreadTable<C> t) {
   const Index cell = my_cell();
   if (cell >= cells) return;
   double size = is_variance ? std::sqrt(deviation[cell]) : deviation[cell];
   if (is_variance && size < least) size = least;
-  t.center[cell] = kRaw ? C(0) : C(mean[cell]);
-  t.low[cell] = kRaw ? C(0) : C(mean[cell] - double(t.center[cell]));
+  t.center[cell] = center_of<Method::raw, C>(mean[cell], deviation[cell], n);
+  t.low[cell] = C(from_center<Method::raw>(mean[cell], t.center[cell]));
   t.unit[cell] = C(unit_of<C>(1 / size));
   t.threshold[cell] = t.tie[cell] = 0;
 }
@@ -207,7 +207,7 @@ __global__ void finish_spread(Index cells, SpreadKind kind, double n, const doub
 }
 
 // q and r of dx = p * dy + q * h + r, and the share of ties.
-template <bool kRaw, class C>
+template <class Method, class C>
 __global__ void finish_slopes(Index cells, SpreadKind kind, double n, const double* tallies,
                               const double* spread, const double* dmean, const double* dspread,
                               SpreadTable<C> t, C* q, C* r) {
@@ -215,10 +215,10 @@ __global__ void finish_slopes(Index cells, SpreadKind kind, double n, const doub
   if (cell >= cells) return;
   const double of_u = spread[cell] * double(t.unit[cell]);
   const Slopes s = slopes_of(kind, n, tallies + cell * kMostTallies, of_u);
-  const double weight = dspread[cell] * s.weight;
+  const Share share = share_of_slopes<Method::raw>({dmean[cell], dspread[cell]}, s, n);
   t.tie[cell] = C(s.tie);
-  q[cell] = C(weight);
-  r[cell] = kRaw ? C(0) : C((dmean[cell] - weight * s.sum) / n);
+  q[cell] = C(share.q);
+  r[cell] = C(share.r);
 }
 
 }  // namespace normcore::cuda

@@ -121,8 +121,8 @@ struct ChannelCall {
     return of_the_batch() ? context.exchange : nullptr;
   }
   // Mask and exchange where statistics are taken from x, and how much a batch pool counts.
-  Reach reach(const Context& context, Weighed* count) const {
-    Reach r{};
+  Population population(const Context& context, Weighed* count) const {
+    Population r{};
     r.own = Weighed::elements(double(space()) * double(samples()));
     r.exchange = exchange(context);
     r.count = count;
@@ -138,7 +138,7 @@ struct ChannelCall {
     *count = r.own;
     return r;
   }
-  void check_reach(const Context& context) const {
+  void check_population(const Context& context) const {
     if (context.device == Device::kCuda && (mask || exchange(context))) {
       throw value_error(std::string(mask ? "mask" : "context.exchange") +
                         " is given, expected none for arrays on a CUDA device");
@@ -225,11 +225,11 @@ struct ChannelCall {
   }
 };
 
-inline void merge_empty(const Reach& reach, bool known, Index channels, StatsTable& table,
+inline void merge_empty(const Population& population, bool known, Index channels, StatsTable& table,
                         Memory& memory) {
   double count = 0;
   for (double* values : {table.mean, table.var}) std::fill_n(values, channels, 0.0);
-  merge_processes(reach, known, channels, count, table.mean, table.var, memory);
+  merge_processes(population, known, channels, count, table.mean, table.var, memory);
 }
 
 // A call on nothing: of many processes it takes part in the statistics of the others.
@@ -238,13 +238,13 @@ void join_empty(const ChannelCall& call, const MakeParams& make_params,
                 std::span<const BufferUpdate> updates, const StatsOut& stats,
                 const Context& context) {
   Weighed count{};
-  const Reach reach = call.reach(context, &count);
-  if (!reach.exchange) return finish_empty(stats, context);
+  const Population population = call.population(context, &count);
+  if (!population.exchange) return finish_empty(stats, context);
   CallMemory call_memory(context);
   Memory& memory = call_memory.get();
   const Index channels = call.channels();
   StatsTable table(channels, memory);
-  merge_empty(reach, /*known=*/false, channels, table, memory);
+  merge_empty(population, /*known=*/false, channels, table, memory);
   finish_empty(stats, context);
   if (count.sum == 0) return;
   const typename Method::Params params = make_params(memory);
@@ -289,7 +289,7 @@ inline void check_channel_forward(const ChannelCall& call, const Tensor& y,
   for (const BufferUpdate& u : updates) operands.updates(u.name, u.buffer);
   declare_stats(stats, operands);
   operands.check();
-  call.check_reach(context);
+  call.check_population(context);
 }
 
 // `make_params`(memory) gives the method's Params, with arrays in the memory of the call.
@@ -324,7 +324,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     const double* given_mean = call.load_channels(call.given_mean, memory);
     const double* given_var = call.load_given_var(memory);
     Weighed count;
-    const Reach reach = call.reach(context, &count);
+    const Population population = call.population(context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       ForwardArgs<C> args{};
       args.x = call.x.data();
@@ -338,7 +338,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
       args.rstd = table.rstd;
       args.last_mean = last.mean;
       args.last_var = last.var;
-      args.reach = reach;
+      args.population = population;
       run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     });
     if (stats.given && given_mean) {
@@ -364,15 +364,15 @@ template <class Method>
 void join_empty_backward(const ChannelCall& call, const SavedStats& stats, const Context& context,
                          Memory& memory) {
   Weighed count;
-  const Reach reach = call.reach(context, &count);
-  if (!reach.exchange) return;
+  const Population population = call.population(context, &count);
+  if (!population.exchange) return;
   StatsTable table(call.channels(), memory);
   const bool last = Method::pools[kPoolCount<Method> - 1] == Pool::batch;
   const bool known = last && (ShiftsOnly<Method> || stats.pooled);
-  merge_empty(reach, known, call.channels(), table, memory);
+  merge_empty(population, known, call.channels(), table, memory);
   for (double* values : {table.mean, table.var}) {
     std::fill_n(values, call.channels(), 0.0);
-    reach.exchange->sum(values, call.channels());
+    population.exchange->sum(values, call.channels());
   }
 }
 
@@ -402,7 +402,7 @@ inline void check_channel_backward(const ChannelCall& call, const ConstTensor& d
     if (p.gradient) operands.writes(p.gradient_name, *p.gradient);
   }
   operands.check();
-  call.check_reach(context);
+  call.check_population(context);
 }
 
 // `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
@@ -440,7 +440,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
     }
     if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
     Weighed count;
-    const Reach reach = call.reach(context, &count);
+    const Population population = call.population(context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       BackwardArgs<C> args{};
       args.x = call.x.data();
@@ -463,7 +463,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       args.dweight = dweight;
       args.dbias = dbias;
       args.dparams = dparams;
-      args.reach = reach;
+      args.population = population;
       run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     });
     if (g.dweight) {

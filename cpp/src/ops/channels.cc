@@ -50,7 +50,7 @@ void give_buffers(const OptionsOf<Method>& o, bool use, ChannelCall& call) {
   }
 }
 
-// What is too little to have statistics of, as torch has it; of a batch see check_reach.
+// What is too little to have statistics of, as torch has it; of a batch see check_population.
 template <class Method>
 void check_pools(const ChannelCall& call, bool training) {
   if (kPoolCount<Method> > 1 || call.x.size() == 0) return;
@@ -156,13 +156,9 @@ auto params_of(const ChannelCall& call, const ChannelArguments& a, const Options
       for_each_argument<Method>([&](const auto& argument) {
         if constexpr (std::remove_cvref_t<decltype(argument)>::kind == Kind::own) {
           const ConstTensor& given = *a.own[i];
-          if (argument.shape == OwnShape::channels) {
-            own[i++] = call.load_channels(given, memory);
-          } else {
-            double* weights = memory.take<double>(3);
-            memory.mixture_weights(memory.load<double>(given, vector_walk(given)), weights);
-            own[i++] = weights;
-          }
+          own[i++] = argument.shape == OwnShape::channels
+                         ? call.load_channels(given, memory)
+                         : memory.load<double>(given, vector_walk(given));
         }
       });
       return Signature<Method>::params(o, own);

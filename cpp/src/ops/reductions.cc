@@ -50,7 +50,7 @@ struct Reduction {
         args.mean = table.mean;
         args.var = table.var;
         args.rstd = table.rstd;
-        if (mask) args.reach = {mask.data(), /*own=*/{1, 0}, weights};
+        if (mask) args.population = {mask.data(), /*own=*/{1, 0}, weights};
         run_forward<Method, C>(plan, x.dtype(), args, params, context, memory);
       });
       if (mask) table.rstd = weights;

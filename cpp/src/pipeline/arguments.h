@@ -9,7 +9,7 @@
 namespace normcore {
 
 // Beyond x: which elements count, and the samples of other processes. Host only.
-struct Reach {
+struct Population {
   const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMask
   Weighed own{};               // what a pool over all of x counts
   double* weights = nullptr;   // out, with a mask: its sums by cell
@@ -42,7 +42,7 @@ struct ForwardArgs {
   double* last_mean = nullptr;
   double* last_var = nullptr;
 
-  Reach reach{};
+  Population population{};
 
   const double* saved_mean() const { return nullptr; }
   const double* saved_var() const { return nullptr; }
@@ -72,7 +72,7 @@ struct BackwardArgs {
   // Of the method's own parameters, by channel: [kParameterCount, cells]; null likewise.
   double* dparams = nullptr;
 
-  Reach reach{};
+  Population population{};
 
   const double* saved_mean() const { return forward_mean; }
   const double* saved_var() const { return forward_var; }

@@ -1,9 +1,6 @@
 // The backward pipeline: reduce sum(dy) and sum(dy * x), let the method pull them back to its
-// pools, spread that over each pool's members, apply. With u = (x - center) * unit (see kernels.h),
-//   dx = p * dy + q * u + r,
-//   p = weight * a,  q = sum_P 2 dvar_P / n_P / unit,
-//   r = sum_P (dmean_P - 2 dvar_P * (mean_P - center)) / n_P,
-// and with weights by element dx = p * (weight * dy - r) + q * u, p = a, from the same gradients.
+// pools, share that out among each pool's members, apply; once for all methods. The formulas are in
+// step.h.
 #pragma once
 
 #include <algorithm>
@@ -15,32 +12,6 @@
 #include "plan/tuning.h"
 
 namespace normcore {
-
-// Coefficients of a block's cells, before and after the sums over dy are known.
-template <class C>
-struct GradientTable {
-  double* a;  // y0 = a * (x - center) + b
-  double* b;
-  double* unit;
-  C* center;
-  C* unit_c;
-  C* a_c;
-  C* b_c;
-  C *p, *q, *r;
-
-  template <class Scope>
-  GradientTable(Scope& scope, Index cells, C* c) : center(c) {
-    a = scope.template take<double>(cells);
-    b = scope.template take<double>(cells);
-    unit = scope.template take<double>(cells);
-    unit_c = scope.template take<C>(cells);
-    a_c = scope.template take<C>(cells);
-    b_c = scope.template take<C>(cells);
-    p = scope.template take<C>(cells);
-    q = scope.template take<C>(cells);
-    r = scope.template take<C>(cells);
-  }
-};
 
 template <class Method, class Backend>
 class Backward {
@@ -66,12 +37,12 @@ class Backward {
   struct CellGradients {
     double* mean[P];
     double* var[P];
+    StatsGrad at(int pool, Index cell) const { return {mean[pool][cell], var[pool][cell]}; }
   };
 
   bool elementwise() const { return static_cast<bool>(args_.element_weight); }
   // Pools that are computed from x, and pass gradients on, begin here.
   int computed() const { return args_.given_mean ? 1 : 0; }
-  Index blocks() const { return plan_.outer_blocks() * plan_.cell_blocks(); }
 
   // Where a block leaves the gradients of its channels, [kn] each; null where nobody asks.
   struct ChannelGradients {
@@ -96,7 +67,7 @@ class Backward {
       block(b, to, nullptr, nullptr);
     };
     if (plan_.fused) {
-      be_.parallel(blocks(), run_block);
+      be_.parallel(plan_.blocks(), run_block);
     } else {
       run_block(0);
     }
@@ -117,7 +88,7 @@ class Backward {
     if (plan_.fused) {
       runs =
           std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) / tuning::kParameterTaskCells,
-                            1, std::min(tuning::kParameterTasks, blocks()));
+                            1, std::min(tuning::kParameterTasks, plan_.blocks()));
     }
     const bool wanted = args_.dweight || args_.dweight_here || args_.dbias || args_.dbias_here;
     // The sums of a single run are the gradients.
@@ -137,7 +108,7 @@ class Backward {
         double* wide_dw = nullptr;
         double* wide_db = nullptr;
         Index since_flush = 0;
-        const Index first = run * blocks() / runs, last = (run + 1) * blocks() / runs;
+        const Index first = run * plan_.blocks() / runs, last = (run + 1) * plan_.blocks() / runs;
         for (Index i = first; i < last; ++i) {
           const Block b = block_at(plan_, i);
           if (wanted && since_flush > 0 &&
@@ -203,8 +174,10 @@ class Backward {
     block_statistics<Method>(be_, args_, b, scope, s);
     measure_spread<Method>(be_, args_, params_, b, scope, s);
     const Index cells = s.rows * b.kn;
-    GradientTable<C> t(scope, cells, s.center);
-    solve(b, s, t);
+    GradientTable<C> t{};
+    t.center = s.center;
+    t.each([&]<class T>(T*& array) { array = scope.template take<T>(cells); });
+    solve(b, s, t, scope);
     const bool without_x = ShiftsOnly<Method> || computed() == P;
     const C* zeros = without_x ? scope.template take_filled<C>(cells, 0) : nullptr;
 
@@ -222,8 +195,8 @@ class Backward {
       }
     };
     auto grad_range = [&](const Range& range) {
-      if (args_.reach.mask) {
-        be_.grad_masked(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, args_.reach.mask,
+      if (args_.population.mask) {
+        be_.grad_masked(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, args_.population.mask,
                         args_.dy, args_.x, args_.dx);
         return;
       }
@@ -238,6 +211,14 @@ class Backward {
     const Index n = units.count();
     double* dy_u = scope.template take<double>(pieces * b.kn);
     double* dy_1 = scope.template take<double>(pieces * b.kn);
+    auto merge_pieces = [&] {
+      fold_pieces(pieces, s.rows, b.kn, {dy_u, dy_1}, [&](Index to, Index from, Index) {
+        for (Index k = 0; k < b.kn; ++k) {
+          dy_u[to + k] += dy_u[from + k];
+          dy_1[to + k] += dy_1[from + k];
+        }
+      });
+    };
     if (computed() == P) {
       // No gradient flows through the statistics: one sweep does both.
       for_units(be_, n, [&](Index i) {
@@ -245,7 +226,7 @@ class Backward {
         be_.scale_gradient(units.range(i), table, t.p, zeros, zeros, args_.dy, args_.dx);
       });
       if (to.dweight) {
-        merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
+        merge_pieces();
         channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
       }
       return;
@@ -258,15 +239,15 @@ class Backward {
         sum_unit(i, dy_u, dy_1);
         spread.tally_unit(i);  // while x is in cache
       });
-      merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
+      merge_pieces();
       if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
       through_spread(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), units, t, spread);
       return;
     }
     for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
-    merge_pieces(pieces, s.rows, b.kn, dy_u, dy_1);
+    merge_pieces();
     if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
-    spread_over_members(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), t, dy_1);
+    share_out(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), t, dy_1);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -278,55 +259,17 @@ class Backward {
     }
   }
 
-  // f(first, n, weight), weight being a function of 0 <= k < n, for all cells of a block in one or
-  // more stretches.
-  template <class F>
-  void for_cells(const Block& b, Index rows, F f) const {
-    if (args_.channel_weight) {
-      const double* weight = args_.channel_weight + b.k0;
-      for (Index o = 0; o < rows; ++o) f(o * b.kn, b.kn, [weight](Index k) { return weight[k]; });
-    } else {
-      // In one loop where cells are no channels.
-      const Index loops = plan_.affinity == Affinity::element ? 1 : rows, n = rows * b.kn / loops;
-      for (Index o = 0; o < loops; ++o) f(o * n, n, [](Index) { return 1.0; });
-    }
-  }
-
-  void solve(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& table) const {
-    for_cells(b, s.rows,
-              [cells = s.cells, t = table, params = params_, k0 = b.k0](Index first, Index n,
-                                                                        auto weight) {
-                for (Index k = 0; k < n; ++k) {
-                  const Index cell = first + k;
-                  const Coef f = Method::coefficients(cells.at(cell).stats, params, k0 + k);
-                  const double unit = unit_of(f.a);
-                  t.a[cell] = f.a;
-                  t.b[cell] = f.b;
-                  t.unit[cell] = unit;
-                  t.unit_c[cell] = C(unit);
-                  t.a_c[cell] = C(f.a);
-                  t.b_c[cell] = C(f.b);
-                  t.p[cell] = C(weight(k) * f.a);
-                }
-              });
-  }
-
-  // Sums of the pieces of each row of the table into its first `rows` entries.
-  static void merge_pieces(Index pieces, Index rows, Index kn, double* dy_u, double* dy_1) {
-    const Index per_row = pieces / rows;
-    for (Index o = 0; o < rows; ++o) {
-      const Index first = o * per_row;
-      for (Index j = 1; j < per_row; ++j) {
-        for (Index k = 0; k < kn; ++k) {
-          dy_u[first * kn + k] += dy_u[(first + j) * kn + k];
-          dy_1[first * kn + k] += dy_1[(first + j) * kn + k];
-        }
-      }
-      for (Index k = 0; o > 0 && k < kn; ++k) {
-        dy_u[o * kn + k] = dy_u[first * kn + k];
-        dy_1[o * kn + k] = dy_1[first * kn + k];
-      }
-    }
+  void solve(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& table,
+             Scope& scope) const {
+    for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
+                 [cells = s.cells, t = table, params = params_, k0 = b.k0](Index first, Index n,
+                                                                           auto weight, auto) {
+                   for (Index k = 0; k < n; ++k) {
+                     const Index cell = first + k;
+                     t.solve(cell, Method::coefficients(cells.at(cell).stats, params, k0 + k),
+                             weight(k));
+                   }
+                 });
   }
 
   static void channel_gradients(const Block& b, const Solved<Method, C>& s,
@@ -336,7 +279,7 @@ class Backward {
     for (Index o = 0; o < s.rows; ++o) {
       for (Index k = 0; k < b.kn; ++k) {
         const Index cell = o * b.kn + k;
-        dweight[k] += t.a[cell] * (dy_u[cell] / t.unit[cell]) + t.b[cell] * dy_1[cell];
+        dweight[k] += weight_gradient(t.coefficients(cell), dy_u[cell], dy_1[cell], t.unit[cell]);
         dbias[k] += dy_1[cell];
       }
     }
@@ -355,39 +298,39 @@ class Backward {
       d.mean[i] = scope.template take<double>(cells);
       d.var[i] = scope.template take<double>(cells);
     }
-    for_cells(b, s.rows,
-              [cells = s.cells, t, d, dy_u, dy_1, params = params_, k0 = b.k0, to](
-                  Index first, Index n, auto weight) {
-                for (Index k = 0; k < n; ++k) {
-                  const Index cell = first + k;
-                  const CoefGrad g{weight(k) * dy_u[cell] / t.unit[cell], weight(k) * dy_1[cell]};
-                  StatsGrad ds[P] = {};
-                  typename Method::ParamsGrad dp;
-                  Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
-                  if constexpr (G > 0) {
-                    const auto values = std::bit_cast<std::array<double, G>>(dp);
-                    for (int i = 0; to.dparams && i < G; ++i) {
-                      to.dparams[i * to.next + k] += values[i];
-                    }
-                  }
-                  for (int i = 0; i < P; ++i) {
-                    // A gradient with respect to a mean that counts from the centre.
-                    d.mean[i][cell] = ds[i].mean;
-                    d.var[i][cell] = ds[i].var;
-                  }
-                }
-              });
+    for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
+                 [cells = s.cells, t, d, dy_u, dy_1, params = params_, k0 = b.k0, to](
+                     Index first, Index n, auto weight, auto) {
+                   for (Index k = 0; k < n; ++k) {
+                     const Index cell = first + k;
+                     const CoefGrad g =
+                         coefficient_gradient(weight(k), dy_u[cell], dy_1[cell], t.unit[cell]);
+                     StatsGrad ds[P] = {};
+                     typename Method::ParamsGrad dp;
+                     Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
+                     if constexpr (G > 0) {
+                       const auto values = std::bit_cast<std::array<double, G>>(dp);
+                       for (int i = 0; to.dparams && i < G; ++i)
+                         to.dparams[i * to.next + k] += values[i];
+                     }
+                     for (int i = 0; i < P; ++i) {
+                       // A gradient with respect to a mean that counts from the centre.
+                       d.mean[i][cell] = ds[i].mean;
+                       d.var[i][cell] = ds[i].var;
+                     }
+                   }
+                 });
     for (int i = computed(); i < P; ++i) {
       const PoolTable& pool = s.pools[i];
       if (pool.rows * pool.cols == cells) continue;
       share_by_pool(pool, s.rows, scope, d.mean[i]);
       share_by_pool(pool, s.rows, scope, d.var[i]);
     }
-    for (int i = computed(); args_.reach.exchange && i < P; ++i) {
+    for (int i = computed(); args_.population.exchange && i < P; ++i) {
       if (Method::pools[i] != Pool::batch) continue;
       // Every row of the table has the same.
       for (double* values : {d.mean[i], d.var[i]}) {
-        args_.reach.exchange->sum(values, b.kn);
+        args_.population.exchange->sum(values, b.kn);
         for (Index c = b.kn; c < cells; ++c) values[c] = values[c - b.kn];
       }
     }
@@ -395,55 +338,43 @@ class Backward {
   }
 
   // From the gradients of the pooled statistics to q and r.
-  void spread_over_members(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
-                           const GradientTable<C>& t, const double* dy_1) const {
+  void share_out(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
+                 const GradientTable<C>& table, const double* dy_1) const {
+    const Index cells = s.rows * b.kn;
     const CellStats<Method> stats = s.cells;
-    const GradientTable<C> out = t;
-    const int first_pool = computed();
+    const GradientTable<C> t = table;
     if constexpr (P == 1) {
       if (elementwise()) {
-        // Moving all of x moves no y, so that dx has the mean 0: r is that of weight * dy, exactly
-        // where all of them are equal, and of what u lacks to one.
-        const double n = stats.count[0];
-        for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
-          const double share = 2 * d.var[0][cell] / n;
-          const double r = dy_1[cell] / n + share * stats.mean[0][cell] / out.a[cell];
-          out.q[cell] = C(share / out.unit[cell]);
-          out.r[cell] = Method::raw ? C(0) : C(r);
+        for (Index c = 0; c < cells; ++c) {
+          const Stats pool = stats.at(c).stats[0];
+          t.share(c, Share::by_element<Method::raw>(d.var[0][c], dy_1[c], pool, t.a[c]));
         }
         return;
       }
-      if (!Method::raw && stats.count[0] == 1 && !args_.reach.mask) {
-        // A pool of one element is 0 whatever it holds.
-        C* const columns[] = {out.p, out.q, out.r};
-        for (C* column : columns) std::fill_n(column, s.rows * b.kn, C(0));
-        return;
-      }
     }
-    for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
-      double q = 0, r = 0;
-      for (int i = first_pool; i < P; ++i) {
-        const double share = 2 * d.var[i][cell] / stats.count[i];
-        q += share;
-        if (!Method::raw) r += d.mean[i][cell] / stats.count[i] - share * stats.mean[i][cell];
-      }
-      out.q[cell] = C(q / out.unit[cell]);
-      out.r[cell] = C(r);
+    if (is_always_zero<Method>(stats.count[0]) && !args_.population.mask) {
+      for (C* column : {t.p, t.q, t.r}) std::fill_n(column, cells, C(0));
+      return;
+    }
+    for (Index c = 0; c < cells; ++c) {
+      const auto pools = stats.at(c);
+      Share share;
+      for (int i = computed(); i < P; ++i) share.add<Method::raw>(d.at(i, c), pools.stats[i]);
+      t.share(c, share);
     }
   }
 
-  // As spread_over_members and the end of block, with slopes in place of u. There are no
-  // elementwise parameters.
+  // As share_out and the end of block, with slopes in place of u. There are no elementwise
+  // parameters.
   template <class BlockSpread>
   void through_spread(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
                       const Units& units, const GradientTable<C>& t, BlockSpread& spread) const {
     spread.end_slopes();
-    const double n = s.pools[0].count;
-    for (Index cell = 0; cell < s.rows * b.kn; ++cell) {
-      const Slopes& slopes = spread.slopes(cell);
-      const double q = d.var[0][cell] * slopes.weight;
-      t.q[cell] = C(q);
-      t.r[cell] = Method::raw ? C(0) : C((d.mean[0][cell] - q * slopes.sum) / n);
+    for (Index c = 0; c < s.rows * b.kn; ++c) {
+      const Share share =
+          share_of_slopes<Method::raw>(d.at(0, c), spread.slopes(c), s.pools[0].count);
+      t.q[c] = C(share.q);
+      t.r[c] = C(share.r);
     }
     const auto f = spread.kernel_arguments();
     const typename Backend::Table table{b.o0, b.k0, s.row_step};

@@ -1,4 +1,4 @@
-// The forward pipeline: reduce, pool, solve, apply; once for all methods and backends.
+// The forward pipeline: reduce, pool, solve, apply; once for all methods.
 #pragma once
 
 #include "pipeline/spread.h"
@@ -6,65 +6,71 @@
 
 namespace normcore {
 
+// Backend has the kernels, the threads and the scratch memory of an instruction set or of a test
+// (cpu/backend.h): a parameter, so that the pipeline names none of them.
 template <class Method, class Backend>
-void forward(const Backend& be, const ForwardArgs<typename Backend::Compute>& args,
-             const typename Method::Params& params) {
+class Forward {
   using C = typename Backend::Compute;
-  const Plan& plan = be.plan();
-  const Index blocks = plan.outer_blocks() * plan.cell_blocks();
+  using Scope = typename Backend::Scope;
 
-  auto run_block = [&](Index i) {
-    const Block b = block_at(plan, i);
-    const Units units(plan, b);
-    typename Backend::Scope scope(be.workspace());
+ public:
+  Forward(const Backend& be, const ForwardArgs<C>& args, const typename Method::Params& params)
+      : be_(be), plan_(be.plan()), args_(args), params_(params) {}
 
-    if (args.residual) {
-      for_units(be, units.count(), [&](Index u) {
-        be.add(units.range(u), args.x_in, args.residual, const_cast<void*>(args.x));
+  void run() {
+    auto run_block = [&](Index i) { block(block_at(plan_, i)); };
+    if (plan_.fused) {
+      be_.parallel(plan_.blocks(), run_block);
+    } else {
+      run_block(0);
+    }
+  }
+
+ private:
+  void block(const Block& b) {
+    const Units units(plan_, b);
+    const Index n = units.count();
+    Scope scope(be_.workspace());
+    if (args_.residual) {
+      for_units(be_, n, [&](Index u) {
+        be_.add(units.range(u), args_.x_in, args_.residual, const_cast<void*>(args_.x));
       });
     }
     Solved<Method, C> s;
-    block_statistics<Method>(be, args, b, scope, s);
-    measure_spread<Method>(be, args, params, b, scope, s);
-    export_statistics<Method>(be, args, params, b, s);
-    if (!args.y) return;
+    block_statistics<Method>(be_, args_, b, scope, s);
+    measure_spread<Method>(be_, args_, params_, b, scope, s);
+    export_statistics<Method>(be_, args_, params_, b, s);
+    if (!args_.y) return;
 
     C* a = scope.template take<C>(s.rows * b.kn);
     C* shift = scope.template take<C>(s.rows * b.kn);
-    const CellStats<Method> cells = s.cells;
-    auto solve = [cells, params, a, shift, k0 = b.k0](Index first, Index n, auto weight,
-                                                      auto bias) {
-      for (Index k = 0; k < n; ++k) {
-        const Coef f = Method::coefficients(cells.at(first + k).stats, params, k0 + k);
-        a[first + k] = C(weight(k) * f.a);
-        shift[first + k] = C(weight(k) * f.b + bias(k));
-      }
-    };
-    if (args.channel_weight || args.channel_bias) {
-      auto weight = per_channel(args.channel_weight, 1, b, scope);
-      auto bias = per_channel(args.channel_bias, 0, b, scope);
-      for (Index o = 0; o < s.rows; ++o) solve(o * b.kn, b.kn, weight, bias);
-    } else {
-      // In one loop where cells are no channels.
-      auto same = [](double v) { return [v](Index) { return v; }; };
-      const Index loops = plan.affinity == Affinity::element ? 1 : s.rows;
-      const Index n = loops == 1 ? s.rows * b.kn : b.kn;
-      for (Index o = 0; o < loops; ++o) solve(o * n, n, same(1), same(0));
-    }
+    solve(b, s, a, shift, scope);
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
     // A second sweep begins where the first one ended, which is still in cache.
-    const Index n = units.count();
-    for_units(be, n, [&](Index u) {
-      be.apply(units.range(plan.second_sweep ? n - 1 - u : u), table, {a, s.center, shift},
-               args.element_weight, args.element_bias, args.x, args.y);
+    for_units(be_, n, [&](Index u) {
+      be_.apply(units.range(plan_.second_sweep ? n - 1 - u : u), table, {a, s.center, shift},
+                args_.element_weight, args_.element_bias, args_.x, args_.y);
     });
-  };
-
-  if (plan.fused) {
-    be.parallel(blocks, run_block);
-  } else {
-    run_block(0);
   }
-}
+
+  void solve(const Block& b, const Solved<Method, C>& s, C* a, C* shift, Scope& scope) const {
+    for_channels(plan_, b, s.rows, args_.channel_weight, args_.channel_bias, scope,
+                 [cells = s.cells, params = params_, a, shift, k0 = b.k0](Index first, Index n,
+                                                                          auto weight, auto bias) {
+                   for (Index k = 0; k < n; ++k) {
+                     const Index cell = first + k;
+                     const Coef f = Method::coefficients(cells.at(cell).stats, params, k0 + k);
+                     const Applied<C> y = applied<C>(f, weight(k), bias(k));
+                     a[cell] = y.a;
+                     shift[cell] = y.shift;
+                   }
+                 });
+  }
+
+  const Backend& be_;
+  const Plan& plan_;
+  const ForwardArgs<C>& args_;
+  const typename Method::Params& params_;
+};
 
 }  // namespace normcore

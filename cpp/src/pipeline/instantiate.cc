@@ -15,6 +15,21 @@ std::vector<const char*> method_names() {
   };
 }
 
+namespace {
+
+template <class Method>
+typename Method::Params prepared(const typename Method::Params& params, Memory& memory) {
+  if constexpr (PreparesParams<Method>) {
+    double* numbers = memory.take<double>(Method::kPrepared);
+    Method::prepare(params, numbers);
+    return Method::prepared(params, numbers);
+  } else {
+    return params;
+  }
+}
+
+}  // namespace
+
 template <class Method, class C>
 void run_forward(const Plan& plan, DType dtype, const ForwardArgs<C>& args,
                  const typename Method::Params& params, const Context& context, Memory& memory) {
@@ -23,7 +38,7 @@ void run_forward(const Plan& plan, DType dtype, const ForwardArgs<C>& args,
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
   explain(args.op ? args.op : kMethodName<Method>, plan, backend.threads());
-  forward<Method>(backend, args, params);
+  Forward<Method, cpu::Backend<C>>(backend, args, prepared<Method>(params, memory)).run();
 }
 
 template <class Method, class C>
@@ -34,7 +49,7 @@ void run_backward(const Plan& plan, DType dtype, const BackwardArgs<C>& args,
   }
   const cpu::Backend<C> backend(plan, dtype, context.threads);
   explain(kMethodName<Method>, plan, backend.threads());
-  Backward<Method, cpu::Backend<C>>(backend, args, params).run();
+  Backward<Method, cpu::Backend<C>>(backend, args, prepared<Method>(params, memory)).run();
 }
 
 #define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE(type)

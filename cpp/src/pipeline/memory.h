@@ -7,7 +7,7 @@
 
 #include "cpu/arrays.h"
 #include "normcore/context.h"
-#include "normcore/methods/switchable_norm.h"
+#include "pipeline/step.h"
 
 namespace normcore {
 
@@ -49,9 +49,10 @@ class Memory {
   virtual void repeat(double* values, Index n, Index total) = 0;
   virtual void scale(double* values, Index n, double factor) = 0;
   enum Transform { kSquare, kReciprocal };
+  NORMCORE_HD static double transformed(Transform t, double v) {
+    return t == kSquare ? v * v : 1 / v;
+  }
   virtual void transform(Transform t, const double* values, Index n, double* out) = 0;
-  // The weights of switchable normalization from its logits, three each.
-  virtual void mixture_weights(const double* logits, double* weights) = 0;
   // out[i] = sum over row i of values [rows, n]
   virtual void sum_each(const double* values, Index rows, Index n, double* out) = 0;
   // out[k] = (1 - momentum) * old[k] + momentum * factor * mean over the rows of values [rows, n]
@@ -87,10 +88,7 @@ class HostMemory final : public Memory {
     for (Index i = 0; i < n; ++i) values[i] *= factor;
   }
   void transform(Transform t, const double* values, Index n, double* out) override {
-    for (Index i = 0; i < n; ++i) out[i] = t == kSquare ? values[i] * values[i] : 1 / values[i];
-  }
-  void mixture_weights(const double* logits, double* weights) override {
-    SwitchableNorm::softmax(logits, weights);
+    for (Index i = 0; i < n; ++i) out[i] = transformed(t, values[i]);
   }
   void sum_each(const double* values, Index rows, Index n, double* out) override {
     for (Index i = 0; i < rows; ++i)
@@ -101,7 +99,7 @@ class HostMemory final : public Memory {
     for (Index k = 0; k < n; ++k) {
       double sum = 0;
       for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
-      out[k] = (1 - momentum) * old[k] + momentum * factor * (sum / double(rows));
+      out[k] = blended(old[k], sum / double(rows), momentum, factor);
     }
   }
 

@@ -10,15 +10,15 @@ namespace normcore {
 // The moments [n] of a pool over `count` elements, from those of this process to those of all; with
 // `known` the moments are those already, and only the count is not.
 template <class Scope>
-void merge_processes(const Reach& reach, bool known, Index n, double& count, double* mean,
+void merge_processes(const Population& population, bool known, Index n, double& count, double* mean,
                      double* var, Scope& scope) {
-  Exchange& exchange = *reach.exchange;
+  Exchange& exchange = *population.exchange;
   const double own = count;
-  double counts[] = {own, own * reach.own.divisor / 2, own * own};
+  double counts[] = {own, own * population.own.divisor / 2, own * own};
   exchange.sum(counts, 3);
   count = counts[0];
-  *reach.count = Weighed::of_parts(counts[0], counts[1], counts[2]);
-  if (count > 0 && count < reach.least_count) {
+  *population.count = Weighed::of_parts(counts[0], counts[1], counts[2]);
+  if (count > 0 && count < population.least_count) {
     throw value_error(
         "Expected more than 1 value per channel when training, got one in all processes");
   }

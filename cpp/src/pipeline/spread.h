@@ -1,92 +1,19 @@
 // Spread that is no variance: the mean of a power of |x - mean|, or of the largest of them. Between
 // reduce and solve the pipeline measures it in place of the pooled variance, and in backward the
-// slopes h(u) = d spread / du take the place of u. The scalar steps are for host and device.
+// slopes h(u) = d spread / du take the place of u.
 //
 // Everything is measured on u = (x - mean) * unit, with a power of two that brings u near 1, so
 // that powers neither overflow nor vanish.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstdint>
 #include <functional>
 #include <limits>
-#include <type_traits>
 
-#include "normcore/method.h"
 #include "pipeline/statistics.h"
 
 namespace normcore {
-
-// From what `tally` sums over a pool of n elements (see cpu/kernels.h), the spread of u.
-NORMCORE_HD inline double spread_of(const SpreadKind& kind, double n, const double* sums,
-                                    double threshold) {
-  if (kind.order > 0) {
-    const double powers = sums[0] / kind.divisor(n);
-    return kind.order == 1   ? powers
-           : kind.order == 2 ? std::sqrt(powers)
-                             : std::pow(powers, 1 / kind.order);
-  }
-  const double k = kind.largest(n);
-  return (sums[1] + (k - sums[0]) * threshold) / k;
-}
-
-// Whether the variance says what the spread is: order 2, and no square left the range of double.
-NORMCORE_HD inline bool told_by_variance(const SpreadKind& kind, double var) {
-  return kind.order == 2 && var > 1e-250 && var < 1e300;
-}
-NORMCORE_HD inline double spread_of_variance(const SpreadKind& kind, double n, double var) {
-  return std::sqrt(var * (n / kind.divisor(n)));
-}
-// Where squares vanish, deviations may not have: the least that counts as their size.
-NORMCORE_HD inline double least_deviation(const SpreadKind& kind) {
-  return kind.order > 1 ? std::numeric_limits<double>::min() : 0;
-}
-
-struct Slopes {
-  double weight;  // d spread / du = weight * h(u)
-  double tie;     // h of what equals the threshold
-  double sum;     // of h
-};
-NORMCORE_HD inline Slopes slopes_of(const SpreadKind& kind, double n, const double* sums,
-                                    double spread) {
-  if (kind.order > 0) {
-    const double share = 1 / kind.divisor(n);
-    const double weight = spread > 0 ? std::pow(spread, 1 - kind.order) * share : spread;
-    return {kind.order == 1 ? share : weight, 0, sums[1]};
-  }
-  // Elements that equal the threshold share what is left of the k largest.
-  const double k = kind.largest(n), tie = sums[3] > 0 ? (k - sums[0]) / sums[3] : 0;
-  return {1 / k, tie, sums[2] + tie * sums[4]};
-}
-
-// A threshold between the k-th largest |u| and the next, or that one itself where the next equals
-// it: found by bisection over the bit patterns, which order numbers >= 0.
-template <class C>
-struct Bracket {
-  using Bits = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
-  static constexpr int kSteps = sizeof(C) == 4 ? 31 : 63;
-  Bits low = 0, high;
-
-  // By Chebyshev the k-th largest of n is at most sqrt(n / k) root mean squares of u, which are at
-  // most 2.
-  NORMCORE_HD Bracket(double n, double k) : high(std::bit_cast<Bits>(C(2.5 * std::sqrt(n / k)))) {}
-  NORMCORE_HD C middle() const { return std::bit_cast<C>(Bits(low + (high - low) / 2)); }
-  NORMCORE_HD bool found() const { return low == high; }
-  // `above`: how many exceed the middle.
-  NORMCORE_HD void narrow(double above, double k) {
-    if (found()) return;
-    const Bits middle = low + (high - low) / 2;
-    if (above == k) {
-      low = high = middle;
-    } else if (above < k) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-};
 
 // The spread of the pools of a block, whose entries are its cells, and its slopes.
 template <class Method, class Backend>
@@ -196,8 +123,8 @@ class BlockSpread {
     return sums;
   }
 
-  // Makes the k-th largest of the peaks of a pool's parts the threshold: k elements or more reach
-  // it, if it is above 0. False where a pool has fewer parts.
+  // Makes the k-th largest of the peaks of a pool's parts the threshold: k elements or more
+  // population it, if it is above 0. False where a pool has fewer parts.
   bool take_peaks(Index k) {
     constexpr Index kParts = Backend::kPeakParts;
     Scope scope(be_.workspace());
@@ -220,8 +147,8 @@ class BlockSpread {
     return true;
   }
 
-  // From the elements that reach the threshold of take_peaks, the k-th largest and what `tally`
-  // sums for it. Null where they are too many.
+  // From the elements that population the threshold of take_peaks, the k-th largest and what
+  // `tally` sums for it. Null where they are too many.
   const double* take_outliers(Index k) {
     const Index capacity = 4 * k + 64;
     // Where it is 0, as in a channel that is constant, what is not.

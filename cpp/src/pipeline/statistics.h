@@ -3,10 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "pipeline/arguments.h"
 #include "pipeline/processes.h"
-#include "plan/pool.h"
+#include "pipeline/step.h"
 
 namespace normcore {
 
@@ -64,6 +65,52 @@ void for_units(const Backend& be, Index units, F&& f) {
   }
 }
 
+// Joins the results of the pieces of each row of the table, which follow each other, in its entries
+// [rows, kn] of the arrays: add(to, from, piece) adds those of a piece from the second on.
+template <class F>
+void fold_pieces(Index pieces, Index rows, Index kn, std::initializer_list<double*> arrays, F add) {
+  const Index per_row = pieces / rows;
+  for (Index o = 0; per_row > 1 && o < rows; ++o) {
+    const Index to = o * kn, first = o * per_row;
+    for (double* array : arrays) {
+      if (o > 0) std::copy_n(array + first * kn, kn, array + to);
+    }
+    for (Index piece = first + 1; piece < first + per_row; ++piece) add(to, piece * kn, piece);
+  }
+}
+
+// f(entry of the block's table, entry of the whole one, its first cell of a row) for a pool.
+template <class F>
+void for_entries(const Plan& plan, const Block& b, const PoolTable& t, F f) {
+  const Index cols = plan.pool_cols(t.extent), o0 = t.row_step > 0 ? b.o0 : 0;
+  for (Index o = 0; o < t.rows; ++o) {
+    for (Index j = 0; j < t.cols; ++j) {
+      const Index col = b.k0 / t.cell_div + j;
+      f(o * t.cols + j, (o0 + o) * cols + col, col * t.cell_div);
+    }
+  }
+}
+
+// f(first, n, weight, bias) for runs of cells, weight(k) and bias(k) being those of cell first + k;
+// null arrays are 1 and 0.
+template <class Scope, class F>
+void for_channels(const Plan& plan, const Block& b, Index rows, const double* weight,
+                  const double* bias, Scope& scope, F f) {
+  if (weight || bias) {
+    auto values = [&](const double* given, double missing) {
+      const double* at = given ? given + b.k0 : scope.template take_filled<double>(b.kn, missing);
+      return [at](Index k) { return at[k]; };
+    };
+    const auto w = values(weight, 1), shift = values(bias, 0);
+    for (Index o = 0; o < rows; ++o) f(o * b.kn, b.kn, w, shift);
+  } else {
+    // In one loop where cells are no channels.
+    auto same = [](double v) { return [v](Index) { return v; }; };
+    const Index loops = plan.affinity == Affinity::element ? 1 : rows, n = rows * b.kn / loops;
+    for (Index o = 0; o < loops; ++o) f(o * n, n, same(1), same(0));
+  }
+}
+
 // What the method sees of every cell of a block. Loops over cells take a copy of this and are flat:
 // short rows have one cell for a few vectors, and compilers vectorize such loops.
 template <class Method>
@@ -100,6 +147,52 @@ inline void forget(PoolTable& t) {
   }
 }
 
+// Moments of the cells of a block, [rows, kn], from x: reduce, and join the pieces.
+struct CellMoments {
+  double *mean, *m2;
+};
+template <class Method, class Backend, class Args>
+CellMoments reduce_cells(const Backend& be, const Args& args, const Block& b, Index rows,
+                         typename Backend::Scope& scope) {
+  const Plan& plan = be.plan();
+  const Units units(plan, b);
+  const Index pieces = units.pieces(), per_row = pieces / rows;
+  double* mean = scope.template take<double>(pieces * b.kn);
+  double* m2 = scope.template take<double>(pieces * b.kn);
+  double* weight = args.population.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
+  for_units(be, units.count(), [&](Index i) {
+    const Range range = units.range(i);
+    const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
+    if (weight) {
+      be.reduce_masked(range, args.population.mask, args.x, weight + at, mean + at, m2 + at);
+    } else {
+      be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
+    }
+  });
+  if (weight) {
+    fold_pieces(pieces, rows, b.kn, {weight, mean, m2}, [&](Index to, Index from, Index) {
+      merge_weighted(b.kn, weight + to, mean + to, m2 + to, weight + from, mean + from, m2 + from);
+    });
+    double* sums = args.population.weights;
+    for (Index o = 0; sums && o < rows; ++o) {
+      std::copy_n(weight + o * b.kn, b.kn, sums + (b.o0 + o) * plan.cells + b.k0);
+    }
+  } else {
+    auto elements = [&](Index piece) {
+      const Range range = units.range(piece * units.strips);
+      return double(range.on) * double(range.sn);
+    };
+    double before = 0;  // elements of the row's pieces so far
+    fold_pieces(pieces, rows, b.kn, {mean, m2}, [&](Index to, Index from, Index piece) {
+      if (piece % per_row == 1) before = elements(piece - 1);
+      const double n = elements(piece);
+      be.merge(b.kn, before, mean + to, m2 + to, n, mean + from, m2 + from);
+      before += n;
+    });
+  }
+  return {mean, m2};
+}
+
 // Statistics of the pools of a block: reduce and pool, or take what is given.
 template <class Method, class Backend, class Args>
 void block_statistics(const Backend& be, const Args& args, const Block& b,
@@ -120,138 +213,71 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     t = pool_shape(extent, plan, b.on, b.kn);
     t.mean = scope.template take<double>(t.rows * t.cols);
     t.var = scope.template take<double>(t.rows * t.cols);
-    if (args.reach.mask && i >= computed) t.count = args.reach.own.sum;
+    if (args.population.mask && i >= computed) t.count = args.population.own.sum;
   }
   out.center = scope.template take<C>(rows * b.kn);
 
-  if (args.given_mean) {
-    PoolTable& t = out.pools[0];
-    for (Index k = 0; k < b.kn; ++k) {
-      t.mean[k] = args.given_mean[b.k0 + k];
-      t.var[k] = args.given_var[b.k0 + k];
-    }
-  }
+  auto take = [&](PoolTable& t, const double* mean, const double* var) {
+    for_entries(plan, b, t, [&](Index e, Index from, Index) {
+      t.mean[e] = mean[from];
+      t.var[e] = var[from];
+    });
+  };
+  PoolTable& finest = out.pools[P - 1];
+  if (computed) take(out.pools[0], args.given_mean, args.given_var);
   if (computed == P) {
     // nothing to compute
   } else if (args.saved_mean()) {
-    PoolTable& t = out.pools[P - 1];
-    const Index cols = plan.pool_cols(t.extent);
-    for (Index o = 0; o < t.rows; ++o) {
-      for (Index j = 0; j < t.cols; ++j) {
-        const Index from = (b.o0 * (t.row_step > 0) + o) * cols + b.k0 / t.cell_div + j;
-        t.mean[o * t.cols + j] = args.saved_mean()[from];
-        t.var[o * t.cols + j] = args.saved_var()[from];
-      }
-    }
+    take(finest, args.saved_mean(), args.saved_var());
   } else {
-    const Units units(plan, b);
-    const Index pieces = units.pieces();
-    double* mean = scope.template take<double>(pieces * b.kn);
-    double* m2 = scope.template take<double>(pieces * b.kn);
-    double* weight = args.reach.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
-    for_units(be, units.count(), [&](Index i) {
-      const Range range = units.range(i);
-      const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
-      if (weight) {
-        be.reduce_masked(range, args.reach.mask, args.x, weight + at, mean + at, m2 + at);
-      } else {
-        be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
-      }
-    });
-    // Pieces of one row of the table follow each other: merge them into its first.
-    const Index per_row = plan.merged_outer ? pieces : units.space_pieces;
-    for (Index o = 0; weight && o < rows; ++o) {
-      const Index to = o * b.kn;
-      for (Index j = o * per_row; j < (o + 1) * per_row; ++j) {
-        const Index from = j * b.kn;
-        if (j == o * per_row) {
-          for (Index k = 0; k < b.kn; ++k) {
-            weight[to + k] = weight[from + k];
-            mean[to + k] = mean[from + k];
-            m2[to + k] = m2[from + k];
-          }
-        } else {
-          merge_weighted(b.kn, weight + to, mean + to, m2 + to, weight + from, mean + from,
-                         m2 + from);
-        }
-      }
-      double* sums = args.reach.weights;
-      for (Index k = 0; sums && k < b.kn; ++k) {
-        sums[(b.o0 + o) * plan.cells + b.k0 + k] = weight[to + k];
-      }
-    }
-    if (!weight && per_row > 1) {
-      for (Index o = 0; o < rows; ++o) {
-        const Index first = o * per_row;
-        double before = 0;
-        for (Index j = 0; j < per_row; ++j) {
-          const Range range = units.range((first + j) * units.strips);
-          const double n = double(range.on) * double(range.sn);
-          if (j > 0) {
-            be.merge(b.kn, before, mean + first * b.kn, m2 + first * b.kn, n,
-                     mean + (first + j) * b.kn, m2 + (first + j) * b.kn);
-          }
-          before += n;
-        }
-        if (o > 0) {
-          for (Index k = 0; k < b.kn; ++k) {
-            mean[o * b.kn + k] = mean[first * b.kn + k];
-            m2[o * b.kn + k] = m2[first * b.kn + k];
-          }
-        }
-      }
-    }
-    pool_moments(be, mean, m2, rows, b.kn, cell_count, out.pools[P - 1]);
+    const CellMoments cells = reduce_cells<Method>(be, args, b, rows, scope);
+    pool_moments(be, cells.mean, cells.m2, rows, b.kn, cell_count, finest);
   }
   if (computed < P - 1) {
-    // Of several pools the last has an entry per cell: the others are merged from it.
-    const PoolTable& t = out.pools[P - 1];
+    // The others are merged from the last, which has an entry per cell.
     double* m2 = scope.template take<double>(rows * b.kn);
-    for (Index c = 0; c < rows * b.kn; ++c) m2[c] = t.var[c] * cell_count;
+    for (Index c = 0; c < rows * b.kn; ++c) m2[c] = finest.var[c] * cell_count;
     for (int i = computed; i < P - 1; ++i) {
-      pool_moments(be, t.mean, m2, rows, b.kn, cell_count, out.pools[i]);
+      pool_moments(be, finest.mean, m2, rows, b.kn, cell_count, out.pools[i]);
     }
   }
   for (int i = computed; i < P; ++i) {
     if (Method::pools[i] != Pool::batch) continue;
     PoolTable& t = out.pools[i];
-    if (args.reach.exchange) {
+    if (args.population.exchange) {
       const bool known = i == P - 1 && args.saved_mean();
-      merge_processes(args.reach, known, t.cols, t.count, t.mean, t.var, scope);
+      merge_processes(args.population, known, t.cols, t.count, t.mean, t.var, scope);
     }
     if (t.count == 0) forget(t);
   }
 
-  // From the last pool, whose means are the centres, to the first.
+  // By cell, from the last pool, whose means are the centres, to the first.
   const Index cells = rows * b.kn;
   for (int i = P - 1; i >= 0; --i) {
     const PoolTable& t = out.pools[i];
-    const double* pooled_mean = t.mean;
+    const double* mean = t.mean;
     out.cells.var[i] = t.var;
     out.cells.count[i] = t.count;
     if (t.rows * t.cols != cells) {
-      double* mean = scope.template take<double>(cells);
-      double* var = scope.template take<double>(cells);
+      double* cell_mean = scope.template take<double>(cells);
+      double* cell_var = scope.template take<double>(cells);
       t.for_cells(rows, [&](Index e, Index cell) {
-        mean[cell] = t.mean[e];
-        var[cell] = t.var[e];
+        cell_mean[cell] = t.mean[e];
+        cell_var[cell] = t.var[e];
       });
-      pooled_mean = mean;
-      out.cells.var[i] = var;
+      mean = cell_mean;
+      out.cells.var[i] = cell_var;
     }
-    // The centre: the mean as the compute type holds it. Where a float may be further from it than
-    // a float can tell, 0: the mean is then no larger than the spread.
     C* center = out.center;
     if (i == P - 1) {
       const double* var = out.cells.var[i];
-      const double most = sizeof(C) == 4 ? 0x1p253 / t.count : std::numeric_limits<double>::max();
       for (Index c = 0; c < cells; ++c) {
-        center[c] = Method::raw || var[c] > most ? C(0) : C(pooled_mean[c]);
+        center[c] = center_of<Method::raw, C>(mean[c], var[c], t.count);
       }
     }
-    double* from_center = scope.template take<double>(cells);
-    for (Index c = 0; c < cells; ++c) from_center[c] = pooled_mean[c] - double(center[c]);
-    out.cells.mean[i] = from_center;
+    double* from = scope.template take<double>(cells);
+    for (Index c = 0; c < cells; ++c) from[c] = from_center<Method::raw>(mean[c], center[c]);
+    out.cells.mean[i] = from;
   }
 }
 
@@ -259,20 +285,10 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
 template <class Method, class Backend, class Args>
 void export_statistics(const Backend& be, const Args& args, const typename Method::Params& params,
                        const Block& b, const Solved<Method, typename Backend::Compute>& s) {
-  // f(entry of the block's table, entry of the whole one, its first cell of a row) for a pool.
-  auto each = [&](const PoolTable& t, auto f) {
-    const Index cols = be.plan().pool_cols(t.extent);
-    for (Index o = 0; o < t.rows; ++o) {
-      for (Index j = 0; j < t.cols; ++j) {
-        const Index col = b.k0 / t.cell_div + j;
-        f(o * t.cols + j, (b.o0 * (t.row_step > 0) + o) * cols + col, col * t.cell_div);
-      }
-    }
-  };
   constexpr int P = kPoolCount<Method>;
   if (args.mean) {
     const PoolTable& t = s.pools[args.given_mean && P > 1 ? 1 : 0];
-    each(t, [&](Index e, Index to, Index channel) {
+    for_entries(be.plan(), b, t, [&](Index e, Index to, Index channel) {
       args.mean[to] = t.mean[e];
       args.var[to] = t.var[e];
       args.rstd[to] = Method::rstd({0, t.var[e], t.count}, params, channel);
@@ -280,19 +296,11 @@ void export_statistics(const Backend& be, const Args& args, const typename Metho
   }
   if (args.last_mean) {
     const PoolTable& t = s.pools[P - 1];
-    each(t, [&](Index e, Index to, Index) {
+    for_entries(be.plan(), b, t, [&](Index e, Index to, Index) {
       args.last_mean[to] = t.mean[e];
       args.last_var[to] = t.var[e];
     });
   }
-}
-
-// A parameter of the channels of a block, as a function of the channel; `missing` where there is
-// none.
-template <class Scope>
-auto per_channel(const double* values, double missing, const Block& b, Scope& scope) {
-  const double* at = values ? values + b.k0 : scope.template take_filled<double>(b.kn, missing);
-  return [at](Index k) { return at[k]; };
 }
 
 }  // namespace normcore

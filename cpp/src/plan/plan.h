@@ -132,6 +132,7 @@ struct Plan {
   Index space_pieces() const { return ceil_div(count, piece_space); }
   Index outer_blocks() const { return ceil_div(outer, block_outer); }
   Index cell_blocks() const { return ceil_div(cells, block_cells); }
+  Index blocks() const { return outer_blocks() * cell_blocks(); }
   // Statistics that pools of an extent have.
   Index pool_rows(Extent e) const { return e == Extent::column ? 1 : outer; }
   Index pool_cols(Extent e) const {

@@ -52,17 +52,27 @@ struct PoolTable {
   }
 };
 
+// The neighbouring cells of an entry, and the elements of one.
+inline Index cells_across(Extent extent, const Plan& plan) {
+  return extent == Extent::row     ? plan.cells
+         : extent == Extent::group ? plan.cells / plan.groups
+                                   : 1;
+}
+inline double elements_of(Extent extent, const Plan& plan) {
+  return double(plan.count) * double(cells_across(extent, plan)) *
+         double(extent == Extent::column ? plan.outer : 1);
+}
+
 // Shape of a pool over a block of `on` x `kn` cells, closed under it. The table has one row, and
 // `merged` of them behind it, where all pools are columns.
 inline PoolTable pool_shape(Extent extent, const Plan& plan, Index on, Index kn) {
   PoolTable t{};
   t.extent = extent;
-  t.cell_div = extent == Extent::group ? plan.cells / plan.groups : extent == Extent::row ? kn : 1;
-  t.cols = extent == Extent::group ? kn / t.cell_div : extent == Extent::row ? 1 : kn;
+  t.cell_div = cells_across(extent, plan);
+  t.cols = kn / t.cell_div;
   t.rows = extent == Extent::column ? 1 : on;
   t.row_step = extent == Extent::column ? 0 : t.cols;
-  t.count =
-      double(plan.count) * double(t.cell_div) * double(extent == Extent::column ? plan.outer : 1);
+  t.count = elements_of(extent, plan);
   return t;
 }
 

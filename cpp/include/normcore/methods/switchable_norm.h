@@ -13,7 +13,7 @@ struct SwitchableNorm {
   static constexpr bool by_channel = false;
   struct Params {
     double eps;
-    const double* mean_weights;  // [3], after the softmax: instance, layer, batch
+    const double* mean_weights;  // [3]: instance, layer, batch; logits until they are prepared
     const double* var_weights;
   };
   struct ParamsGrad {
@@ -30,6 +30,15 @@ struct SwitchableNorm {
     for (int k = 0; k < 3; ++k) sum += weights[k] = std::exp(logits[k] - largest);
     for (int k = 0; k < 3; ++k) weights[k] /= sum;
   }
+  static constexpr int kPrepared = 6;
+  NORMCORE_HD static void prepare(const Params& p, double* weights) {
+    softmax(p.mean_weights, weights);
+    softmax(p.var_weights, weights + 3);
+  }
+  static Params prepared(const Params& p, const double* weights) {
+    return {p.eps, weights, weights + 3};
+  }
+
   // The weights run over the pools from the last to the first.
   NORMCORE_HD static Stats mix(const Stats (&s)[3], const Params& p) {
     Stats m{0, 0, s[2].count};
