@@ -28,7 +28,6 @@ LAYERS = {
         "src/pipeline/arguments.h",
         "src/pipeline/memory.h",
         "src/pipeline/methods.h",
-        "src/pipeline/processes.h",
         "src/cpu/running_call.h",
     },
     # Views of arrays are checked as the operations check them, and methods take what these say.

@@ -180,6 +180,27 @@ def test_all_without_samples(rng):
     assert Threads.run(2, work) == [(bits(np.ones(6, np.float32)), 0)] * 2
 
 
+@each_layer
+def test_samples_without_positions_count_for_nothing(rng, name):
+    x, dy = rng.normal(5, 2, (2, 3, 6, 4))
+    start = fresh(rng, name)
+
+    def work(rank, comm):
+        layer = LAYERS[name](comm=comm)
+        layer.load_state_dict(start.state_dict())
+        return train(layer, [(x, dy) if rank == 0 else (np.empty((5, 6, 0)),) * 2])
+
+    [(want, alone)] = Threads.run(1, work)
+    (got, full), (_, empty) = Threads.run(2, work)
+    # Nothing but zeros is added, so the bits are the same.
+    assert [bits(a) for a in got[0]] == [bits(a) for a in want[0]]
+    for key, value in alone.buffers.items():
+        assert bits(full.buffers[key]) == bits(empty.buffers[key]) == bits(value)
+    for key, value in alone.grads.items():
+        assert bits(full.grads[key]) == bits(value)
+        assert not empty.grads[key].any()
+
+
 def test_recomputed_statistics_are_of_all(rng):
     batches = [rng.normal(k, 1, (n, 6, 4)) for k, n in enumerate((3, 1, 6))]
     want = nc.BatchNorm(6, dtype=np.float64)

@@ -327,6 +327,25 @@ TEST(PlanStreaming, OnlyLargeOutputsAreStreamed) {
   EXPECT_TRUE(plan_of({"ns", {100'000, 10'000}, {}, {}, {Pool::sample}, kElement}).stream);
 }
 
+TEST(PlanOfNothing, IsOneBlockOfNoRowsThatKeepsItsChannels) {
+  for (const char* roles : {"ncs", "nsc"}) {
+    for (const std::vector<Index>& shape : {std::vector<Index>{0, 3, 4}, {2, 3, 0}, {2, 0, 4}}) {
+      for (const std::vector<Pool>& pools : {kBatch, kInstance, kGroup, kBoth}) {
+        Request r{roles, shape, {}, {}, pools};
+        if (r.roles == "nsc") std::swap(r.shape[1], r.shape[2]);
+        const Plan p = plan_of(r);
+        EXPECT_EQ(p.cells, shape[1]);
+        EXPECT_FALSE(p.fused);
+        EXPECT_EQ(p.outer_blocks() * p.cell_blocks(), 1);
+        const Block b = block_at(p, 0);
+        EXPECT_EQ(b.on, 0);
+        EXPECT_EQ(b.kn, shape[1]);
+        EXPECT_EQ(Units(p, b).count(), 0);
+      }
+    }
+  }
+}
+
 // ---- invariants, over random requests
 
 Request random_request(Random& random, Index longest) {

@@ -7,7 +7,6 @@
 #include "normcore/ops.h"
 #include "ops/call.h"
 #include "ops/running_buffers.h"
-#include "pipeline/processes.h"
 
 namespace normcore {
 
@@ -225,45 +224,6 @@ struct ChannelCall {
   }
 };
 
-inline void merge_empty(const Population& population, bool known, Index channels, StatsTable& table,
-                        Memory& memory) {
-  double count = 0;
-  for (double* values : {table.mean, table.var}) std::fill_n(values, channels, 0.0);
-  merge_processes(population, known, channels, count, table.mean, table.var, memory);
-}
-
-// A call on nothing: of many processes it takes part in the statistics of the others.
-template <class Method, class MakeParams>
-void join_empty(const ChannelCall& call, const MakeParams& make_params,
-                std::span<const BufferUpdate> updates, const StatsOut& stats,
-                const Context& context) {
-  Weighed count{};
-  const Population population = call.population(context, &count);
-  if (!population.exchange) return finish_empty(stats, context);
-  CallMemory call_memory(context);
-  Memory& memory = call_memory.get();
-  const Index channels = call.channels();
-  StatsTable table(channels, memory);
-  merge_empty(population, /*known=*/false, channels, table, memory);
-  finish_empty(stats, context);
-  if (count.sum == 0) return;
-  const typename Method::Params params = make_params(memory);
-  for (Index k = 0; k < channels; ++k) {
-    table.rstd[k] = Method::rstd({0, table.var[k], count.sum}, params, k);
-  }
-  Plan plan{};
-  plan.affinity = Affinity::channel;
-  StatsOut of_table = stats;
-  // Statistics per sample are of none.
-  if (call.stats_shape().ndim > 1) of_table.pooled = {};
-  write_stats(plan, table, of_table, memory);
-  if (stats.given && call.given()) {
-    write_pairs(plan, call.load_channels(call.given_mean, memory), call.load_given_var(memory),
-                stats.given, memory);
-  }
-  move_buffers(updates, table, 1, count, memory);
-}
-
 // Before anything is written.
 inline void check_channel_forward(const ChannelCall& call, const Tensor& y,
                                   std::span<const BufferUpdate> updates, const StatsOut& stats,
@@ -300,9 +260,8 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
   static_assert(!MeasuresSpread<Method> || kSpreadOfChannels<Method>,
                 "over the channels of a sample or group no spread is measured");
   check_channel_forward(call, y, updates, stats, context, own);
-  if (call.x.size() == 0) {
-    return join_empty<Method>(call, make_params, updates, stats, context);
-  }
+  const bool empty = call.x.size() == 0;
+  if (empty && !call.exchange(context)) return finish_empty(stats, context);
 
   Plan plan;
   const ConstTensor y_view = y;
@@ -319,7 +278,9 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
       table = StatsTable((call.reported_per_sample() ? call.samples() : 1) * cols, memory);
     }
     if (stats.pooled && !one_pool) {
-      last = StatsTable((plan.merged_outer ? 1 : plan.outer) * plan.cells, memory);
+      const Extent extent = extent_of(call.pools[call.pool_count - 1], plan.affinity);
+      const Index entries = plan.pool_rows(extent) * plan.pool_cols(extent);
+      if (entries > 0) last = StatsTable(entries, memory);
     }
     const double* given_mean = call.load_channels(call.given_mean, memory);
     const double* given_var = call.load_given_var(memory);
@@ -341,6 +302,11 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
       args.population = population;
       run_forward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     });
+    if (empty) {
+      // Its samples have no statistics; the batch has them where other processes have samples.
+      finish_empty(stats, context);
+      if (count.sum == 0) return;
+    }
     if (stats.given && given_mean) {
       write_pairs(plan, given_mean, given_var, stats.given, memory);
     }
@@ -357,23 +323,6 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     if (count.sum == 0) return;
     move_buffers(updates, table, rows, count, memory);
   });
-}
-
-// As join_empty: what block_statistics and pull_back sum, over no elements.
-template <class Method>
-void join_empty_backward(const ChannelCall& call, const SavedStats& stats, const Context& context,
-                         Memory& memory) {
-  Weighed count;
-  const Population population = call.population(context, &count);
-  if (!population.exchange) return;
-  StatsTable table(call.channels(), memory);
-  const bool last = Method::pools[kPoolCount<Method> - 1] == Pool::batch;
-  const bool known = last && (ShiftsOnly<Method> || stats.pooled);
-  merge_empty(population, known, call.channels(), table, memory);
-  for (double* values : {table.mean, table.var}) {
-    std::fill_n(values, call.channels(), 0.0);
-    population.exchange->sum(values, call.channels());
-  }
 }
 
 inline void check_channel_backward(const ChannelCall& call, const ConstTensor& dy,
@@ -416,8 +365,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
-    if (call.x.size() == 0) {
-      join_empty_backward<Method>(call, stats, context, memory);
+    if (call.x.size() == 0 && !call.exchange(context)) {
       finish_empty(g, context);
       if (own.wanted) {
         const Index n = kParameterCount<Method> * call.channels();

@@ -212,7 +212,7 @@ class Backward {
     double* dy_u = scope.template take<double>(pieces * b.kn);
     double* dy_1 = scope.template take<double>(pieces * b.kn);
     auto merge_pieces = [&] {
-      fold_pieces(pieces, s.rows, b.kn, {dy_u, dy_1}, [&](Index to, Index from, Index) {
+      fold_pieces(units, s.rows, {dy_u, dy_1}, [&](Index to, Index from, Index) {
         for (Index k = 0; k < b.kn; ++k) {
           dy_u[to + k] += dy_u[from + k];
           dy_1[to + k] += dy_1[from + k];
@@ -321,18 +321,9 @@ class Backward {
                    }
                  });
     for (int i = computed(); i < P; ++i) {
-      const PoolTable& pool = s.pools[i];
-      if (pool.rows * pool.cols == cells) continue;
-      share_by_pool(pool, s.rows, scope, d.mean[i]);
-      share_by_pool(pool, s.rows, scope, d.var[i]);
-    }
-    for (int i = computed(); args_.population.exchange && i < P; ++i) {
-      if (Method::pools[i] != Pool::batch) continue;
-      // Every row of the table has the same.
-      for (double* values : {d.mean[i], d.var[i]}) {
-        args_.population.exchange->sum(values, b.kn);
-        for (Index c = b.kn; c < cells; ++c) values[c] = values[c - b.kn];
-      }
+      Exchange* exchange = Method::pools[i] == Pool::batch ? args_.population.exchange : nullptr;
+      share_by_pool(s.pools[i], s.rows, exchange, scope, d.mean[i]);
+      share_by_pool(s.pools[i], s.rows, exchange, scope, d.var[i]);
     }
     return d;
   }
@@ -385,11 +376,17 @@ class Backward {
     });
   }
 
-  // Replaces every cell's value by the sum over the cells of its pool.
-  static void share_by_pool(const PoolTable& pool, Index rows, Scope& scope, double* values) {
-    double* sum = scope.template take_filled<double>(pool.rows * pool.cols, 0);
-    pool.for_cells(rows, [=](Index e, Index cell) { sum[e] += values[cell]; });
-    pool.for_cells(rows, [=](Index e, Index cell) { values[cell] = sum[e]; });
+  // Replaces every cell's value by the sum over the cells of its pool, also in other processes.
+  static void share_by_pool(const PoolTable& pool, Index rows, Exchange* exchange, Scope& scope,
+                            double* values) {
+    const Index entries = pool.rows * pool.cols;
+    double* sum = values;
+    if (entries != rows * pool.cols * pool.cell_div) {
+      sum = scope.template take_filled<double>(entries, 0);
+      pool.for_cells(rows, [=](Index e, Index cell) { sum[e] += values[cell]; });
+    }
+    if (exchange && entries > 0) exchange->sum(sum, entries);
+    if (sum != values) pool.for_cells(rows, [=](Index e, Index cell) { values[cell] = sum[e]; });
   }
 
   const Backend& be_;

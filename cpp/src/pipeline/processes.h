@@ -1,5 +1,5 @@
-// Statistics over processes: what the pipeline asks of an exchange, and an operation that has no
-// samples asks in its stead.
+// Statistics over processes: what the pipeline asks of an exchange. A process without samples asks
+// the same, of zeros.
 #pragma once
 
 #include "normcore/errors.h"

@@ -129,9 +129,9 @@ class BlockSpread {
     constexpr Index kParts = Backend::kPeakParts;
     Scope scope(be_.workspace());
     const Units units(be_.plan(), b_);
-    const Index parts = units.pieces() * kParts, per_row = parts / s_.rows;
+    const Index per_row = units.pieces_of_row(s_.rows) * kParts;
     if (per_row < k) return false;
-    double* peaks = scope.template take<double>(parts * b_.kn);
+    double* peaks = scope.template take<double>(units.pieces() * kParts * b_.kn);
     for_units(be_, units.count(), [&](Index i) {
       const Range range = units.range(i);
       be_.peaks(range, table(), kernel_arguments(), x_,
@@ -214,15 +214,14 @@ class BlockSpread {
     parts_ = scope.template take_filled<double>(kMostSums * n, 0);
   }
   const double* end_tally(Scope& scope) const {
-    double* out = scope.template take_filled<double>(cells_ * kMostSums, 0);
-    const Index pieces = Units(be_.plan(), b_).pieces(), per_row = pieces / s_.rows;
-    for (Index o = 0; o < s_.rows; ++o) {
-      for (int v = 0; v < kMostSums; ++v) {
-        for (Index j = 0; j < per_row; ++j) {
-          const double* from = parts_ + (v * pieces + o * per_row + j) * b_.kn;
-          for (Index k = 0; k < b_.kn; ++k) out[(o * b_.kn + k) * kMostSums + v] += from[k];
-        }
-      }
+    double* out = scope.template take<double>(cells_ * kMostSums);
+    const Units units(be_.plan(), b_);
+    for (int v = 0; v < kMostSums; ++v) {
+      double* sums = parts_ + v * units.pieces() * b_.kn;
+      fold_pieces(units, s_.rows, {sums}, [&](Index to, Index from, Index) {
+        for (Index k = 0; k < b_.kn; ++k) sums[to + k] += sums[from + k];
+      });
+      for (Index c = 0; c < cells_; ++c) out[c * kMostSums + v] = sums[c];
     }
     return out;
   }

@@ -39,6 +39,8 @@ struct Units {
         strips(ceil_div(b.kn, p.unit_cells)) {}
 
   Index pieces() const { return outer_pieces * space_pieces; }
+  // Of each row of coefficients; a block without elements has none.
+  Index pieces_of_row(Index rows) const { return rows > 0 ? pieces() / rows : 0; }
   Index count() const { return pieces() * strips; }
   Index piece_of(Index unit) const { return split(unit, strips).quotient; }
   Range range(Index unit) const {
@@ -68,8 +70,8 @@ void for_units(const Backend& be, Index units, F&& f) {
 // Joins the results of the pieces of each row of the table, which follow each other, in its entries
 // [rows, kn] of the arrays: add(to, from, piece) adds those of a piece from the second on.
 template <class F>
-void fold_pieces(Index pieces, Index rows, Index kn, std::initializer_list<double*> arrays, F add) {
-  const Index per_row = pieces / rows;
+void fold_pieces(const Units& units, Index rows, std::initializer_list<double*> arrays, F add) {
+  const Index per_row = units.pieces_of_row(rows), kn = units.block.kn;
   for (Index o = 0; per_row > 1 && o < rows; ++o) {
     const Index to = o * kn, first = o * per_row;
     for (double* array : arrays) {
@@ -106,7 +108,8 @@ void for_channels(const Plan& plan, const Block& b, Index rows, const double* we
   } else {
     // In one loop where cells are no channels.
     auto same = [](double v) { return [v](Index) { return v; }; };
-    const Index loops = plan.affinity == Affinity::element ? 1 : rows, n = rows * b.kn / loops;
+    const Index loops = plan.affinity == Affinity::element ? 1 : rows;
+    const Index n = loops == 1 ? rows * b.kn : b.kn;
     for (Index o = 0; o < loops; ++o) f(o * n, n, same(1), same(0));
   }
 }
@@ -156,7 +159,7 @@ CellMoments reduce_cells(const Backend& be, const Args& args, const Block& b, In
                          typename Backend::Scope& scope) {
   const Plan& plan = be.plan();
   const Units units(plan, b);
-  const Index pieces = units.pieces(), per_row = pieces / rows;
+  const Index pieces = units.pieces(), per_row = units.pieces_of_row(rows);
   double* mean = scope.template take<double>(pieces * b.kn);
   double* m2 = scope.template take<double>(pieces * b.kn);
   double* weight = args.population.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
@@ -170,7 +173,7 @@ CellMoments reduce_cells(const Backend& be, const Args& args, const Block& b, In
     }
   });
   if (weight) {
-    fold_pieces(pieces, rows, b.kn, {weight, mean, m2}, [&](Index to, Index from, Index) {
+    fold_pieces(units, rows, {weight, mean, m2}, [&](Index to, Index from, Index) {
       merge_weighted(b.kn, weight + to, mean + to, m2 + to, weight + from, mean + from, m2 + from);
     });
     double* sums = args.population.weights;
@@ -183,7 +186,7 @@ CellMoments reduce_cells(const Backend& be, const Args& args, const Block& b, In
       return double(range.on) * double(range.sn);
     };
     double before = 0;  // elements of the row's pieces so far
-    fold_pieces(pieces, rows, b.kn, {mean, m2}, [&](Index to, Index from, Index piece) {
+    fold_pieces(units, rows, {mean, m2}, [&](Index to, Index from, Index piece) {
       if (piece % per_row == 1) before = elements(piece - 1);
       const double n = elements(piece);
       be.merge(b.kn, before, mean + to, m2 + to, n, mean + from, m2 + from);

@@ -189,6 +189,19 @@ void plan_work(const PlanRequest& r, Plan* p) {
   if (p->fused) p->unit_cells = p->block_cells;
 }
 
+// Without elements the table has no rows: one block, in which the pools that are columns, and may
+// be those of other processes, have their entries all the same.
+void plan_nothing(Plan* p) {
+  p->outer = p->count = 0;
+  p->merged_outer = false;
+  p->chunk = p->piece_outer = p->piece_space = 1;
+  p->block_outer = p->unit_cells = p->tile_cells = 1;
+  p->block_cells = std::max<Index>(1, p->cells);
+  p->fused = p->second_sweep = p->stream = p->backwards = false;
+  p->bytes = 0;
+  p->reason = "no elements";
+}
+
 }  // namespace
 
 int sort_axes(const ConstTensor& x, int* axes) {
@@ -295,7 +308,11 @@ void make_plan(const PlanRequest& r, Plan* p) {
     a.direct = rows ? one_space && (space.count == 0 || a.space[0] == 1)
                     : one_space && (p->cells == 1 || a.cell == 1);
   }
-  plan_work(r, p);
+  if (p->outer == 0 || p->cells == 0 || p->count == 0) {
+    plan_nothing(p);
+  } else {
+    plan_work(r, p);
+  }
 }
 
 }  // namespace normcore

@@ -130,8 +130,9 @@ struct Plan {
   const char* reason;  // for NORMCORE_VERBOSE
 
   Index space_pieces() const { return ceil_div(count, piece_space); }
-  Index outer_blocks() const { return ceil_div(outer, block_outer); }
-  Index cell_blocks() const { return ceil_div(cells, block_cells); }
+  // One at least: of a call without elements a block of no rows.
+  Index outer_blocks() const { return std::max<Index>(1, ceil_div(outer, block_outer)); }
+  Index cell_blocks() const { return std::max<Index>(1, ceil_div(cells, block_cells)); }
   Index blocks() const { return outer_blocks() * cell_blocks(); }
   // Statistics that pools of an extent have.
   Index pool_rows(Extent e) const { return e == Extent::column ? 1 : outer; }

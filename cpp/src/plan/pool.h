@@ -95,6 +95,10 @@ void pool_moments(const Backend& be, const double* mean, const double* m2, Index
                   double cell_count, PoolTable& t) {
   const Index entries = t.rows * t.cols;
   const double count = t.count;
+  if (rows == 0) {  // no elements: what they add to those of other processes
+    for (Index e = 0; e < entries; ++e) t.mean[e] = t.var[e] = 0;
+    return;
+  }
   if (t.extent == Extent::cell) {
     for (Index e = 0; e < entries; ++e) t.mean[e] = mean[e];
     for (Index e = 0; e < entries; ++e) t.var[e] = m2[e] / count;
