@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "ops/channel_call.h"
+#include "ops/channel_pipeline.h"
 #include "ops/signatures.h"
 
 namespace normcore {
@@ -38,19 +38,19 @@ void check_own_gradient(const Own& argument, const Tensor& given, const ChannelC
 // Both or neither; `use` takes the statistics from them.
 template <class Method>
 void give_buffers(const OptionsOf<Method>& o, bool use, ChannelCall& call) {
-  constexpr auto buffers = arguments_of<Method, Kind::buffer>();
   if constexpr (kBuffers<Method> == 1) {
     if (o.running_mean) check_shape("running_mean", o.running_mean, call.channel_shape);
-    if (use) call.given_mean = o.running_mean;
+    if (use) call.given.mean = o.running_mean;
   } else {
-    constexpr auto spread = std::get<1>(buffers);
-    call.var_name = spread.name;
-    call.given_std = spread.follows == Follows::deviation;
-    call.buffers(o.running_mean, o.*spread.member, use);
+    constexpr auto spread = std::get<1>(arguments_of<Method, Kind::buffer>());
+    check_buffers(o.running_mean, o.*spread.member, spread.name, call.channel_shape);
+    if (!use) return;
+    call.given = {o.running_mean, o.*spread.member, spread.follows == Follows::deviation,
+                  spread.name};
   }
 }
 
-// What is too little to have statistics of, as torch has it; of a batch see check_population.
+// What is too little to have statistics of, as torch has it; of a batch see check_samples.
 template <class Method>
 void check_pools(const ChannelCall& call, bool training) {
   if (kPoolCount<Method> > 1 || call.x.size() == 0) return;
@@ -99,7 +99,7 @@ ChannelCall call_of(const ChannelArguments& a, const OptionsOf<Method>& o) {
       call.groups = a.groups;
     }
     if constexpr (A::kind == Kind::mask) {
-      if (o.*argument.member) call.count_by(o.*argument.member);
+      if (o.*argument.member) count_by(o.*argument.member, call);
     }
   });
   check_pools<Method>(call, training);

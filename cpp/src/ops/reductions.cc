@@ -5,6 +5,7 @@
 
 #include "normcore/ops.h"
 #include "ops/call.h"
+#include "ops/mask.h"
 
 namespace normcore {
 namespace {

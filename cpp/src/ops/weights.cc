@@ -1,5 +1,5 @@
 // Weight normalization: the pool is a slice of a weight tensor, and g is its channel's weight.
-#include "ops/channel_call.h"
+#include "ops/channel_pipeline.h"
 
 namespace normcore {
 namespace {
@@ -11,7 +11,7 @@ ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
   check_at_least("eps", o.eps, 0.0);
   check_view("v", v);
   check_view("g", g);
-  ChannelCall call{WeightNorm::pools, 1, v, g, kAbsent, -1, false};
+  ChannelCall call{WeightNorm::pools, v, g, kAbsent, -1, false};
   call.names = {"v", "g", "dw", "dg"};
   if (o.axis) {
     if (v.ndim() == 0) throw value_error("v has shape (), expected at least one axis");

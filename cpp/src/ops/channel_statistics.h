@@ -1,0 +1,73 @@
+// What the statistics of a call over channels are of: the elements that a mask lets count, in this
+// process or all of them; or nothing of x, where they are given.
+#pragma once
+
+#include "ops/channel_call.h"
+#include "ops/mask.h"
+
+namespace normcore {
+
+// The mask of a call: what each position counts in statistics of x.
+inline void count_by(const ConstTensor& given, ChannelCall& call) {
+  const ConstTensor& x = call.x;
+  ExpectedShape shape;
+  for (int a = 0; a < x.ndim(); ++a) {
+    if (a != call.channel_axis) shape.append(x.shape(a));
+  }
+  shape.rule = "x.shape without the channel axis";
+  check_shape("mask", given, shape);
+  check_mask_dtype(given, x);
+  call.mask = ConstTensor(given.data(), given.dtype(), x.ndim());
+  for (int a = 0, from = 0; a < x.ndim(); ++a) {
+    const bool repeated = a == call.channel_axis;
+    call.mask.set_dim(a, x.shape(a), repeated ? 0 : given.stride(from));
+    from += !repeated;
+  }
+}
+
+// Where statistics of x are those of other processes too.
+inline Exchange* exchange_of(const ChannelCall& call, const Context& context) {
+  return call.of_the_batch() ? context.exchange : nullptr;
+}
+
+// Mask and exchange where statistics are taken from x, and how much a batch pool counts.
+inline Population reach_of(const ChannelCall& call, const Context& context, Weighed* count) {
+  Population r{};
+  r.own = Weighed::elements(double(call.space()) * double(call.samples()));
+  r.exchange = exchange_of(call, context);
+  r.count = count;
+  r.least_count = call.of_the_batch() && !call.mask ? 2 : 0;
+  if (call.mask) {
+    // It is repeated along the channels.
+    const Weighed weights = weigh(call.mask, std::max<Index>(1, call.channels()));
+    if (!call.computed().empty()) {
+      r.mask = call.mask.data();
+      r.own = weights;
+    }
+  }
+  *count = r.own;
+  return r;
+}
+
+// What is given, per channel, as the pipeline takes it.
+struct GivenMoments {
+  const double* mean = nullptr;
+  const double* var = nullptr;
+
+  GivenMoments(const ChannelCall& call, Memory& memory) {
+    const GivenStatistics& given = call.given;
+    if (!given) return;
+    mean = call.load_channels(given.mean, memory);
+    if (!given.var) {
+      var = memory.take_filled<double>(call.channels(), 1);
+      return;
+    }
+    var = call.load_channels(given.var, memory);
+    if (!given.deviation) return;
+    double* squares = memory.take<double>(call.channels());
+    memory.transform(Memory::kSquare, var, call.channels(), squares);
+    var = squares;
+  }
+};
+
+}  // namespace normcore
