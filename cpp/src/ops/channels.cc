@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "ops/channel_pipeline.h"
+#include "ops/groups_as_rows.h"
 #include "ops/signatures.h"
 
 namespace normcore {
@@ -199,75 +200,6 @@ const BatchNorm::Params kBufferAlone{0};
 void check_one_process(const Context& context) {
   if (!context.exchange) return;
   throw value_error("context.exchange is given, expected none: spreads are not merged");
-}
-
-// ---- groups of many channels
-
-// Without positions a group is a run of channels, and to a channel's coefficients there would be
-// one element: from so many channels on, groups are taken for rows, each with its own parameters.
-constexpr Index kGroupRow = 64;
-
-bool groups_are_rows(const ChannelCall& call, const Context& context) {
-  return context.device == Device::kCpu && call.space() == 1 && call.x.size() > 0 &&
-         call.channels() / call.groups >= kGroupRow;
-}
-template <bool kConst>
-BasicTensor<kConst> from_element(const BasicTensor<kConst>& t, Index offset, int ndim) {
-  auto* data = static_cast<std::conditional_t<kConst, const char*, char*>>(t.data());
-  return BasicTensor<kConst>(data + offset * Index(size_of(t.dtype())), t.dtype(), ndim);
-}
-// (N, channels of a group)
-template <bool kConst>
-BasicTensor<kConst> rows_of_group(const ChannelCall& call, const BasicTensor<kConst>& t,
-                                  Index group) {
-  const Index n = call.channels() / call.groups, step = t.stride(call.channel_axis);
-  BasicTensor<kConst> rows = from_element(t, group * n * step, 2);
-  rows.set_dim(0, t.shape(0), t.stride(0));
-  rows.set_dim(1, n, step);
-  return rows;
-}
-// The channels of a group; of statistics (N, G) or (N, G, 2) its column.
-template <bool kConst>
-BasicTensor<kConst> part_of_group(const BasicTensor<kConst>& t, int axis, Index group, Index n) {
-  if (!t) return t;
-  BasicTensor<kConst> part = from_element(t, group * n * t.stride(axis), t.ndim());
-  for (int a = 0; a < t.ndim(); ++a) part.set_dim(a, a == axis ? n : t.shape(a), t.stride(a));
-  return part;
-}
-
-void forward_by_rows(const ChannelCall& call, double eps, const Tensor& y, const StatsOut& stats,
-                     const Context& context) {
-  check_channel_forward(call, y, {}, stats, context, {});
-  const Index n = call.channels() / call.groups;
-  LayerNormOptions rows;
-  rows.axes = Axes{1};
-  rows.eps = eps;
-  for (Index g = 0; g < call.groups; ++g) {
-    const StatsOut of_group{part_of_group(stats.mean, 1, g, 1),
-                            part_of_group(stats.rstd, 1, g, 1),
-                            part_of_group(stats.pooled, 1, g, 1),
-                            {}};
-    layer_norm(rows_of_group(call, call.x, g), part_of_group(call.weight, 0, g, n),
-               part_of_group(call.bias, 0, g, n), rows_of_group(call, y, g), rows, of_group,
-               context);
-  }
-}
-
-void backward_by_rows(const ChannelCall& call, double eps, const ConstTensor& dy,
-                      const Gradients& gradients, const SavedStats& stats, const Context& context) {
-  check_channel_backward(call, dy, gradients, stats, context, {});
-  const Index n = call.channels() / call.groups;
-  LayerNormOptions rows;
-  rows.axes = Axes{1};
-  rows.eps = eps;
-  for (Index g = 0; g < call.groups; ++g) {
-    const Gradients of_group{rows_of_group(call, gradients.dx, g),
-                             part_of_group(gradients.dweight, 0, g, n),
-                             part_of_group(gradients.dbias, 0, g, n)};
-    layer_norm_backward(rows_of_group(call, dy, g), rows_of_group(call, call.x, g),
-                        part_of_group(call.weight, 0, g, n), of_group, rows, {},
-                        part_of_group(stats.pooled, 1, g, 1), context);
-  }
 }
 
 // ---- every method
