@@ -33,7 +33,7 @@ LAYERS = {
     # Views of arrays are checked as the operations check them, and methods take what these say.
     "python": {"src/ops/view.h", "src/ops/signatures.h"},
     "bench/probes": {"src/cpu"},
-    "bench/native": {"src/cpu", "bench/probes"},
+    "bench/native": {"src/cpu", "src/ops/signatures.h", "bench/probes"},
 }
 # Single includes beyond that, and why.
 EXCEPTIONS = {

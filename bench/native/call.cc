@@ -9,21 +9,22 @@ namespace normcore::bench {
 
 Call::Call(const Cell& cell, DType dtype, int threads)
     : method_(method_of(cell)),
-      a_{cell, std::strcmp(cell.variant, "eval") != 0, std::strcmp(cell.layout, "NHWC") ? 1 : -1} {
+      a_{cell, cell.axis(), std::strcmp(cell.layout, "NHWC") ? 1 : -1, cell.groups()} {
   a_.context.threads = threads;
   std::vector<Index> shape = cell.shape;
   if (a_.channel_axis == -1) std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
   for (Tensor* t : {&a_.x, &a_.dy, &a_.out}) *t = make(dtype, shape);
 
   const int ndim = int(cell.shape.size());
-  const int axis = (cell.axis + ndim) % ndim;
+  const int axis = (a_.axis + ndim) % ndim;
   const Index n = cell.shape[std::size_t(axis)];
   const bool like_x = method_.saved == Saved::rows || method_.saved == Saved::none;
-  for (Tensor* t : {&a_.weight, &a_.bias, &a_.rho, &a_.dweight, &a_.dbias, &a_.drho}) {
-    *t = make(like_x ? dtype : DType::kFloat32, {n});
-  }
-  for (Tensor* t : {&a_.mean_logits, &a_.var_logits, &a_.dmean_logits, &a_.dvar_logits}) {
-    *t = make(DType::kFloat32, {3});
+  const DType parameters = like_x ? dtype : DType::kFloat32;
+  for (Tensor* t : {&a_.weight, &a_.bias, &a_.dweight, &a_.dbias}) *t = make(parameters, {n});
+  for (std::size_t i = 0; i < method_.own.size(); ++i) {
+    const std::vector<Index> own = {method_.own[i] == OwnShape::logits ? 3 : n};
+    a_.own[i] = make(parameters, own);
+    a_.down[i] = make(parameters, own);
   }
   for (Tensor* t : {&a_.running_mean, &a_.running_scale}) *t = make(DType::kFloat32, {n});
   if (!std::strcmp(cell.op, "gdn") || !std::strcmp(cell.op, "divisive_norm")) {
@@ -35,6 +36,7 @@ Call::Call(const Cell& cell, DType dtype, int threads)
   a_.left = make(dtype, {cell.shape[0]});
   a_.right = make(dtype, {cell.shape[1]});
   if (!std::strcmp(cell.variant, "masked")) make_mask(a_.x);
+  if (method_.set_options) method_.set_options(a_);
   save_statistics(cell.shape, axis);
 }
 
@@ -95,7 +97,7 @@ void Call::save_statistics(const std::vector<Index>& shape, int axis) {
       pools = {shape[0], n};
       break;
     case Saved::groups:
-      pools = {shape[0], a_.cell.groups};
+      pools = {shape[0], a_.groups};
       break;
   }
   pools.push_back(2);

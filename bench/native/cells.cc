@@ -40,8 +40,8 @@ std::string name_of(const Cell& cell) {
     name += std::to_string(cell.shape[i]);
   }
   if (cell.shape.size() > 2) name += std::string("/") + cell.layout;
-  if (!std::strcmp(cell.layout, "C") && cell.axis != -1) {
-    name += "/axis=" + std::to_string(cell.axis);
+  if (!std::strcmp(cell.layout, "C") && cell.axis() != -1) {
+    name += "/axis=" + std::to_string(cell.axis());
   }
   return name;
 }

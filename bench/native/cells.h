@@ -1,7 +1,9 @@
 // The cells of bench/shapes.json.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "options.h"
@@ -13,16 +15,25 @@ struct Cell {
   const char* variant;
   std::vector<Index> shape;  // logical, channels second
   const char* layout;        // C, NC, NCHW or NHWC
-  int axis;                  // of the channels, without an axis of its own
-  Index groups;
-  double p;
-  Index k;
-  Index size, summation_window, suppression_window;
+  struct Option {
+    std::string_view name;
+    double value;
+  };
+  std::vector<Option> options;  // by the names of the call's arguments
   bool has_backward;
   // In tensors read or written, where a tensor fits the last-level cache and beyond.
   struct Traffic {
     double in_cache, beyond;
   } forward, backward;
+
+  std::optional<double> option(std::string_view wanted) const {
+    for (const auto& [name, value] : options) {
+      if (name == wanted) return value;
+    }
+    return {};
+  }
+  int axis() const { return int(option("axis").value_or(1)); }  // else that of the channels
+  Index groups() const { return Index(option("num_groups").value_or(1)); }
 };
 
 const std::vector<Cell>& cells();

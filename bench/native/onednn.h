@@ -32,7 +32,7 @@ enum class Kind { none, layer, batch, group };
 
 inline Kind kind_of(const Cell& cell) {
   const std::string op = cell.op;
-  if (op == "layer_norm" && cell.axis == -1) return Kind::layer;
+  if (op == "layer_norm" && cell.axis() == -1) return Kind::layer;
   if (op == "batch_norm" && std::strcmp(cell.variant, "masked")) return Kind::batch;
 #if NORMCORE_ONEDNN_GROUPS
   if (op == "group_norm" || op == "instance_norm") return Kind::group;
@@ -49,7 +49,7 @@ struct Problem {
 
   bool given() const { return !std::strcmp(cell.variant, "eval"); }  // statistics
   Index groups() const {
-    return !std::strcmp(cell.op, "instance_norm") ? cell.shape[1] : cell.groups;
+    return !std::strcmp(cell.op, "instance_norm") ? cell.shape[1] : cell.groups();
   }
   normalization_flags flags() const {
     const auto affine = normalization_flags::use_scale | normalization_flags::use_shift;
