@@ -23,7 +23,7 @@ Tensor reshaped(const Array& a, std::vector<Index> shape) {
   return make_tensor(a.bytes.data(), a.dtype, shape);
 }
 BatchNormOptions masked(const Call& c, const ConstTensor& mask, bool training = true) {
-  auto o = c.with_buffers(&BatchNormOptions::running_var, training);
+  BatchNormOptions o{c.running_mean.tensor(), c.running_spread.tensor(), training};
   o.mask = mask;
   return o;
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adaptive_formulas.h"
+#include "ops/signatures.h"
 #include "support.h"
 
 namespace normcore::testing {
@@ -17,16 +18,18 @@ struct Call;
 
 struct Method {
   std::string name;
-  // Parameters: w(eight), one g, b(ias), r(ho), l(ogits).
-  std::string takes;
-  // Statistics: by channel, by (N, C) without mean and rstd, or none.
-  enum { kNoStats, kByChannel, kByCell } stats;
   bool smooth;
   std::function<Result(const Values& v, const Values& at)> formula;
   std::function<void(const Call&, const StatsOut&, const Context&)> forward;
   std::function<void(const Call&, const SavedStats&, const Context&)> backward;
+  // Parameters: weight (a single one for all?), bias, and the method's own.
+  bool has_weight = false, has_bias = false, one_weight = false;
+  std::vector<Own> own{};
+  // Statistics: by channel, by (N, C) without mean and rstd, or none.
+  enum { kNoStats, kByChannel, kByCell } stats = kNoStats;
 
-  bool has(char c) const { return takes.find(c) != std::string::npos; }
+  // The shape of one of its own.
+  bool logits(std::size_t i) const { return i < own.size() && own[i].shape == OwnShape::logits; }
 };
 inline void PrintTo(const Method& m, std::ostream* out) { *out << m.name; }
 
@@ -109,145 +112,131 @@ struct Call {
     return {mean.tensor(), rstd.tensor(), pooled.tensor(), given.tensor()};
   }
   SavedStats saved() const { return {pooled.tensor(), given.tensor()}; }
-  Tensor own(const Array& gradient) const { return bare ? Tensor() : gradient.tensor(); }
-  bool wanted(char parameter) const { return method.has(parameter) && !bare; }
+  Tensor wanted(const Array& gradient) const { return bare ? Tensor() : gradient.tensor(); }
   Gradients gradients() const {
-    return {in_place ? dy.tensor() : dx.tensor(), wanted('w') ? dweight.tensor() : Tensor(),
-            wanted('b') ? dbias.tensor() : Tensor()};
+    return {in_place ? dy.tensor() : dx.tensor(), method.has_weight ? wanted(dweight) : Tensor(),
+            method.has_bias ? wanted(dbias) : Tensor()};
   }
   ConstTensor w() const { return bare ? ConstTensor() : weight.tensor(); }
   ConstTensor b() const { return bare ? ConstTensor() : bias.tensor(); }
   Tensor out() const { return in_place ? x.tensor() : y.tensor(); }
-  // With a mean and a second buffer of any name.
-  template <class Options>
-  Options with_buffers(Buffer Options::* second_buffer, bool training) const {
-    Options o;
-    o.running_mean = running_mean.tensor();
-    o.*second_buffer = running_spread.tensor();
-    o.training = training;
-    o.momentum = kMomentum;
-    o.eps = kEps;
-    return o;
-  }
   void forward(const StatsOut& s, const Context& c = {}) const { method.forward(*this, s, c); }
   void backward(const SavedStats& s, const Context& c = {}) const { method.backward(*this, s, c); }
 };
 
+// A gradient of parameters, and the argument that it is of.
+struct Gradient {
+  Array Call::* array;
+  Vector Values::* argument;
+  const char* name;
+};
+inline std::vector<Gradient> parameter_gradients(const Method& m) {
+  std::vector<Gradient> all;
+  if (m.has_weight) all.push_back({&Call::dweight, &Values::weight, "dweight"});
+  if (m.has_bias) all.push_back({&Call::dbias, &Values::bias, "dbias"});
+  for (const Own& own : m.own) {
+    const bool first = &own == &m.own.front();
+    all.push_back({first ? &Call::dfirst : &Call::dsecond, first ? &Values::first : &Values::second,
+                   own.gradient});
+  }
+  return all;
+}
+
 // ---- the methods
 
-// Forward and backward of an operation on x, weight and bias.
-template <class Options>
-void add(std::vector<Method>& methods, const std::string& name, bool smooth,
-         void (*forward)(const ConstTensor&, const ConstTensor&, const ConstTensor&, const Tensor&,
-                         const Options&, const StatsOut&, const Context&),
-         void (*backward)(const ConstTensor&, const ConstTensor&, const ConstTensor&,
-                          const Gradients&, const Options&, const SavedStats&, const Context&),
-         std::function<Options(const Call&)> options,
-         std::function<Result(const Values&, const Values&)> formula) {
-  methods.push_back({name, "wb", Method::kByChannel, smooth, formula,
-                     [=](const Call& c, const StatsOut& s, const Context& context) {
-                       forward(c.x.tensor(), c.w(), c.b(), c.out(), options(c), s, context);
-                     },
-                     [=](const Call& c, const SavedStats& s, const Context& context) {
-                       backward(c.dy.tensor(), c.x.tensor(), c.w(), c.gradients(), options(c), s,
-                                context);
-                     }});
+template <class F>
+void with_arguments(const Call& c, F f) {
+  const ConstTensor x = c.x.tensor(), weight = c.w(), bias = c.b();
+  const ConstTensor first = c.first.tensor(), second = c.second.tensor();
+  f(ChannelArguments{x, weight, bias, {&first, &second}});
+}
+
+// A method over channels, called as its signature says; `set`: options that not all of them have.
+template <class M>
+void add(std::vector<Method>& all, const std::string& name, bool training, bool smooth,
+         std::function<Result(const Values&, const Values&)> formula,
+         std::function<void(typename Signature<M>::Options&, const Call&)> set = {}) {
+  auto options = [=](const Call& c) {
+    typename Signature<M>::Options o;
+    for_each_argument<M>([&](const auto& a) {
+      using A = std::remove_cvref_t<decltype(a)>;
+      if constexpr (A::kind == Kind::buffer) {
+        o.*a.member = (a.follows == Follows::mean ? c.running_mean : c.running_spread).tensor();
+      }
+      if constexpr (A::kind == Kind::learns) o.*a.member = training;
+    });
+    o.momentum = kMomentum;
+    if constexpr (requires { o.eps; }) o.eps = kEps;
+    if (set) set(o, c);
+    return o;
+  };
+  all.push_back({name + (training ? "" : "_eval"), smooth, formula,
+                 [=](const Call& c, const StatsOut& s, const Context& context) {
+                   with_arguments(c, [&](const ChannelArguments& a) {
+                     call_forward<M>(a, c.out(), options(c), s, context);
+                   });
+                 },
+                 [=](const Call& c, const SavedStats& s, const Context& context) {
+                   const Tensor first = c.wanted(c.dfirst), second = c.wanted(c.dsecond);
+                   with_arguments(c, [&](const ChannelArguments& a) {
+                     call_backward<M>(c.dy.tensor(), a, c.gradients(), {&first, &second},
+                                      options(c), s, context);
+                   });
+                 },
+                 has<M>(Kind::weight), has<M>(Kind::bias)});
+  for_each_argument<M>([&](const auto& a) {
+    if constexpr (requires { a.shape; }) all.back().own.push_back(a);
+  });
+  all.back().stats = kReports<M> ? Method::kByChannel : Method::kByCell;
 }
 
 inline std::vector<Method> make_methods() {
   std::vector<Method> all;
   for (const bool training : {true, false}) {
-    const std::string eval = training ? "" : "_eval";
-    auto in_eval = [training](const Values& v, bool squared) {
+    auto in_eval = [](const Values& v, bool squared = false) {
       return scaled(v, v.mean, squared ? deviations(v.spread) : v.spread);
     };
-    add<BatchNormOptions>(
-        all, "masked_batch_norm" + eval, true, batch_norm, batch_norm_backward,
-        [=](const Call& c) {
-          auto o = c.with_buffers(&BatchNormOptions::running_var, training);
-          o.mask = c.mask.tensor();
-          return o;
-        },
+    add<BatchNorm>(
+        all, "masked_batch_norm", training, true,
         [=](const Values& v, const Values&) {
           return training ? masked_formula(v) : in_eval(v, true);
-        });
-    add<BatchRenormOptions>(
-        all, "batch_renorm" + eval, true, batch_renorm, batch_renorm_backward,
-        [=](const Call& c) {
-          auto o = c.with_buffers(&BatchRenormOptions::running_std, training);
-          o.r_max = kRMax;
-          o.d_max = kDMax;
-          return o;
         },
+        [](auto& o, const Call& c) { o.mask = c.mask.tensor(); });
+    add<BatchRenorm>(
+        all, "batch_renorm", training, true,
         [=](const Values& v, const Values& at) {
-          return training ? renorm_formula(v, at) : in_eval(v, false);
-        });
-    for (const double p : {1.0, 3.0, kInfinite}) {
-      add<LpBatchNormOptions>(
-          all,
-          (p == kInfinite ? "lp_batch_norm_inf" : "lp_batch_norm_" + std::to_string(int(p))) + eval,
-          p == 3 || !training, lp_batch_norm, lp_batch_norm_backward,
-          [=](const Call& c) {
-            auto o = c.with_buffers(&LpBatchNormOptions::running_scale, training);
-            o.p = p;
-            return o;
-          },
-          [=](const Values& v, const Values&) {
-            if (!training) return in_eval(v, false);
-            return other_scale(v, [p](const Vector& a) { return lp_scale(a, p); });
-          });
-    }
-    add<TopKBatchNormOptions>(
-        all, "topk_batch_norm" + eval, !training, topk_batch_norm, topk_batch_norm_backward,
-        [=](const Call& c) {
-          auto o = c.with_buffers(&TopKBatchNormOptions::running_scale, training);
-          o.k = kK;
-          return o;
+          return training ? renorm_formula(v, at) : in_eval(v);
         },
+        [](auto& o, const Call&) { o.r_max = kRMax, o.d_max = kDMax; });
+    for (const double p : {1.0, 3.0, kInfinite}) {
+      add<LpBatchNorm>(
+          all, p == kInfinite ? "lp_batch_norm_inf" : "lp_batch_norm_" + std::to_string(int(p)),
+          training, p == 3 || !training,
+          [=](const Values& v, const Values&) {
+            if (!training) return in_eval(v);
+            return other_scale(v, [p](const Vector& a) { return lp_scale(a, p); });
+          },
+          [p](auto& o, const Call&) { o.p = p; });
+    }
+    add<TopKBatchNorm>(
+        all, "topk_batch_norm", training, !training,
         [=](const Values& v, const Values&) {
-          return training ? other_scale(v, topk_scale) : in_eval(v, false);
-        });
-    all.push_back({"mean_only_batch_norm" + eval, "b", Method::kByChannel, true,
-                   [=](const Values& v, const Values&) { return mean_only_formula(v, training); },
-                   [=](const Call& c, const StatsOut& s, const Context& context) {
-                     mean_only_batch_norm(c.x.tensor(), c.b(), c.out(),
-                                          {c.running_mean.tensor(), training, kMomentum}, s,
-                                          context);
-                   },
-                   [=](const Call& c, const SavedStats& s, const Context& context) {
-                     mean_only_batch_norm_backward(c.dy.tensor(), c.x.tensor(), c.gradients(),
-                                                   {c.running_mean.tensor(), training}, s, context);
-                   }});
-    auto mixed = [=](const Call& c) {
-      return c.with_buffers(&BatchInstanceNormOptions::running_var, training);
-    };
-    all.push_back(
-        {"batch_instance_norm" + eval, "wbr", Method::kByCell, true,
-         [=](const Values& v, const Values&) { return batch_instance_formula(v, training); },
-         [=](const Call& c, const StatsOut& s, const Context& context) {
-           batch_instance_norm(c.x.tensor(), c.first.tensor(), c.w(), c.b(), c.out(), mixed(c), s,
-                               context);
-         },
-         [=](const Call& c, const SavedStats& s, const Context& context) {
-           batch_instance_norm_backward(c.dy.tensor(), c.x.tensor(), c.first.tensor(), c.w(),
-                                        c.gradients(), c.own(c.dfirst), mixed(c), s, context);
-         }});
-    all.push_back({"switchable_norm" + eval, "wbl", Method::kByCell, true,
-                   [=](const Values& v, const Values&) { return switchable_formula(v, training); },
-                   [=](const Call& c, const StatsOut& s, const Context& context) {
-                     switchable_norm(c.x.tensor(), c.first.tensor(), c.second.tensor(), c.w(),
-                                     c.b(), c.out(), mixed(c), s, context);
-                   },
-                   [=](const Call& c, const SavedStats& s, const Context& context) {
-                     switchable_norm_backward(
-                         c.dy.tensor(), c.x.tensor(), c.first.tensor(), c.second.tensor(), c.w(),
-                         c.gradients(), c.own(c.dfirst), c.own(c.dsecond), mixed(c), s, context);
-                   }});
+          return training ? other_scale(v, topk_scale) : in_eval(v);
+        },
+        [](auto& o, const Call&) { o.k = kK; });
+    add<MeanOnlyBatchNorm>(
+        all, "mean_only_batch_norm", training, true,
+        [=](const Values& v, const Values&) { return mean_only_formula(v, training); });
+    add<BatchInstanceNorm>(
+        all, "batch_instance_norm", training, true,
+        [=](const Values& v, const Values&) { return batch_instance_formula(v, training); });
+    add<SwitchableNorm>(
+        all, "switchable_norm", training, true,
+        [=](const Values& v, const Values&) { return switchable_formula(v, training); });
   }
   for (const bool whole : {false, true}) {
     const WeightNormOptions o{whole ? std::optional<int>() : -2};
-    all.push_back({whole ? "weight_norm_of_all" : "weight_norm", whole ? "wg" : "w",
-                   Method::kNoStats, true,
+    all.push_back({whole ? "weight_norm_of_all" : "weight_norm", true,
                    [=](const Values& v, const Values&) { return weight_norm_formula(v, whole); },
                    [=](const Call& c, const StatsOut&, const Context& context) {
                      weight_norm(c.x.tensor(), c.weight.tensor(), c.out(), o, context);
@@ -255,7 +244,8 @@ inline std::vector<Method> make_methods() {
                    [=](const Call& c, const SavedStats&, const Context& context) {
                      weight_norm_backward(c.dy.tensor(), c.x.tensor(), c.weight.tensor(),
                                           c.gradients().dx, c.dweight.tensor(), o, context);
-                   }});
+                   },
+                   /*has_weight=*/true, /*has_bias=*/false, /*one_weight=*/whole});
   }
   // Over rows, over samples, and where eps is greater than any norm.
   const std::pair<double, double> orders[] = {{1, kEps}, {2, kEps}, {kInfinite, kEps}, {2, 1e4}};
@@ -264,7 +254,7 @@ inline std::vector<Method> make_methods() {
       const NormalizeOptions o{ord, of == Of::kCell ? Axes{-1} : Axes{2, -2}, eps};
       all.push_back({"normalize_" + (ord == kInfinite ? "inf" : std::to_string(int(ord))) +
                          (of == Of::kCell ? "" : "_samples") + (eps > 1 ? "_below_eps" : ""),
-                     "", Method::kNoStats, ord == 2,
+                     ord == 2,
                      [=](const Values& v, const Values&) {
                        return divided(
                            v, of, [=](const Vector& a) { return std::max(norm(a, o.ord), o.eps); });
@@ -326,10 +316,10 @@ inline Values draw(Random& random, const Method& m, Size size) {
                     std::min(smallest_gap(v, Of::kCell, false),
                              smallest_gap(v, Of::kSample, false))) < 8 * kStep);
   v.dy = normal(N * C * S, 0.1, 1);
-  v.weight = normal(m.has('g') ? 1 : C, 1, 0.5);
+  v.weight = normal(m.one_weight ? 1 : C, 1, 0.5);
   v.bias = normal(C, 0, 1);
-  v.first = normal(m.has('l') ? 3 : C, 0.5, 0.5);
-  v.second = normal(3, 0, 1);
+  v.first = normal(m.logits(0) ? 3 : C, 0.5, 0.5);
+  v.second = normal(m.logits(1) || m.own.size() < 2 ? 3 : C, 0, 1);
   v.mean = normal(C, 1, 0.3);
   v.spread = normal(C, 1.5, 0.3);
   for (Index i = 0; i < N * S; ++i) {

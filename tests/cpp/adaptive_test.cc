@@ -10,6 +10,7 @@ namespace normcore {
 namespace {
 
 using namespace testing;
+using testing::kEps, testing::kMomentum;  // the numbers, not the options of signatures.h
 
 // The last are cut into blocks of channels: in any element type, and in float64.
 const Size kForward[] = {{3, 4, 6}, {2, 3, 9}, {9, 2, 4}, {5, 3, 1100}, {300, 5, 4}, {8, 300, 90}};
@@ -108,11 +109,9 @@ TEST_P(Adaptive, BackwardMatchesCentralDifferences) {
           ASSERT_TRUE(gradient.gaps_untouched()) << what;
         };
         expect(c.dx, &Values::x, "dx");
-        if (GetParam().has('w')) expect(c.dweight, &Values::weight, "dweight");
-        if (GetParam().has('b')) expect(c.dbias, &Values::bias, "dbias");
-        if (GetParam().has('r')) expect(c.dfirst, &Values::first, "drho");
-        if (GetParam().has('l')) expect(c.dfirst, &Values::first, "dmean_logits");
-        if (GetParam().has('l')) expect(c.dsecond, &Values::second, "dvar_logits");
+        for (const Gradient& g : parameter_gradients(GetParam())) {
+          expect(c.*g.array, g.argument, g.name);
+        }
       }
     }
   }
