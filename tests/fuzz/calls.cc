@@ -4,6 +4,10 @@
 #include <cstdio>
 #include <limits>
 #include <numeric>
+#include <tuple>
+#include <type_traits>
+
+#include "ops/signatures.h"
 
 namespace fuzz {
 namespace {
@@ -147,60 +151,90 @@ int32_t choose_channel_axis(Call* c, Decoder& in, int32_t* option) {
   return axis;
 }
 
-// x, its channels and the options of the channel family. Calls in which a channel may have a single
-// value are not known to be valid.
-int64_t with_channels(Call* c, Decoder& in, int least_axes = 2) {
-  with_x(c, shape(in, least_axes, 5), in);
+// ---- the functions of methods over channels, as their signatures say
+
+using normcore::Kind, normcore::Signature;
+
+void choose_groups(Call* c, int64_t channels, Decoder& in) {
+  c->count = 1;
+  for (int64_t divisor : {2, 3, 5, 4, 8, 16}) {
+    if (channels % divisor == 0 && in.one_in(2)) c->count = divisor;
+  }
+  if (in.one_in(4)) c->count = channels;
+  c->numbers.push_back({.name = "num_groups", .whole = &c->count});
+}
+
+// The argument of a type: arrays in their order, and the one of any other.
+template <class T>
+T argument(Call* c, std::vector<Operand*>::const_iterator& next, const normcore_context* context) {
+  if constexpr (std::is_same_v<T, const normcore_const_tensor*>) return (*next++)->in();
+  if constexpr (std::is_same_v<T, const normcore_tensor*>) return c->y->out();
+  if constexpr (std::is_same_v<T, int64_t>) return c->count;
+  if constexpr (std::is_same_v<T, double>) return c->p;
+  if constexpr (std::is_same_v<T, const normcore_channel_options*>) {
+    return options_or_null(c, &c->channel);
+  }
+  if constexpr (std::is_same_v<T, const normcore_context*>) return context;
+}
+
+// Calls in which a channel may have a single value are not known to be valid.
+template <class Method, class... A>
+void channel_norm(Call* c, Decoder& in, normcore_status (*function)(A...)) {
+  with_x(c, shape(in, 2, 5), in);
   c->channel = normcore_channel_defaults();
-  c->null_options = in.one_in(8);
+  c->null_options = in.one_in(8) && !normcore::kAlwaysGiven<Method>;
   const auto axis = static_cast<std::size_t>(choose_channel_axis(c, in, &c->channel.channel_axis));
   const int64_t elements = product(c->x->shape), channels = c->x->shape[axis];
-  const int64_t samples = c->x->shape[0];
-  if (elements == 0 || elements / channels / samples < 2) c->valid = false;
-  c->channel.eps = in.pick({1e-5, 1e-3, 1e-12, 1.0});
-  c->numbers.push_back({.name = "eps", .real = &c->channel.eps, .is_eps = true});
-  return channels;
-}
-
-// What a method of the channel family has besides, with the options for `run`.
-struct Running {
-  Operand *mean, *spread;
-};
-Running add_running(Call* c, int64_t channels, Decoder& in, bool always = false) {
-  Running r{parameter(c, "running_mean", {channels}, in),
-            parameter(c, "running_spread", {channels}, in, Numbers::kPositive)};
-  r.mean->in_options = r.spread->in_options = true;
-  if (always) {
-    c->null_options = false;
-    c->required.insert(c->required.end(), {r.mean, r.spread});
-  } else {
-    r.mean->given = r.spread->given = in.one_in(2);
+  if (elements == 0 || elements / channels / c->x->shape[0] < 2) c->valid = false;
+  if constexpr (requires(typename Signature<Method>::Options o) { o.eps; }) {
+    c->channel.eps = in.pick({1e-5, 1e-3, 1e-12, 1.0});
+    c->numbers.push_back({.name = "eps", .real = &c->channel.eps, .is_eps = true});
   }
-  return r;
-}
-const normcore_channel_options* set_running(Call* c, const Running& r) {
-  c->channel.running_mean = r.mean->in();
-  c->channel.running_spread = r.spread->in();
-  return options_or_null(c, &c->channel);
-}
-
-using ChannelFunction = normcore_status (*)(const normcore_const_tensor*,
-                                            const normcore_const_tensor*,
-                                            const normcore_const_tensor*, const normcore_tensor*,
-                                            const normcore_channel_options*,
-                                            const normcore_context*);
-template <ChannelFunction kFunction, bool kNeedsRunning = false>
-void channel_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  Operand* weight = optional(c, "weight", {channels}, in);
-  Operand* bias = optional(c, "bias", {channels}, in);
-  const Running r = add_running(c, channels, in, kNeedsRunning);
+  const bool has_running = normcore::kAlwaysGiven<Method> || in.one_in(2);
+  std::vector<Operand*> arrays{c->x}, running;
+  normcore::for_each_argument<Method>([&](const auto& a) {
+    constexpr Kind kind = std::remove_cvref_t<decltype(a)>::kind;
+    if constexpr (kind == Kind::own) {
+      const bool logits = a.shape == normcore::OwnShape::logits;
+      arrays.push_back(needed(c, a.name, {logits ? 3 : channels}, in));
+    }
+    if constexpr (kind == Kind::weight || kind == Kind::bias) {
+      arrays.push_back(optional(c, a.name, {channels}, in));
+    }
+    if constexpr (kind == Kind::groups) choose_groups(c, channels, in);
+    if constexpr (kind == Kind::buffer) {
+      const bool mean = a.follows == normcore::Follows::mean;
+      running.push_back(parameter(c, mean ? "running_mean" : "running_spread", {channels}, in,
+                                  mean ? Numbers::kReal : Numbers::kPositive));
+      running.back()->in_options = true;
+      running.back()->given = has_running;
+      if (normcore::kAlwaysGiven<Method>) c->required.push_back(running.back());
+    }
+  });
   c->run = [=](const normcore_context* context) {
-    return kFunction(c->x->in(), weight->in(), bias->in(), c->y->out(), set_running(c, r), context);
+    if (running.size() > 0) c->channel.running_mean = running[0]->in();
+    if (running.size() > 1) c->channel.running_spread = running[1]->in();
+    auto next = arrays.begin();
+    return std::apply(function, std::tuple<A...>{argument<A>(c, next, context)...});
   };
 }
+template <class Method, auto kFunction>
+void channels(Call* c, Decoder& in) {
+  channel_norm<Method>(c, in, kFunction);
+}
 
-// ---- the functions
+void lp_batch_norm(Call* c, Decoder& in) {
+  c->p = in.pick({1.0, 2.0, 1.5, 4.0, std::numeric_limits<double>::infinity()});
+  channel_norm<normcore::LpBatchNorm>(c, in, normcore_lp_batch_norm);
+  c->numbers.push_back({.name = "p", .real = &c->p});
+}
+void topk_batch_norm(Call* c, Decoder& in) {
+  c->count = in.pick<int64_t>({1, 2, 10, 1000000});
+  channel_norm<normcore::TopKBatchNorm>(c, in, normcore_topk_batch_norm);
+  c->numbers.push_back({.name = "k", .whole = &c->count});
+}
+
+// ---- the others
 
 void layer_norm(Call* c, Decoder& in) {
   with_x(c, shape(in, 1, 5), in);
@@ -242,87 +276,6 @@ void normalize(Call* c, Decoder& in) {
   c->numbers.push_back({.name = "ord", .real = &o.ord});
   c->run = [=](const normcore_context* context) {
     return normcore_normalize(c->x->in(), c->y->out(), options_or_null(c, &c->normalize), context);
-  };
-}
-
-void group_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  Operand* weight = optional(c, "weight", {channels}, in);
-  Operand* bias = optional(c, "bias", {channels}, in);
-  c->count = 1;
-  for (int64_t divisor : {2, 3, 5, 4, 8, 16}) {
-    if (channels % divisor == 0 && in.one_in(2)) c->count = divisor;
-  }
-  if (in.one_in(4)) c->count = channels;
-  if (channels == 0) c->valid = false;
-  c->numbers.push_back({.name = "num_groups", .whole = &c->count});
-  c->run = [=](const normcore_context* context) {
-    return normcore_group_norm(c->x->in(), c->count, weight->in(), bias->in(), c->y->out(),
-                               options_or_null(c, &c->channel), context);
-  };
-}
-
-void batch_instance_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  Operand* rho = needed(c, "rho", {channels}, in, Numbers::kPositive);
-  Operand* weight = optional(c, "weight", {channels}, in);
-  Operand* bias = optional(c, "bias", {channels}, in);
-  const Running r = add_running(c, channels, in);
-  c->run = [=](const normcore_context* context) {
-    return normcore_batch_instance_norm(c->x->in(), rho->in(), weight->in(), bias->in(),
-                                        c->y->out(), set_running(c, r), context);
-  };
-}
-
-void switchable_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  Operand* mean_logits = needed(c, "mean_logits", {3}, in);
-  Operand* var_logits = needed(c, "var_logits", {3}, in);
-  Operand* weight = optional(c, "weight", {channels}, in);
-  Operand* bias = optional(c, "bias", {channels}, in);
-  const Running r = add_running(c, channels, in);
-  c->run = [=](const normcore_context* context) {
-    return normcore_switchable_norm(c->x->in(), mean_logits->in(), var_logits->in(), weight->in(),
-                                    bias->in(), c->y->out(), set_running(c, r), context);
-  };
-}
-
-void mean_only_batch_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  c->numbers.pop_back();  // has no eps
-  Operand* bias = optional(c, "bias", {channels}, in);
-  Operand* mean = optional(c, "running_mean", {channels}, in);
-  mean->in_options = true;
-  c->run = [=](const normcore_context* context) {
-    c->channel.running_mean = mean->in();
-    return normcore_mean_only_batch_norm(c->x->in(), bias->in(), c->y->out(),
-                                         options_or_null(c, &c->channel), context);
-  };
-}
-
-void lp_batch_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  Operand* weight = optional(c, "weight", {channels}, in);
-  Operand* bias = optional(c, "bias", {channels}, in);
-  const Running r = add_running(c, channels, in);
-  c->p = in.pick({1.0, 2.0, 1.5, 4.0, std::numeric_limits<double>::infinity()});
-  c->numbers.push_back({.name = "p", .real = &c->p});
-  c->run = [=](const normcore_context* context) {
-    return normcore_lp_batch_norm(c->x->in(), c->p, weight->in(), bias->in(), c->y->out(),
-                                  set_running(c, r), context);
-  };
-}
-
-void topk_batch_norm(Call* c, Decoder& in) {
-  const int64_t channels = with_channels(c, in);
-  Operand* weight = optional(c, "weight", {channels}, in);
-  Operand* bias = optional(c, "bias", {channels}, in);
-  const Running r = add_running(c, channels, in);
-  c->count = in.pick<int64_t>({1, 2, 10, 1000000});
-  c->numbers.push_back({.name = "k", .whole = &c->count});
-  c->run = [=](const normcore_context* context) {
-    return normcore_topk_batch_norm(c->x->in(), c->count, weight->in(), bias->in(), c->y->out(),
-                                    set_running(c, r), context);
   };
 }
 
@@ -473,13 +426,13 @@ const Function kFunctions[] = {
     {"layer_norm", layer_norm},
     {"rms_norm", rms_norm},
     {"normalize", normalize},
-    {"batch_norm", channel_norm<normcore_batch_norm>},
-    {"instance_norm", channel_norm<normcore_instance_norm>},
-    {"group_norm", group_norm},
-    {"batch_renorm", channel_norm<normcore_batch_renorm, true>},
-    {"batch_instance_norm", batch_instance_norm},
-    {"switchable_norm", switchable_norm},
-    {"mean_only_batch_norm", mean_only_batch_norm},
+    {"batch_norm", channels<normcore::BatchNorm, normcore_batch_norm>},
+    {"instance_norm", channels<normcore::InstanceNorm, normcore_instance_norm>},
+    {"group_norm", channels<normcore::GroupNorm, normcore_group_norm>},
+    {"batch_renorm", channels<normcore::BatchRenorm, normcore_batch_renorm>},
+    {"batch_instance_norm", channels<normcore::BatchInstanceNorm, normcore_batch_instance_norm>},
+    {"switchable_norm", channels<normcore::SwitchableNorm, normcore_switchable_norm>},
+    {"mean_only_batch_norm", channels<normcore::MeanOnlyBatchNorm, normcore_mean_only_batch_norm>},
     {"lp_batch_norm", lp_batch_norm},
     {"topk_batch_norm", topk_batch_norm},
     {"weight_norm", weight_norm},
