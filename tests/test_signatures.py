@@ -37,6 +37,17 @@ def layer_of(name):
     return found[0] if found else "missing"
 
 
+SHAPES = json.loads((ROOT / "bench/shapes.json").read_text(encoding="utf-8"))
+
+
+def keys_of(path, table):
+    """The keys of a dict that a module's source spells out."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and node.target.id == table:
+            return {key.value for key in node.value.keys}
+    return set()
+
+
 def section(text, start):
     """The line of `text` that begins with `start`."""
     return next((line for line in text.splitlines() if line.startswith(start)), "")
@@ -78,9 +89,33 @@ def test_it_has_an_oracle(name):
 
 @each_function
 def test_it_is_measured(name):
-    shapes = json.loads((ROOT / "bench/shapes.json").read_text(encoding="utf-8"))
-    assert name in {cell["op"] for cell in shapes["cells"]}, f"add cells of {name} to shapes.json"
-    assert any(key.split("/")[0] == name for key in shapes["traffic"]), f"add traffic of {name}"
+    cells = [cell for cell in SHAPES["cells"] if cell["op"] == name]
+    for benchmark in ("native", "python"):
+        passes = [c["passes"] for c in cells if c.get("only", benchmark) == benchmark]
+        missing = sorted({"forward", "backward"}.difference(*passes))
+        assert not missing, f"add cells of {name} to shapes.json: {benchmark} has no {missing}"
+    for cell in cells:
+        key = "/".join(filter(None, (name, cell.get("variant"))))
+        traffic = SHAPES["traffic"].get(key, {})
+        assert set(cell["passes"]) <= set(traffic), f"add traffic of {key} to shapes.json"
+
+
+@each_function
+def test_the_native_benchmark_calls_it(name):
+    if FUNCTIONS[name]["family"] == "channels":
+        return  # by its signature
+    text = (ROOT / "bench/native/methods.cc").read_text(encoding="utf-8")
+    assert f'{{"{name}", ' in text, f"write out the calls of {name} in bench/native/methods.cc"
+
+
+@each_function
+def test_the_benchmark_has_its_formula(name):
+    formulas = keys_of("bench/python/formulas.py", "_FORWARD")
+    assert name in formulas, f"add a formula of {name} to _FORWARD in bench/python/formulas.py"
+    signature = FUNCTIONS[name]
+    arrays = {*dict(signature["own"]), *signature["affine"], *dict(signature["buffers"])}
+    missing = sorted(arrays - keys_of("bench/python/methods.py", "VALUES"))
+    assert not missing, f"say in VALUES of bench/python/methods.py what values {missing} have"
 
 
 @each_function
@@ -96,6 +131,20 @@ def test_it_is_documented(name):
 
 
 # ---- what stands elsewhere agrees
+
+
+@each_function
+def test_cells_of_the_benchmarks_say_what_the_signature_has(name):
+    signature = FUNCTIONS[name]
+    for cell in SHAPES["cells"]:
+        if cell["op"] != name:
+            continue
+        unknown = sorted(set(cell["options"]) - set(signature["arguments"]))
+        assert not unknown, f"{name} has no {unknown}, which a cell of shapes.json names"
+        # Running buffers go with a variant, which tells formulas whether the call learns.
+        learns, variant = cell["options"].get(signature["learns"]), cell.get("variant")
+        says = {"eval": False, None: None}.get(variant, True)
+        assert learns is says, f"variant {variant} of {name}: {signature['learns']} is {learns}"
 
 
 def public(function):
