@@ -138,6 +138,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def signatures(session: nox.Session) -> None:
+    """Write the sources that follow from the signatures of the methods."""
+    install(session, "test")
+    session.run("python", "cpp/write_signatures.py")
+
+
+@nox.session
 def digits(session: nox.Session) -> None:
     """An example: train on handwritten digits with every normalization."""
     install(session, "examples")

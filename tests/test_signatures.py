@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import write_signatures
 
 import normcore as nc
 
@@ -73,9 +74,16 @@ def test_it_has_a_layer(name):
     assert layer_of(name) != "missing", f"add a layer for {name} to python/normcore, or to LAYERS"
 
 
+@pytest.mark.parametrize("path", write_signatures.files(), ids=lambda p: p.name)
+def test_written_files_follow_from_the_signatures(path):
+    text = path.read_text(encoding="utf-8")
+    assert text == write_signatures.files()[path], f"python3 dev.py signatures writes {path.name}"
+
+
 @each_function
 def test_it_has_its_c_function(name):
-    header = (ROOT / "cpp/include/normcore/c_api.h").read_text(encoding="utf-8")
+    folder = ROOT / "cpp/include/normcore"
+    header = "".join((folder / n).read_text(encoding="utf-8") for n in ("c_api.h", "c_channels.h"))
     assert re.search(rf"\bnormcore_{name}\(", header), f"declare normcore_{name} in c_api.h"
     calls = (ROOT / "tests/fuzz/calls.cc").read_text(encoding="utf-8")
     assert re.search(rf"\bnormcore_{name}\b", calls), f"call normcore_{name} in tests/fuzz/calls.cc"

@@ -59,7 +59,7 @@ constexpr int array_of(Kind kind) {
 template <class Method, bool kForward>
 constexpr int kTaken = [] {
   int n = 0;
-  for_each_argument<Method>([&](const auto& a) { n += kForward || a.needed == Needed::always; });
+  for_each_argument<Method>([&](const auto& a) { n += kForward || a.needed != Needed::forward; });
   return n;
 }();
 template <class Method, bool kForward>
@@ -68,7 +68,7 @@ constexpr auto kPositions = [] {
   int i = 0, n = 0;
   for_each_argument<Method>([&](const auto& a) {
     at[i++] = n;
-    n += kForward || a.needed == Needed::always;
+    n += kForward || a.needed != Needed::forward;
   });
   return at;
 }();

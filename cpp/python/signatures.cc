@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <string_view>
 #include <vector>
 
 #include "bind.h"
@@ -69,10 +70,14 @@ py::dict option_of(const Entry& e) {
   return d;
 }
 
+bool is_one_of(std::string_view name, std::initializer_list<std::string_view> names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
 // Names are those of the function's arguments and results.
 py::dict describe(const char* function, Family family, std::initializer_list<Entry> entries,
-                  const std::vector<const char*>& statistics, bool over_the_batch) {
-  py::list arguments, forward_only, own, affine, buffers, gradients;
+                  const std::vector<const char*>& statistics) {
+  py::list arguments, forward_only, inference, own, affine, buffers, gradients;
   py::dict options, d;
   const auto has_any = [&](Kind kind) {
     return std::any_of(entries.begin(), entries.end(), [=](auto& e) { return e.kind == kind; });
@@ -82,6 +87,10 @@ py::dict describe(const char* function, Family family, std::initializer_list<Ent
   for (const Entry& e : entries) {
     arguments.append(e.name);
     if (e.needed == Needed::forward) forward_only.append(e.name);
+    const bool in_every_call = is_one_of(e.name, {"eps", "channel_axis"});
+    if (e.kind == Kind::option && e.needed == Needed::always && !in_every_call) {
+      inference.append(e.name);
+    }
     if (e.kind == Kind::own) {
       own.append(py::make_tuple(e.name, e.detail));
       gradients.append(e.gradient);
@@ -98,6 +107,7 @@ py::dict describe(const char* function, Family family, std::initializer_list<Ent
   d["family"] = name_of(family);
   d["arguments"] = py::tuple(arguments);
   d["forward_only"] = py::tuple(forward_only);
+  d["inference"] = py::tuple(inference);  // options of a method's own that count without training
   d["own"] = py::tuple(own);
   d["affine"] = py::tuple(affine);
   d["buffers"] = py::tuple(buffers);
@@ -107,12 +117,11 @@ py::dict describe(const char* function, Family family, std::initializer_list<Ent
   d["has_mask"] = has_any(Kind::mask);
   d["has_groups"] = has_any(Kind::groups);
   d["has_residual"] = has_any(Kind::residual);
-  d["over_the_batch"] = over_the_batch;
   return d;
 }
 
 template <class Method>
-py::dict describe() {
+py::dict describe(const char* type) {
   using S = Signature<Method>;
   std::vector<const char*> statistics;
   // A norm alone leaves none.
@@ -123,18 +132,21 @@ py::dict describe() {
     if (kMaySaveGiven<Method>) statistics.push_back("given");
   }
   const typename S::Options defaults{};
-  return std::apply(
+  py::dict d = std::apply(
       [&](const auto&... a) {
-        return describe(S::name, S::family, {entry_of(a, defaults)...}, statistics,
-                        over_the_batch<Method>());
+        return describe(S::name, S::family, {entry_of(a, defaults)...}, statistics);
       },
       S::arguments);
+  d["struct"] = type;
+  d["over_the_batch"] = over_the_batch<Method>();
+  d["always_given"] = kAlwaysGiven<Method>;
+  return d;
 }
 
 // Of each line of methods.def.
 py::dict signatures() {
   py::dict all;
-#define NORMCORE_METHOD(name, Method) all[#name] = describe<Method>();
+#define NORMCORE_METHOD(name, Method) all[#name] = describe<Method>(#Method);
 #include "normcore/methods.def"
 #undef NORMCORE_METHOD
   return all;

@@ -24,8 +24,10 @@ if(strays)
   list(JOIN strays "\n  " text)
   message(FATAL_ERROR "exported, and no part of the interface:\n  ${text}")
 endif()
-# Every function that the C header declares, and no other.
-file(READ ${HEADER} header)
+# Every function that the C headers declare, and no other.
+file(READ ${HEADERS}/c_api.h header)
+file(READ ${HEADERS}/c_channels.h channels)
+string(APPEND header "${channels}")
 string(REGEX MATCHALL "normcore_[a-z0-9_]+\\(" declared "${header}")
 list(TRANSFORM declared REPLACE "\\(" "")
 list(FILTER found INCLUDE REGEX "^normcore_")

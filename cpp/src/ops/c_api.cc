@@ -259,73 +259,7 @@ normcore_status normcore_normalize(const normcore_const_tensor* x, const normcor
 normcore_channel_options normcore_channel_defaults(void) {
   return {nullptr, nullptr, BatchNormOptions().eps, BatchNormOptions().channel_axis};
 }
-normcore_status normcore_batch_norm(const normcore_const_tensor* x,
-                                    const normcore_const_tensor* weight,
-                                    const normcore_const_tensor* bias, const normcore_tensor* y,
-                                    const normcore_channel_options* options,
-                                    const normcore_context* context) {
-  return channel_norm<BatchNorm>({x, weight, bias}, y, options, context);
-}
-normcore_status normcore_instance_norm(const normcore_const_tensor* x,
-                                       const normcore_const_tensor* weight,
-                                       const normcore_const_tensor* bias, const normcore_tensor* y,
-                                       const normcore_channel_options* options,
-                                       const normcore_context* context) {
-  return channel_norm<InstanceNorm>({x, weight, bias}, y, options, context);
-}
-normcore_status normcore_group_norm(const normcore_const_tensor* x, int64_t num_groups,
-                                    const normcore_const_tensor* weight,
-                                    const normcore_const_tensor* bias, const normcore_tensor* y,
-                                    const normcore_channel_options* options,
-                                    const normcore_context* context) {
-  return channel_norm<GroupNorm>({x, weight, bias, {}, num_groups}, y, options, context);
-}
-normcore_status normcore_batch_renorm(const normcore_const_tensor* x,
-                                      const normcore_const_tensor* weight,
-                                      const normcore_const_tensor* bias, const normcore_tensor* y,
-                                      const normcore_channel_options* options,
-                                      const normcore_context* context) {
-  return channel_norm<BatchRenorm>({x, weight, bias}, y, options, context);
-}
-normcore_status normcore_batch_instance_norm(const normcore_const_tensor* x,
-                                             const normcore_const_tensor* rho,
-                                             const normcore_const_tensor* weight,
-                                             const normcore_const_tensor* bias,
-                                             const normcore_tensor* y,
-                                             const normcore_channel_options* options,
-                                             const normcore_context* context) {
-  return channel_norm<BatchInstanceNorm>({x, weight, bias, {rho}}, y, options, context);
-}
-normcore_status normcore_switchable_norm(
-    const normcore_const_tensor* x, const normcore_const_tensor* mean_logits,
-    const normcore_const_tensor* var_logits, const normcore_const_tensor* weight,
-    const normcore_const_tensor* bias, const normcore_tensor* y,
-    const normcore_channel_options* options, const normcore_context* context) {
-  return channel_norm<SwitchableNorm>({x, weight, bias, {mean_logits, var_logits}}, y, options,
-                                      context);
-}
-normcore_status normcore_mean_only_batch_norm(const normcore_const_tensor* x,
-                                              const normcore_const_tensor* bias,
-                                              const normcore_tensor* y,
-                                              const normcore_channel_options* options,
-                                              const normcore_context* context) {
-  return channel_norm<MeanOnlyBatchNorm>({x, nullptr, bias}, y, options, context);
-}
-normcore_status normcore_lp_batch_norm(const normcore_const_tensor* x, double p,
-                                       const normcore_const_tensor* weight,
-                                       const normcore_const_tensor* bias, const normcore_tensor* y,
-                                       const normcore_channel_options* options,
-                                       const normcore_context* context) {
-  return channel_norm<LpBatchNorm>({x, weight, bias}, y, options, context, {.p = p});
-}
-normcore_status normcore_topk_batch_norm(const normcore_const_tensor* x, int64_t k,
-                                         const normcore_const_tensor* weight,
-                                         const normcore_const_tensor* bias,
-                                         const normcore_tensor* y,
-                                         const normcore_channel_options* options,
-                                         const normcore_context* context) {
-  return channel_norm<TopKBatchNorm>({x, weight, bias}, y, options, context, {.k = k});
-}
+#include "ops/c_channels.inc"
 
 // ---- weights
 

@@ -14,21 +14,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "normcore/methods/batch_instance_norm.h"
-#include "normcore/methods/batch_norm.h"
-#include "normcore/methods/batch_renorm.h"
-#include "normcore/methods/group_norm.h"
-#include "normcore/methods/instance_norm.h"
-#include "normcore/methods/layer_norm.h"
-#include "normcore/methods/lp_batch_norm.h"
-#include "normcore/methods/lp_normalize.h"
-#include "normcore/methods/mean_only_batch_norm.h"
-#include "normcore/methods/normalize.h"
-#include "normcore/methods/rms_norm.h"
-#include "normcore/methods/switchable_norm.h"
-#include "normcore/methods/topk_batch_norm.h"
-#include "normcore/methods/weight_norm.h"
-#include "normcore/methods/wide_weight_norm.h"
+#include "normcore/methods.def"
 #include "normcore/ops.h"
 
 namespace normcore {
@@ -70,7 +56,11 @@ inline constexpr Bounds kPositiveInTraining{.least = 0, .above = true};
 inline constexpr Bounds kFraction{0, 1};
 inline constexpr Bounds kOrder{.least = 1, .infinite = true};
 
-enum class Needed { always, forward };  // whether backward takes it too
+enum class Needed {
+  always,
+  training,  // not by inference
+  forward,   // nor by backward
+};
 
 template <Kind kKind>
 struct Argument {
@@ -223,8 +213,8 @@ struct Signature<BatchRenorm> {
                  RunningBuffer("running_std", &Options::running_std, Follows::deviation),
                  kTraining<Options>,
                  kMomentum<Options>,
-                 Option("r_max", &Options::r_max, kAtLeastOne),
-                 Option("d_max", &Options::d_max, kNotNegative),
+                 Option("r_max", &Options::r_max, kAtLeastOne, Needed::training),
+                 Option("d_max", &Options::d_max, kNotNegative, Needed::training),
                  kPositiveEps<Options>,
                  kChannelAxis<Options>,
                  kMaskArgument<Options>};

@@ -1,21 +1,7 @@
-// The headers of all registered methods, and what is made once for each.
+// What is made once for each registered method.
 #pragma once
 
-#include "normcore/methods/batch_instance_norm.h"
-#include "normcore/methods/batch_norm.h"
-#include "normcore/methods/batch_renorm.h"
-#include "normcore/methods/group_norm.h"
-#include "normcore/methods/instance_norm.h"
-#include "normcore/methods/layer_norm.h"
-#include "normcore/methods/lp_batch_norm.h"
-#include "normcore/methods/lp_normalize.h"
-#include "normcore/methods/mean_only_batch_norm.h"
-#include "normcore/methods/normalize.h"
-#include "normcore/methods/rms_norm.h"
-#include "normcore/methods/switchable_norm.h"
-#include "normcore/methods/topk_batch_norm.h"
-#include "normcore/methods/weight_norm.h"
-#include "normcore/methods/wide_weight_norm.h"
+#include "normcore/methods.def"
 #include "pipeline/run.h"
 
 namespace normcore {
