@@ -140,8 +140,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def signatures(session: nox.Session) -> None:
     """Write the sources that follow from the signatures of the methods."""
-    install(session, "test")
-    session.run("python", "cpp/write_signatures.py")
+    session.run("python", "cpp/tools/write_signatures.py")
 
 
 @nox.session

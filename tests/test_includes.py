@@ -31,7 +31,8 @@ LAYERS = {
         "src/cpu/running_call.h",
     },
     # Views of arrays are checked as the operations check them, and methods take what these say.
-    "python": {"src/ops/view.h", "src/ops/signatures.h"},
+    "python": {"src/ops/view.h", "src/ops/signatures.h", "src/ops/describe.h"},
+    "tools": {"src/ops/describe.h"},
     "bench/probes": {"src/cpu"},
     "bench/native": {"src/cpu", "src/ops/signatures.h", "bench/probes"},
 }

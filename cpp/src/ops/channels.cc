@@ -1,5 +1,5 @@
 // Batch, instance and group normalization and their adaptive relatives: calls as their signatures
-// say (ops/signatures.h).
+// say (ops/signatures.h), from which their functions are written too.
 #include <array>
 #include <string>
 #include <string_view>
@@ -271,106 +271,6 @@ void backward(const ConstTensor& dy, const ChannelArguments& a, const Gradients&
 
 }  // namespace
 
-void batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
-                const Tensor& y, const BatchNormOptions& o, const StatsOut& stats,
-                const Context& context) {
-  forward<BatchNorm>({x, weight, bias}, y, o, stats, context);
-}
-void batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
-                         const Gradients& gradients, const BatchNormOptions& o,
-                         const SavedStats& stats, const Context& context) {
-  backward<BatchNorm>(dy, {x, weight, kAbsent}, gradients, o, stats, context);
-}
-void instance_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
-                   const Tensor& y, const InstanceNormOptions& o, const StatsOut& stats,
-                   const Context& context) {
-  forward<InstanceNorm>({x, weight, bias}, y, o, stats, context);
-}
-void instance_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
-                            const Gradients& gradients, const InstanceNormOptions& o,
-                            const SavedStats& stats, const Context& context) {
-  backward<InstanceNorm>(dy, {x, weight, kAbsent}, gradients, o, stats, context);
-}
-void group_norm(const ConstTensor& x, Index num_groups, const ConstTensor& weight,
-                const ConstTensor& bias, const Tensor& y, const GroupNormOptions& o,
-                const StatsOut& stats, const Context& context) {
-  forward<GroupNorm>({x, weight, bias, {}, num_groups}, y, o, stats, context);
-}
-void group_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index num_groups,
-                         const ConstTensor& weight, const Gradients& gradients,
-                         const GroupNormOptions& o, const SavedStats& stats,
-                         const Context& context) {
-  backward<GroupNorm>(dy, {x, weight, kAbsent, {}, num_groups}, gradients, o, stats, context);
-}
-void batch_renorm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
-                  const Tensor& y, const BatchRenormOptions& o, const StatsOut& stats,
-                  const Context& context) {
-  forward<BatchRenorm>({x, weight, bias}, y, o, stats, context);
-}
-void batch_renorm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
-                           const Gradients& gradients, const BatchRenormOptions& o,
-                           const SavedStats& stats, const Context& context) {
-  backward<BatchRenorm>(dy, {x, weight, kAbsent}, gradients, o, stats, context);
-}
-void batch_instance_norm(const ConstTensor& x, const ConstTensor& rho, const ConstTensor& weight,
-                         const ConstTensor& bias, const Tensor& y,
-                         const BatchInstanceNormOptions& o, const StatsOut& stats,
-                         const Context& context) {
-  forward<BatchInstanceNorm>({x, weight, bias, {&rho}}, y, o, stats, context);
-}
-void batch_instance_norm_backward(const ConstTensor& dy, const ConstTensor& x,
-                                  const ConstTensor& rho, const ConstTensor& weight,
-                                  const Gradients& gradients, const Tensor& drho,
-                                  const BatchInstanceNormOptions& o, const SavedStats& stats,
-                                  const Context& context) {
-  backward<BatchInstanceNorm>(dy, {x, weight, kAbsent, {&rho}}, gradients, o, stats, context,
-                              {&drho});
-}
-void switchable_norm(const ConstTensor& x, const ConstTensor& mean_logits,
-                     const ConstTensor& var_logits, const ConstTensor& weight,
-                     const ConstTensor& bias, const Tensor& y, const SwitchableNormOptions& o,
-                     const StatsOut& stats, const Context& context) {
-  forward<SwitchableNorm>({x, weight, bias, {&mean_logits, &var_logits}}, y, o, stats, context);
-}
-void switchable_norm_backward(const ConstTensor& dy, const ConstTensor& x,
-                              const ConstTensor& mean_logits, const ConstTensor& var_logits,
-                              const ConstTensor& weight, const Gradients& gradients,
-                              const Tensor& dmean_logits, const Tensor& dvar_logits,
-                              const SwitchableNormOptions& o, const SavedStats& stats,
-                              const Context& context) {
-  backward<SwitchableNorm>(dy, {x, weight, kAbsent, {&mean_logits, &var_logits}}, gradients, o,
-                           stats, context, {&dmean_logits, &dvar_logits});
-}
-void mean_only_batch_norm(const ConstTensor& x, const ConstTensor& bias, const Tensor& y,
-                          const MeanOnlyBatchNormOptions& o, const StatsOut& stats,
-                          const Context& context) {
-  forward<MeanOnlyBatchNorm>({x, kAbsent, bias}, y, o, stats, context);
-}
-void mean_only_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
-                                   const Gradients& gradients, const MeanOnlyBatchNormOptions& o,
-                                   const SavedStats& stats, const Context& context) {
-  backward<MeanOnlyBatchNorm>(dy, {x, kAbsent, kAbsent}, gradients, o, stats, context);
-}
-void lp_batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
-                   const Tensor& y, const LpBatchNormOptions& o, const StatsOut& stats,
-                   const Context& context) {
-  forward<LpBatchNorm>({x, weight, bias}, y, o, stats, context);
-}
-void lp_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
-                            const Gradients& gradients, const LpBatchNormOptions& o,
-                            const SavedStats& stats, const Context& context) {
-  backward<LpBatchNorm>(dy, {x, weight, kAbsent}, gradients, o, stats, context);
-}
-void topk_batch_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
-                     const Tensor& y, const TopKBatchNormOptions& o, const StatsOut& stats,
-                     const Context& context) {
-  forward<TopKBatchNorm>({x, weight, bias}, y, o, stats, context);
-}
-void topk_batch_norm_backward(const ConstTensor& dy, const ConstTensor& x,
-                              const ConstTensor& weight, const Gradients& gradients,
-                              const TopKBatchNormOptions& o, const SavedStats& stats,
-                              const Context& context) {
-  backward<TopKBatchNorm>(dy, {x, weight, kAbsent}, gradients, o, stats, context);
-}
+#include "ops/channels.inc"
 
 }  // namespace normcore
