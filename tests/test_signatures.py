@@ -16,6 +16,7 @@ import reference
 import write_signatures
 
 import normcore as nc
+from normcore._attributes import ArrayAttribute
 
 ROOT = Path(__file__).parents[1]
 SIGNATURES = nc._core.signatures()
@@ -54,6 +55,12 @@ def section(text, start):
     return next((line for line in text.splitlines() if line.startswith(start)), "")
 
 
+LAYER_OF = {name: layer_of(name) for name in FUNCTIONS}
+with_layer = pytest.mark.parametrize(
+    "name", [n for n, layer in LAYER_OF.items() if inspect.isclass(layer)]
+)
+
+
 # ---- nothing is forgotten
 
 
@@ -71,7 +78,7 @@ def test_it_has_its_functions(name):
 
 @each_function
 def test_it_has_a_layer(name):
-    assert layer_of(name) != "missing", f"add a layer for {name} to python/normcore, or to LAYERS"
+    assert LAYER_OF[name] != "missing", f"add a layer for {name} to python/normcore, or to LAYERS"
 
 
 WRITTEN = write_signatures.files(SIGNATURES)
@@ -136,7 +143,7 @@ def test_it_is_documented(name):
     line = section((ROOT / "README.md").read_text(encoding="utf-8"), "- `batch_norm`")
     assert line, "README.md has no line of functions that begins with - `batch_norm`"
     assert f"`{name}`" in line, f"name {name} in README.md's line of functions"
-    layer = layer_of(name)
+    layer = LAYER_OF[name]
     if layer:
         assert f"`{layer.__name__}`" in line, f"name {layer.__name__} in README.md's line"
 
@@ -225,6 +232,33 @@ def test_results_have_the_names_of_the_signature(name):
         assert isinstance(gradients, np.ndarray)
     else:
         assert list(gradients._fields) == signature["gradients"]
+
+
+@with_layer
+def test_a_layer_takes_what_the_function_takes(name):
+    signature, layer = FUNCTIONS[name], LAYER_OF[name]
+    taken = inspect.signature(layer).parameters
+    options = set(signature["options"]) - {signature["learns"]}
+    assert options <= set(taken), f"{layer.__name__} does not take {options - set(taken)}"
+    called = inspect.signature(layer.__call__).parameters
+    assert ("mask" in called) == signature["has_mask"]
+    assert ("residual" in called) == signature["has_residual"]
+    assert signature["over_the_batch"] or "comm" not in taken
+
+
+@with_layer
+def test_a_layer_has_the_arrays_of_the_signature(name):
+    signature, layer = FUNCTIONS[name], LAYER_OF[name]
+    running = ["num_batches_tracked"] * bool(signature["buffers"])
+    for array in (*dict(signature["own"]), *signature["affine"], *dict(signature["buffers"])):
+        assert isinstance(getattr(layer, array, None), ArrayAttribute), f"{array} is no attribute"
+    if signature["family"] == "weights":
+        return
+    wants = {"affine": True, "track_running_stats": True}
+    wants = {k: v for k, v in wants.items() if k in inspect.signature(layer).parameters}
+    made = layer(*[2] * signature["has_groups"], 4, **wants)
+    assert list(made.parameters) == [*dict(signature["own"]), *signature["affine"]]
+    assert list(made.buffers) == [*dict(signature["buffers"]), *running]
 
 
 def out_of_bounds(option, side):

@@ -1,8 +1,9 @@
 """What all layers share: parameters, gradients, buffers and their life between two calls.
 
 A layer owns arrays and remembers, from one forward call, what its backward call needs; all
-arithmetic is in the functions. A subclass of `_Layer` names its two functions, says which options
-both of them take (`_options`) and which shapes it accepts (`_check_shape`).
+arithmetic is in the functions. A subclass of `_Layer` names its two functions and says which shapes
+it accepts (`_check_shape`). What its function takes and returns is read from the signature of the
+method, once for each class; layers of other functions say it themselves.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from . import _core
 from ._arguments import flag, shape_of, shown
 from ._dtypes import FLOATS, float_dtype, new_array, stored
 from ._interop import Array
 from ._typing import A
 
 Layer = TypeVar("Layer", bound="_Layer")
+
+# What the functions of registered methods take and return, by their names.
+SIGNATURES = {s["function"]: s for s in _core.signatures().values()}
 
 
 class StateDictError(RuntimeError, ValueError):
@@ -116,9 +121,25 @@ class _Layer:
     _leading: ClassVar[tuple[str, ...]]
     _named: ClassVar[tuple[str, ...]]
     _unusual: ClassVar[dict[str, object]] = {}
-    _has_stats: ClassVar[bool] = True  # of forward, for backward
+    # By the signature, where there is one.
+    _has_stats: ClassVar[bool] = False  # of forward, for backward
+    _shared: ClassVar[tuple[str, ...]] = ()  # options of both functions that are attributes too
     # Keys of the layer around this one, which are left alone in a state that has them.
     _foreign: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        function = vars(cls).get("_function")
+        if function is not None and function.__name__ in SIGNATURES:
+            cls._take(SIGNATURES[function.__name__])
+
+    @classmethod
+    def _take(cls, signature: dict[str, Any]) -> None:
+        """Note what the layer needs to know of its function."""
+        cls._has_stats = bool(signature["statistics"])
+        left_out = {*signature["forward_only"], signature["learns"]}
+        wanted = {*signature["options"], "num_groups"} - left_out
+        cls._shared = tuple(name for name in signature["arguments"] if name in wanted)
 
     def __init__(
         self, parameters: dict[str, Array], buffers: dict[str, Array] | None = None
@@ -133,8 +154,8 @@ class _Layer:
         self.zero_grad()
 
     def _options(self) -> dict[str, Any]:
-        """Return the keyword arguments that forward and backward have in common."""
-        raise NotImplementedError
+        """Return what both functions take beside `_values` and `_shared`, or in place of these."""
+        return {}
 
     def _values(self) -> dict[str, Array]:
         """Return what the functions take for the parameters."""
@@ -163,7 +184,10 @@ class _Layer:
         arguments alone, so that threads may share a layer.
         """
         self._check_shape(shape_of(x))
-        common = {**self._values(), **self._options(), **(per_call or {})}
+        common: dict[str, Any] = {**self._values()}
+        for name in self._shared:
+            common[name] = getattr(self, name)
+        common = {**common, **self._options(), **(per_call or {})}
         if not self._has_stats:
             y = self._function(x, **common, **forward_only)
             return y, partial(self._function_backward, x=x, **common)

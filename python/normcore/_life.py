@@ -43,7 +43,8 @@ class Parts:
     """
 
     def __init__(self, like: Any, chunks: Sequence[slice]) -> None:
-        self._like, self._parts = like, list[Any]()
+        self._like = like
+        self._parts: list[Any] = []
         self._out = None if len(chunks) == 1 else writable_like(like)
 
     def out(self, chunk: slice) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, SupportsIndex, overload
 
 import numpy as np
@@ -74,8 +74,7 @@ class _RowLayer(_Layer):
             )
 
     def _options(self) -> dict[str, Any]:
-        axis = tuple(range(-len(self.normalized_shape), 0)) if self.axis is None else self.axis
-        return {"axis": axis, "eps": self.eps}
+        return {"axis": last_axes(len(self.normalized_shape)) if self.axis is None else self.axis}
 
     @overload
     def __call__(self, x: A, residual: None = None) -> A: ...
@@ -117,6 +116,11 @@ def _without_residual(gradient: Callable[..., Any], dy: Any, dh: Any) -> Any:
     if dh is not None:
         raise ValueError("dh was given, but the forward call had no residual")
     return gradient(dy)
+
+
+@cache
+def last_axes(n: int) -> tuple[int, ...]:
+    return tuple(range(-n, 0))
 
 
 def axes_of(axis: Any) -> tuple[int, ...]:

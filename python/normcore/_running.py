@@ -1,8 +1,8 @@
 """Layers with parameters per channel, and those of them that keep running statistics.
 
-Freezing, recomputing, ghost batches, time steps and statistics over processes are here; a subclass
-of `_RunningNorm` names its buffers (`_running`) and may say how they follow from the moments of
-many batches (`_merged`).
+Freezing, recomputing, ghost batches, time steps and statistics over processes are here. Buffers and
+own parameters are those of the method's signature; a subclass of `_RunningNorm` may say how its
+buffers follow from the moments of many batches (`_merged`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,24 @@ class _AffineLayer(_ChannelLayer):
 
     eps: float
 
-    def _options(self) -> dict[str, Any]:
-        return {"eps": self.eps, "channel_axis": self.channel_axis}
+    _own: ClassVar[dict[str, str]]  # parameters beside weight and bias, and their shape
+    _affine: ClassVar[tuple[str, ...]]  # which of weight and bias there can be
+
+    @classmethod
+    def _take(cls, signature: dict[str, Any]) -> None:
+        super()._take(signature)
+        cls._own = dict(signature["own"])
+        cls._affine = signature["affine"]
+
+    def _new_parameters(
+        self, channels: int, dtype: npt.DTypeLike, affine: bool, bias: bool
+    ) -> dict[str, Array]:
+        """Return new parameters, weight and bias only where wanted."""
+        lengths = {"channels": channels, "three": 3}
+        kind, argument = float_dtype(dtype), self._channels
+        own = {name: new_array(lengths[of], kind, argument) for name, of in self._own.items()}
+        weight, bias = affine and "weight" in self._affine, bias and "bias" in self._affine
+        return own | affine_parameters((channels,), dtype, argument, weight=weight, bias=bias)
 
 
 class _Call(NamedTuple):
@@ -53,9 +69,9 @@ class _Call(NamedTuple):
 class _RunningNorm(_AffineLayer):
     """A channel layer that can keep running statistics."""
 
-    _running: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
-    _has_variance: ClassVar[bool] = False  # a running one that can be unbiased or not
-    _over_processes: ClassVar[bool] = False  # whether batch statistics can be
+    _running: ClassVar[dict[str, str]]  # buffers, and which statistic each follows
+    _learns: ClassVar[str]  # the option that has statistics taken from x
+    _has_variance: ClassVar[bool]  # a running one that can be unbiased or not
     _unusual: ClassVar[dict[str, object]] = {
         "channel_axis": 1,
         "ghost_batch_size": None,
@@ -74,28 +90,35 @@ class _RunningNorm(_AffineLayer):
         "track_running_stats",
     )
 
+    @classmethod
+    def _take(cls, signature: dict[str, Any]) -> None:
+        super()._take(signature)
+        cls._running = dict(signature["buffers"])
+        cls._learns = signature["learns"]
+        cls._has_variance = "unbiased_running_var" in signature["options"]
+        if cls._has_variance:
+            cls._unusual = {**cls._unusual, "unbiased_running_var": True}
+
     def __init__(
         self,
         num_features: SupportsIndex,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        track_running_stats: bool,
-        channel_axis: SupportsIndex,
-        dtype: npt.DTypeLike,
-        bias: bool,
-        own: dict[str, Array] | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: SupportsIndex = 1,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        bias: bool = True,
+        unbiased_running_var: bool = True,
         ghost_batch_size: SupportsIndex | None = None,
         time_steps: SupportsIndex | None = None,
         comm: Communicator | None = None,
         comm_timeout: float = 600.0,
-        unbiased_running_var: bool = True,
     ) -> None:
         timeout = number("comm_timeout", comm_timeout, "a number > 0", lambda v: v > 0)
         self._processes: Processes | None = None
         if comm is not None:
-            if not self._over_processes:
-                raise ValueError(f"comm is {shown(comm)}, expected None for {type(self).__name__}")
             if ghost_batch_size is not None:
                 raise ValueError("ghost_batch_size and comm are given, expected one of them")
             self._processes = Processes(comm, timeout)
@@ -112,15 +135,15 @@ class _RunningNorm(_AffineLayer):
         self._last: _Call | None = None
         self._by_step: dict[int, _Call] = {}  # in the order of the calls
         self.num_features = positive("num_features", num_features)
-        self.unbiased_running_var = flag("unbiased_running_var", unbiased_running_var)
+        unbiased = flag("unbiased_running_var", unbiased_running_var)
+        self.unbiased_running_var = unbiased and self._has_variance
         self.eps = not_negative("eps", eps)
         self.momentum = averaging("momentum", momentum)
         self.affine = flag("affine", affine)
         self.channel_axis = integer("channel_axis", channel_axis)
         shape = (self.num_features,)
-        parameters = affine_parameters(
-            shape, dtype, weight=self.affine, bias=flag("bias", bias) and self.affine
-        )
+        bias = flag("bias", bias) and self.affine
+        parameters = self._new_parameters(self.num_features, dtype, self.affine, bias)
         buffers: dict[str, Array] = {}
         if self.track_running_stats:
             kind = np.float64 if float_dtype(dtype) == np.float64 else np.float32
@@ -130,7 +153,7 @@ class _RunningNorm(_AffineLayer):
                 buffers[name] = new_array((*rows, *shape), kind, "num_features")
             buffers["num_batches_tracked"] = tracked
         self.frozen = False
-        super().__init__({**(own or {}), **parameters}, buffers)
+        super().__init__(parameters, buffers)
 
     @property
     def _learning(self) -> bool:
@@ -138,7 +161,7 @@ class _RunningNorm(_AffineLayer):
         return self.training and not self.frozen
 
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "training": self._learning}
+        return {self._learns: self._learning}
 
     def freeze(self: Running) -> Running:
         """Use and keep the stored statistics also in training; return self.
@@ -168,13 +191,12 @@ class _RunningNorm(_AffineLayer):
     def _merged(self, parts: list[Moments]) -> dict[str, Array]:
         """Return the running statistics that follow from the batches' moments."""
         total = Moments.merge(parts)
-        values = {"running_mean": total.mean}
-        for name in self._running[1:]:
-            if name == "running_std":
-                values[name] = np.sqrt(total.var() + self.eps)
-            else:
-                values[name] = total.var(int(self.unbiased_running_var and total.count.max() > 1))
-        return values
+        values = {
+            "mean": total.mean,
+            "variance": total.var(int(self.unbiased_running_var and total.count.max() > 1)),
+            "deviation": np.sqrt(total.var() + self.eps),
+        }
+        return {name: values[follows] for name, follows in self._running.items()}
 
     def recompute_statistics(
         self, batches: Iterable[SupportsDLPack], step: SupportsIndex | None = None
@@ -431,8 +453,6 @@ class _MaskedNorm(_RunningNorm):
 class _ScaledNorm(Foldable, _RunningNorm):
     """A layer that divides by another scale than the standard deviation."""
 
-    _running = ("running_mean", "running_scale")
-
     running_scale = maybe("Running scale; None without `track_running_stats`.")
 
     def _moments_of(self, x: Any) -> Moments:
@@ -441,7 +461,7 @@ class _ScaledNorm(Foldable, _RunningNorm):
         count = math.prod(shape) / self.num_features
         # One value has the scale of two that are the same, which the function does not refuse.
         of = x if count > 1 else np.concatenate([as_numpy(x)] * 2)
-        own = {k: v for k, v in self._options().items() if k != "training"}
+        own = {name: getattr(self, name) for name in self._shared}
         _, stats = self._function(of, **own, return_stats=True)
         scale = 1 / as_numpy(stats.rstd).astype(np.float64)
         return Moments(count, np.asarray(stats.pooled)[..., 0], scale * count)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, Literal, SupportsIndex, overload
+from typing import Any, Generic, Literal, overload
 
 import numpy as np
-import numpy.typing as npt
 
-from .._arguments import positive
 from .._attributes import always, maybe
 from .._core import batch_instance_norm as _batch_instance_norm
 from .._core import batch_instance_norm_backward as _batch_instance_norm_backward
-from .._dtypes import float_dtype, new_array
 from .._interop import Array
 from .._results import saved
 from .._running import RUNNING_VAR, _RunningNorm
-from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
+from .._typing import A, Floats, NamedTuple, SupportsDLPack
 
 __all__ = ["BatchInstanceNorm", "batch_instance_norm", "batch_instance_norm_backward"]
 
@@ -308,54 +305,11 @@ class BatchInstanceNorm(_RunningNorm):
     array([1. , 0.5], dtype=float32)
     """
 
-    _over_processes = True
     _function = staticmethod(batch_instance_norm)
     _function_backward = staticmethod(batch_instance_norm_backward)
 
-    _has_variance = True
-    _unusual: ClassVar[dict[str, object]] = {
-        **_RunningNorm._unusual,
-        "unbiased_running_var": True,
-    }
-
     rho = always("The share of batch norm in each channel.")
     running_var = maybe(RUNNING_VAR)
-
-    def __init__(
-        self,
-        num_features: SupportsIndex,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        channel_axis: SupportsIndex = 1,
-        dtype: npt.DTypeLike = np.float32,
-        *,
-        bias: bool = True,
-        unbiased_running_var: bool = True,
-        ghost_batch_size: SupportsIndex | None = None,
-        time_steps: SupportsIndex | None = None,
-        comm: Communicator | None = None,
-        comm_timeout: float = 600.0,
-    ) -> None:
-        n = positive("num_features", num_features)
-        own = {"rho": new_array(n, float_dtype(dtype), "num_features")}
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            channel_axis,
-            dtype,
-            bias,
-            own,
-            unbiased_running_var=unbiased_running_var,
-            ghost_batch_size=ghost_batch_size,
-            time_steps=time_steps,
-            comm=comm,
-            comm_timeout=comm_timeout,
-        )
 
     def project(self) -> None:
         """Clamp ``rho`` to [0, 1], in place; after each step of the optimizer."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, Literal, SupportsIndex, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Generic, Literal, overload
 
 from .._attributes import maybe
 from .._core import batch_norm as _batch_norm
@@ -13,8 +10,8 @@ from .._core import batch_norm_backward as _batch_norm_backward
 from .._interop import Array
 from .._life import Foldable
 from .._results import saved
-from .._running import RUNNING_VAR, _MaskedNorm, _RunningNorm
-from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
+from .._running import RUNNING_VAR, _MaskedNorm
+from .._typing import A, Floats, NamedTuple, SupportsDLPack
 
 __all__ = ["BatchNorm", "batch_norm", "batch_norm_backward"]
 
@@ -339,47 +336,7 @@ class BatchNorm(Foldable, _MaskedNorm):
     array([[0., 0.]])
     """
 
-    _over_processes = True
     _function = staticmethod(batch_norm)
     _function_backward = staticmethod(batch_norm_backward)
 
-    _has_variance = True
-    _unusual: ClassVar[dict[str, object]] = {
-        **_RunningNorm._unusual,
-        "unbiased_running_var": True,
-    }
-
     running_var = maybe(RUNNING_VAR)
-
-    def __init__(
-        self,
-        num_features: SupportsIndex,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        channel_axis: SupportsIndex = 1,
-        dtype: npt.DTypeLike = np.float32,
-        *,
-        bias: bool = True,
-        unbiased_running_var: bool = True,
-        ghost_batch_size: SupportsIndex | None = None,
-        time_steps: SupportsIndex | None = None,
-        comm: Communicator | None = None,
-        comm_timeout: float = 600.0,
-    ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            channel_axis,
-            dtype,
-            bias,
-            unbiased_running_var=unbiased_running_var,
-            ghost_batch_size=ghost_batch_size,
-            time_steps=time_steps,
-            comm=comm,
-            comm_timeout=comm_timeout,
-        )

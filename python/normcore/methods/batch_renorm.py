@@ -335,10 +335,8 @@ class BatchRenorm(Foldable, _MaskedNorm):
     ((1.0, 0.0), (2.0, 4.375), (3.0, 5.0))
     """
 
-    _over_processes = True
     _function = staticmethod(batch_renorm)
     _function_backward = staticmethod(batch_renorm_backward)
-    _running = ("running_mean", "running_std")
     _named = ("eps", "momentum", "r_max", "d_max", "schedule", "affine", "bias")
 
     running_std = always("Running standard deviation.")
@@ -372,7 +370,7 @@ class BatchRenorm(Foldable, _MaskedNorm):
             True,
             channel_axis,
             dtype,
-            bias,
+            bias=bias,
             ghost_batch_size=ghost_batch_size,
             time_steps=time_steps,
             comm=comm,

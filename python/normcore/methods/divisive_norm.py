@@ -194,9 +194,9 @@ class DivisiveNorm(_ChannelLayer):
 
     _function = staticmethod(divisive_norm)
     _function_backward = staticmethod(divisive_norm_backward)
-    _has_stats = False
     _leading = ("num_features",)
     _named = ("exponent", "power")
+    _shared = ("exponent", "power", "channel_axis")
 
     weights = always("What each channel adds to the divisors of the others.")
     sigma = always("Where division sets in.")
@@ -222,13 +222,6 @@ class DivisiveNorm(_ChannelLayer):
 
     def _start(self, name: str) -> Any:
         return 1 / self.num_features if name == "weights" else 1.0
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "exponent": self.exponent,
-            "power": self.power,
-            "channel_axis": self.channel_axis,
-        }
 
     def project(self) -> None:
         """Raise negative ``weights`` and ``sigma`` to 0, in place; after each optimizer step."""

@@ -209,10 +209,10 @@ class GDN(_ChannelLayer):
 
     _function = staticmethod(gdn)
     _function_backward = staticmethod(gdn_backward)
-    _has_stats = False
     _leading = ("num_features",)
     _named = ("inverse", "alpha", "epsilon")
     _unusual: ClassVar[dict[str, object]] = {"beta_min": 1e-6, "channel_axis": 1}
+    _shared = ("inverse", "alpha", "epsilon", "channel_axis")
     #: Added before the root is taken, so that its slope at 0 is finite.
     pedestal: ClassVar[float] = 2.0**-36
 
@@ -271,14 +271,6 @@ class GDN(_ChannelLayer):
     @property
     def effective_gamma(self) -> Array:
         return self._value("gamma")
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "inverse": self.inverse,
-            "alpha": self.alpha,
-            "epsilon": self.epsilon,
-            "channel_axis": self.channel_axis,
-        }
 
     def _parameter_gradients(self, gradients: Any) -> dict[str, Array]:
         result = {}

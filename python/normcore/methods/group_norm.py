@@ -11,7 +11,6 @@ from .._arguments import flag, integer, not_negative, positive
 from .._core import group_norm as _group_norm
 from .._core import group_norm_backward as _group_norm_backward
 from .._interop import Array
-from .._layer import affine_parameters
 from .._results import saved
 from .._running import _AffineLayer
 from .._typing import A, Floats, NamedTuple
@@ -275,11 +274,5 @@ class GroupNorm(_AffineLayer):
         self.eps = not_negative("eps", eps)
         self.affine = flag("affine", affine)
         self.channel_axis = integer("channel_axis", channel_axis)
-        shape = (self.num_channels,)
         bias = flag("bias", bias) and self.affine
-        super().__init__(
-            affine_parameters(shape, dtype, "num_channels", weight=self.affine, bias=bias)
-        )
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "num_groups": self.num_groups}
+        super().__init__(self._new_parameters(self.num_channels, dtype, self.affine, bias))

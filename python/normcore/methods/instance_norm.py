@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Generic, Literal, SupportsIndex, overload
+from typing import Any, Generic, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -308,12 +308,6 @@ class InstanceNorm(Foldable, _RunningNorm):
     _function = staticmethod(instance_norm)
     _function_backward = staticmethod(instance_norm_backward)
 
-    _has_variance = True
-    _unusual: ClassVar[dict[str, object]] = {
-        **_RunningNorm._unusual,
-        "unbiased_running_var": True,
-    }
-
     running_var = maybe(RUNNING_VAR)
 
     def __init__(
@@ -339,16 +333,14 @@ class InstanceNorm(Foldable, _RunningNorm):
             track_running_stats,
             channel_axis,
             dtype,
-            bias,
+            bias=bias,
             unbiased_running_var=unbiased_running_var,
             ghost_batch_size=ghost_batch_size,
             time_steps=time_steps,
         )
 
     def _options(self) -> dict[str, Any]:
-        options = super()._options()
-        from_x = options.pop("training") or not self.track_running_stats
-        return {**options, "use_input_stats": from_x}
+        return {self._learns: self._learning or not self.track_running_stats}
 
     def _moments_of(self, x: Any) -> Moments:
         # The buffers are averages over the samples: of means, and of variances.

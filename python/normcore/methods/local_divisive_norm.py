@@ -242,12 +242,12 @@ class LocalDivisiveNorm(_ChannelLayer):
     ((4, 3, 8, 8), ())
     """
 
-    _has_stats = False
     _function: ClassVar[Callable[..., Any]] = staticmethod(local_divisive_norm)
     _function_backward: ClassVar[Callable[..., Any]] = staticmethod(local_divisive_norm_backward)
     _leading = ("num_features", "summation_window", "suppression_window")
     _named = ()
     _unusual: ClassVar[dict[str, object]] = {"affine": True, "channel_axis": 1}
+    _shared = ("summation_window", "suppression_window", "channel_axis")
 
     sigma = always("What a deviation is large or small beside.")
     weight = maybe("Scale of each channel; None without `affine`.")
@@ -277,10 +277,3 @@ class LocalDivisiveNorm(_ChannelLayer):
 
     def _start(self, name: str) -> Any:
         return self._sigma if name == "sigma" else super()._start(name)
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "summation_window": self.summation_window,
-            "suppression_window": self.suppression_window,
-            "channel_axis": self.channel_axis,
-        }

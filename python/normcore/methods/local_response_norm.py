@@ -183,7 +183,6 @@ class LocalResponseNorm(_Layer):
     (4, 3, 8, 8)
     """
 
-    _has_stats = False
     _function: ClassVar[Callable[..., Any]] = staticmethod(local_response_norm)
     _function_backward: ClassVar[Callable[..., Any]] = staticmethod(local_response_norm_backward)
     _leading = ("size",)
@@ -193,6 +192,7 @@ class LocalResponseNorm(_Layer):
         "even_window": "torch",
         "channel_axis": 1,
     }
+    _shared = (*_leading, *_named, *_unusual)
 
     def __init__(
         self,
@@ -211,10 +211,6 @@ class LocalResponseNorm(_Layer):
         self.even_window = choice("even_window", even_window, ("torch", "onnx"))
         self.channel_axis = integer("channel_axis", channel_axis)
         super().__init__({})
-
-    def _options(self) -> dict[str, Any]:
-        names = (*self._leading, *self._named, *self._unusual)
-        return {name: getattr(self, name) for name in names}
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if len(shape) < 3:

@@ -321,10 +321,7 @@ class LpBatchNorm(_ScaledNorm):
             track_running_stats,
             channel_axis,
             dtype,
-            bias,
+            bias=bias,
             ghost_batch_size=ghost_batch_size,
             time_steps=time_steps,
         )
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "p": self.p}

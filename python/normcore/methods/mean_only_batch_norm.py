@@ -7,11 +7,9 @@ from typing import Any, Generic, Literal, SupportsIndex, overload
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import flag, positive
 from .._core import mean_only_batch_norm as _mean_only_batch_norm
 from .._core import mean_only_batch_norm_backward as _mean_only_batch_norm_backward
 from .._interop import Array
-from .._layer import affine_parameters
 from .._life import Foldable
 from .._results import saved
 from .._running import _MaskedNorm
@@ -242,10 +240,8 @@ class MeanOnlyBatchNorm(Foldable, _MaskedNorm):
     array([0.2], dtype=float32)
     """
 
-    _over_processes = True
     _function = staticmethod(mean_only_batch_norm)
     _function_backward = staticmethod(mean_only_batch_norm_backward)
-    _running = ("running_mean",)
     _named = ("momentum", "bias", "track_running_stats")
 
     def __init__(
@@ -262,26 +258,17 @@ class MeanOnlyBatchNorm(Foldable, _MaskedNorm):
         comm: Communicator | None = None,
         comm_timeout: float = 600.0,
     ) -> None:
-        own = affine_parameters(
-            (positive("num_features", num_features),), dtype, weight=False, bias=flag("bias", bias)
-        )
         super().__init__(
             num_features,
             eps=0.0,
             momentum=momentum,
-            affine=False,
+            affine=True,
             track_running_stats=track_running_stats,
             channel_axis=channel_axis,
             dtype=dtype,
-            bias=False,
-            own=own,
+            bias=bias,
             ghost_batch_size=ghost_batch_size,
             time_steps=time_steps,
             comm=comm,
             comm_timeout=comm_timeout,
         )
-
-    def _options(self) -> dict[str, Any]:
-        options = super()._options()
-        del options["eps"]
-        return options

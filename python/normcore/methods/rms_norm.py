@@ -317,4 +317,4 @@ class RMSNorm(_RowLayer):
 
     def _options(self) -> dict[str, Any]:
         eps = self._epsilon if self.eps is None else self.eps
-        return {**super()._options(), "eps": eps, "weight_offset": self.weight_offset}
+        return {**super()._options(), "eps": eps}

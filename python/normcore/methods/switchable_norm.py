@@ -10,7 +10,6 @@ import numpy.typing as npt
 from .._attributes import always, maybe
 from .._core import switchable_norm as _switchable_norm
 from .._core import switchable_norm_backward as _switchable_norm_backward
-from .._dtypes import float_dtype
 from .._interop import Array
 from .._results import saved
 from .._running import RUNNING_VAR, _RunningNorm
@@ -304,7 +303,6 @@ class SwitchableNorm(_RunningNorm):
     (3,)
     """
 
-    _over_processes = True
     _function = staticmethod(switchable_norm)
     _function_backward = staticmethod(switchable_norm_backward)
 
@@ -328,7 +326,6 @@ class SwitchableNorm(_RunningNorm):
         comm: Communicator | None = None,
         comm_timeout: float = 600.0,
     ) -> None:
-        own = {name: np.empty(3, float_dtype(dtype)) for name in ("mean_logits", "var_logits")}
         super().__init__(
             num_features,
             eps,
@@ -337,9 +334,7 @@ class SwitchableNorm(_RunningNorm):
             track_running_stats,
             channel_axis,
             dtype,
-            bias,
-            own,
-            unbiased_running_var=False,
+            bias=bias,
             ghost_batch_size=ghost_batch_size,
             time_steps=time_steps,
             comm=comm,

@@ -316,10 +316,7 @@ class TopKBatchNorm(_ScaledNorm):
             track_running_stats,
             channel_axis,
             dtype,
-            bias,
+            bias=bias,
             ghost_batch_size=ghost_batch_size,
             time_steps=time_steps,
         )
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "k": self.k}
