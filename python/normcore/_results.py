@@ -1,8 +1,42 @@
-"""What functions give to those that compute their gradients."""
+"""What functions return beside arrays: the fields of several methods' named tuples.
+
+The tuples themselves stand beside their functions, each with its name and documentation. Fields are
+written out, since a type checker sees none that are made at run time; tests/test_signatures.py
+compares them with the signatures.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic
+
+from ._interop import Array
+from ._typing import A, NamedTuple
+
+
+class MomentStats(NamedTuple, Generic[A]):
+    """Of methods that divide by one deviation, or by another spread."""
+
+    mean: A
+    rstd: A
+    #: Mean and variance, or spread, in float64, for the backward function.
+    pooled: Array
+
+
+class MixedStats(NamedTuple, Generic[A]):
+    """Of methods that mix the statistics of pools; for the backward function, in float64."""
+
+    #: Mean and variance of every sample and channel, shape ``(N, C, 2)``.
+    pooled: Array
+    #: The running mean and variance where they were used, shape ``(C, 2)``, else None.
+    given: Array | None
+
+
+class AffineGradients(NamedTuple, Generic[A]):
+    """Of methods without arrays of their own; None where the parameter was None."""
+
+    dx: A
+    dweight: A | None
+    dbias: A | None
 
 
 def saved(stats: Any, kind: type) -> tuple[Any, Any]:

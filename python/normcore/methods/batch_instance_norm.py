@@ -9,21 +9,17 @@ import numpy as np
 from .._attributes import always, maybe
 from .._core import batch_instance_norm as _batch_instance_norm
 from .._core import batch_instance_norm_backward as _batch_instance_norm_backward
-from .._interop import Array
-from .._results import saved
+from .._results import MixedStats, saved
 from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Floats, NamedTuple, SupportsDLPack
 
 __all__ = ["BatchInstanceNorm", "batch_instance_norm", "batch_instance_norm_backward"]
 
 
-class BatchInstanceNormStats(NamedTuple, Generic[A]):
+class BatchInstanceNormStats(MixedStats[A]):
     """Statistics of :func:`batch_instance_norm`, for the backward function, in float64."""
 
-    #: Mean and variance of every sample and channel, shape ``(N, C, 2)``.
-    pooled: Array
-    #: The running mean and variance where they were used, shape ``(C, 2)``, else None.
-    given: Array | None
+    __slots__ = ()
 
 
 class BatchInstanceNormGradients(NamedTuple, Generic[A]):

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, overload
+from typing import Any, Literal, overload
 
 from .._attributes import maybe
 from .._core import batch_norm as _batch_norm
 from .._core import batch_norm_backward as _batch_norm_backward
-from .._interop import Array
 from .._life import Foldable
-from .._results import saved
+from .._results import AffineGradients, MomentStats, saved
 from .._running import RUNNING_VAR, _MaskedNorm
-from .._typing import A, Floats, NamedTuple, SupportsDLPack
+from .._typing import A, Floats, SupportsDLPack
 
 __all__ = ["BatchNorm", "batch_norm", "batch_norm_backward"]
 
 
-class BatchNormStats(NamedTuple, Generic[A]):
+class BatchNormStats(MomentStats[A]):
     """Statistics of :func:`batch_norm`, shape ``(C,)``."""
 
-    mean: A
-    rstd: A
-    #: Mean and variance in float64, for the backward function.
-    pooled: Array
+    __slots__ = ()
 
 
-class BatchNormGradients(NamedTuple, Generic[A]):
+class BatchNormGradients(AffineGradients[A]):
     """Gradients of :func:`batch_norm`; None where the parameter was None."""
 
-    dx: A
-    dweight: A | None
-    dbias: A | None
+    __slots__ = ()
 
 
 @overload

@@ -14,7 +14,7 @@ from .._core import batch_renorm as _batch_renorm
 from .._core import batch_renorm_backward as _batch_renorm_backward
 from .._interop import Array
 from .._life import Foldable
-from .._results import saved
+from .._results import AffineGradients, saved
 from .._running import _MaskedNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
@@ -32,12 +32,10 @@ class BatchRenormStats(NamedTuple, Generic[A]):
     given: Array | None
 
 
-class BatchRenormGradients(NamedTuple, Generic[A]):
+class BatchRenormGradients(AffineGradients[A]):
     """Gradients of :func:`batch_renorm`; None where the parameter was None."""
 
-    dx: A
-    dweight: A | None
-    dbias: A | None
+    __slots__ = ()
 
 
 @overload

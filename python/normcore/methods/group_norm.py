@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,29 +10,23 @@ import numpy.typing as npt
 from .._arguments import flag, integer, not_negative, positive
 from .._core import group_norm as _group_norm
 from .._core import group_norm_backward as _group_norm_backward
-from .._interop import Array
-from .._results import saved
+from .._results import AffineGradients, MomentStats, saved
 from .._running import _AffineLayer
-from .._typing import A, Floats, NamedTuple
+from .._typing import A, Floats
 
 __all__ = ["GroupNorm", "group_norm", "group_norm_backward"]
 
 
-class GroupNormStats(NamedTuple, Generic[A]):
+class GroupNormStats(MomentStats[A]):
     """Statistics of :func:`group_norm`, shape ``(N, num_groups)``."""
 
-    mean: A
-    rstd: A
-    #: Mean and variance in float64, for the backward function.
-    pooled: Array
+    __slots__ = ()
 
 
-class GroupNormGradients(NamedTuple, Generic[A]):
+class GroupNormGradients(AffineGradients[A]):
     """Gradients of :func:`group_norm`; None where the parameter was None."""
 
-    dx: A
-    dweight: A | None
-    dbias: A | None
+    __slots__ = ()
 
 
 @overload

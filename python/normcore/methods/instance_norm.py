@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,29 +14,24 @@ from .._core import instance_norm as _instance_norm
 from .._core import instance_norm_backward as _instance_norm_backward
 from .._interop import Array
 from .._life import Foldable
-from .._results import saved
+from .._results import AffineGradients, MomentStats, saved
 from .._running import RUNNING_VAR, _RunningNorm
-from .._typing import A, Floats, NamedTuple, SupportsDLPack
+from .._typing import A, Floats, SupportsDLPack
 from ..reductions import Moments
 
 __all__ = ["InstanceNorm", "instance_norm", "instance_norm_backward"]
 
 
-class InstanceNormStats(NamedTuple, Generic[A]):
+class InstanceNormStats(MomentStats[A]):
     """Statistics of :func:`instance_norm`, shape ``(N, C)``."""
 
-    mean: A
-    rstd: A
-    #: Mean and variance in float64, for the backward function.
-    pooled: Array
+    __slots__ = ()
 
 
-class InstanceNormGradients(NamedTuple, Generic[A]):
+class InstanceNormGradients(AffineGradients[A]):
     """Gradients of :func:`instance_norm`; None where the parameter was None."""
 
-    dx: A
-    dweight: A | None
-    dbias: A | None
+    __slots__ = ()
 
 
 @overload

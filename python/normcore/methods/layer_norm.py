@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,29 +12,23 @@ from .._arguments import not_negative
 from .._attributes import maybe
 from .._core import layer_norm as _layer_norm
 from .._core import layer_norm_backward as _layer_norm_backward
-from .._interop import Array
-from .._results import saved
+from .._results import AffineGradients, MomentStats, saved
 from .._row_layer import _RowLayer
-from .._typing import A, Floats, NamedTuple
+from .._typing import A, Floats
 
 __all__ = ["LayerNorm", "layer_norm", "layer_norm_backward"]
 
 
-class LayerNormStats(NamedTuple, Generic[A]):
+class LayerNormStats(MomentStats[A]):
     """Statistics of :func:`layer_norm`; x's shape with 1 along ``axis``."""
 
-    mean: A
-    rstd: A
-    #: Mean and variance in float64, for the backward function.
-    pooled: Array
+    __slots__ = ()
 
 
-class LayerNormGradients(NamedTuple, Generic[A]):
+class LayerNormGradients(AffineGradients[A]):
     """Gradients of :func:`layer_norm`; None where the parameter was None."""
 
-    dx: A
-    dweight: A | None
-    dbias: A | None
+    __slots__ = ()
 
 
 @overload

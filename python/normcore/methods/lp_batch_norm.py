@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,29 +10,23 @@ import numpy.typing as npt
 from .._arguments import number
 from .._core import lp_batch_norm as _lp_batch_norm
 from .._core import lp_batch_norm_backward as _lp_batch_norm_backward
-from .._interop import Array
-from .._results import saved
+from .._results import AffineGradients, MomentStats, saved
 from .._running import _ScaledNorm
-from .._typing import A, Floats, NamedTuple, SupportsDLPack
+from .._typing import A, Floats, SupportsDLPack
 
 __all__ = ["LpBatchNorm", "lp_batch_norm", "lp_batch_norm_backward"]
 
 
-class LpBatchNormStats(NamedTuple, Generic[A]):
+class LpBatchNormStats(MomentStats[A]):
     """Statistics of :func:`lp_batch_norm`, shape ``(C,)``; ``rstd`` is ``1 / s``."""
 
-    mean: A
-    rstd: A
-    #: Mean and spread in float64, for the backward function.
-    pooled: Array
+    __slots__ = ()
 
 
-class LpBatchNormGradients(NamedTuple, Generic[A]):
+class LpBatchNormGradients(AffineGradients[A]):
     """Gradients of :func:`lp_batch_norm`; None where the parameter was None."""
 
-    dx: A
-    dweight: A | None
-    dbias: A | None
+    __slots__ = ()
 
 
 @overload

@@ -10,21 +10,17 @@ import numpy.typing as npt
 from .._attributes import always, maybe
 from .._core import switchable_norm as _switchable_norm
 from .._core import switchable_norm_backward as _switchable_norm_backward
-from .._interop import Array
-from .._results import saved
+from .._results import MixedStats, saved
 from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Communicator, Floats, NamedTuple, SupportsDLPack
 
 __all__ = ["SwitchableNorm", "switchable_norm", "switchable_norm_backward"]
 
 
-class SwitchableNormStats(NamedTuple, Generic[A]):
+class SwitchableNormStats(MixedStats[A]):
     """Statistics of :func:`switchable_norm`, for the backward function, in float64."""
 
-    #: Mean and variance of every sample and channel, shape ``(N, C, 2)``.
-    pooled: Array
-    #: The running mean and variance where they were used, shape ``(C, 2)``, else None.
-    given: Array | None
+    __slots__ = ()
 
 
 class SwitchableNormGradients(NamedTuple, Generic[A]):
