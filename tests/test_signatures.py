@@ -341,7 +341,14 @@ def stub_line(name, backward):
     if not backward and signature["statistics"]:
         arguments["return_stats"] = "bool"
     if not backward:
-        returns = "Any" if signature["statistics"] else "A"
+        returns = "A"
+        if signature["statistics"]:
+            types = {"mean": "A", "rstd": "A", "pooled": "Array", "given": "Array | None"}
+            each = [t if n in signature["statistics"] else "None" for n, t in types.items()]
+            outputs = ["A", "A, A"] if signature["has_residual"] else ["A"]
+            stats = f"tuple[{', '.join(each)}]"
+            with_stats = [f"tuple[{o}, {stats}]" for o in outputs]
+            returns = " | ".join(["A", *(f"tuple[{o}]" for o in outputs[1:]), *with_stats])
     elif len(signature["gradients"]) == 1:
         returns = "A"
     else:
@@ -352,12 +359,22 @@ def stub_line(name, backward):
     return f"def {name}{'_backward' * backward}({listed}, /) -> {returns}: ..."
 
 
+NODES = ast.parse((ROOT / "python/normcore/_core.pyi").read_text(encoding="utf-8")).body
 # All of a definition on one line.
 STUB = {
     node.name: ast.unparse(node).replace("\n    ", " ")
-    for node in ast.parse((ROOT / "python/normcore/_core.pyi").read_text(encoding="utf-8")).body
+    for node in NODES
     if isinstance(node, ast.FunctionDef)
 }
+
+
+def test_the_stub_has_the_entries_of_a_signature():
+    classes = {node.name: node for node in NODES if isinstance(node, ast.ClassDef)}
+    for kind, described in [
+        ("Signature", FUNCTIONS["batch_norm"]),
+        ("Option", FUNCTIONS["batch_norm"]["options"]["eps"]),
+    ]:
+        assert [field.target.id for field in classes[kind].body] == list(described)
 
 
 @each_function

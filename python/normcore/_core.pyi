@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 from ._interop import Array
 from ._typing import A, Floats, SupportsDLPack
@@ -7,7 +7,7 @@ from ._typing import A, Floats, SupportsDLPack
 __version__: str
 
 class Buffer:
-    def __dlpack__(self, **kwargs: Any) -> Any: ...
+    def __dlpack__(self, **kwargs: object) -> object: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
     @property
     def stream(self) -> int: ...
@@ -15,10 +15,35 @@ class Buffer:
 class Exchange:
     def __init__(self, sum: Callable[[memoryview], None]) -> None: ...
     def __enter__(self) -> None: ...
-    def __exit__(self, *args: Any) -> None: ...
+    def __exit__(self, *args: object) -> None: ...
+
+class Option(TypedDict):
+    type: Literal["bool", "float", "int"]
+    default: float
+    least: float
+    most: float
+    above_in_training: bool
+    infinite: bool
+
+class Signature(TypedDict):
+    learns: str | None
+    function: str
+    family: Literal["channels", "rows", "weights"]
+    arguments: tuple[str, ...]
+    forward_only: tuple[str, ...]
+    own: tuple[tuple[str, Literal["channels", "three", "kept"]], ...]
+    affine: tuple[str, ...]
+    buffers: tuple[tuple[str, Literal["mean", "variance", "deviation"]], ...]
+    options: dict[str, Option]
+    statistics: tuple[str, ...]
+    gradients: tuple[str, ...]
+    has_mask: bool
+    has_groups: bool
+    has_residual: bool
+    over_the_batch: bool
 
 def methods() -> list[str]: ...
-def signatures() -> dict[str, dict[str, Any]]: ...
+def signatures() -> dict[str, Signature]: ...
 def get_isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def available_isas() -> list[str]: ...
@@ -28,11 +53,12 @@ def has_openmp() -> bool: ...
 def compiler() -> str: ...
 def cuda_is_built() -> bool: ...
 def cuda_is_available() -> bool: ...
-def to_numpy(array: Any, name: str, /) -> Array: ...
+def to_numpy(array: object, name: str, /) -> Array: ...
 def copy(dst: SupportsDLPack, src: SupportsDLPack, stream: bool, /) -> None: ...
 def convert(src: SupportsDLPack, dst: SupportsDLPack, /) -> None: ...
 
-# Positional, in the order of the C++ functions; with return_stats (y, a tuple of statistics).
+# Positional, in the order of the C++ functions. With return_stats the last of the results is the
+# tuple (mean, rstd, pooled, given), None where the method has no such statistic.
 def layer_norm(
     x: A,
     weight: Floats | None,
@@ -43,7 +69,9 @@ def layer_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> (
+    A | tuple[A, A] | tuple[A, tuple[A, A, Array, None]] | tuple[A, A, tuple[A, A, Array, None]]
+): ...
 def layer_norm_backward(
     dy: A,
     x: A,
@@ -66,7 +94,12 @@ def rms_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> (
+    A
+    | tuple[A, A]
+    | tuple[A, tuple[None, A, Array, None]]
+    | tuple[A, A, tuple[None, A, Array, None]]
+): ...
 def rms_norm_backward(
     dy: A,
     x: A,
@@ -94,7 +127,7 @@ def batch_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, A, Array, None]]: ...
 def batch_norm_backward(
     dy: A,
     x: A,
@@ -124,7 +157,7 @@ def instance_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, A, Array, None]]: ...
 def instance_norm_backward(
     dy: A,
     x: A,
@@ -149,7 +182,7 @@ def group_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, A, Array, None]]: ...
 def group_norm_backward(
     dy: A,
     x: A,
@@ -178,7 +211,7 @@ def batch_renorm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, A, Array, Array | None]]: ...
 def batch_renorm_backward(
     dy: A,
     x: A,
@@ -212,7 +245,7 @@ def batch_instance_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[None, None, Array, Array | None]]: ...
 def batch_instance_norm_backward(
     dy: A,
     x: A,
@@ -244,7 +277,7 @@ def switchable_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[None, None, Array, Array | None]]: ...
 def switchable_norm_backward(
     dy: A,
     x: A,
@@ -273,7 +306,7 @@ def mean_only_batch_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, None, Array, None]]: ...
 def mean_only_batch_norm_backward(
     dy: A,
     x: A,
@@ -300,7 +333,7 @@ def lp_batch_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, A, Array, None]]: ...
 def lp_batch_norm_backward(
     dy: A,
     x: A,
@@ -330,7 +363,7 @@ def topk_batch_norm(
     out: A | None,
     return_stats: bool,
     /,
-) -> Any: ...
+) -> A | tuple[A, tuple[A, A, Array, None]]: ...
 def topk_batch_norm_backward(
     dy: A,
     x: A,
@@ -347,38 +380,14 @@ def topk_batch_norm_backward(
     /,
 ) -> tuple[A, A | None, A | None]: ...
 def normalize(
-    x: A,
-    ord: float,
-    axis: int | Sequence[int] | None,
-    eps: float,
-    out: A | None,
-    /,
+    x: A, ord: float, axis: int | Sequence[int] | None, eps: float, out: A | None, /
 ) -> A: ...
 def normalize_backward(
-    dy: A,
-    x: A,
-    ord: float,
-    axis: int | Sequence[int] | None,
-    eps: float,
-    out: A | None,
-    /,
+    dy: A, x: A, ord: float, axis: int | Sequence[int] | None, eps: float, out: A | None, /
 ) -> A: ...
-def weight_norm(
-    v: A,
-    g: Floats | float,
-    axis: int | None,
-    eps: float,
-    out: A | None,
-    /,
-) -> A: ...
+def weight_norm(v: A, g: Floats | float, axis: int | None, eps: float, out: A | None, /) -> A: ...
 def weight_norm_backward(
-    dw: A,
-    v: A,
-    g: Floats | float,
-    axis: int | None,
-    eps: float,
-    out: A | None,
-    /,
+    dw: A, v: A, g: Floats | float, axis: int | None, eps: float, out: A | None, /
 ) -> tuple[A, A]: ...
 def divisive_norm(
     x: A,
@@ -473,14 +482,14 @@ def local_divisive_norm_backward(
     channel_axis: int,
     out: A | None,
     /,
-) -> tuple[A, Any, A | None, A | None]: ...
+) -> tuple[A, A, A | None, A | None]: ...
 def norm(
     x: A,
     ord: float,
     axis: int | Sequence[int] | None,
     keepdims: bool,
     /,
-) -> Any: ...
+) -> A: ...
 def moments(
     x: A,
     axis: int | Sequence[int] | None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from ._arguments import flag, shape_of, shown
 from ._dtypes import FLOATS, float_dtype, new_array, stored
 from ._interop import Array
 from ._typing import A
+
+if TYPE_CHECKING:
+    from ._core import Signature
 
 Layer = TypeVar("Layer", bound="_Layer")
 
@@ -134,7 +137,7 @@ class _Layer:
             cls._take(SIGNATURES[function.__name__])
 
     @classmethod
-    def _take(cls, signature: dict[str, Any]) -> None:
+    def _take(cls, signature: Signature) -> None:
         """Note what the layer needs to know of its function."""
         cls._has_stats = bool(signature["statistics"])
         left_out = {*signature["forward_only"], signature["learns"]}

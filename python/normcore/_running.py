@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from ._life import Foldable, Parts, ghost_chunks
 from ._processes import Processes
 from ._typing import A, Communicator, Floats, SupportsDLPack
 from .reductions import Moments, moments
+
+if TYPE_CHECKING:
+    from ._core import Signature
 
 Running = TypeVar("Running", bound="_RunningNorm")
 
@@ -41,7 +44,7 @@ class _AffineLayer(_ChannelLayer):
     _affine: ClassVar[tuple[str, ...]]  # which of weight and bias there can be
 
     @classmethod
-    def _take(cls, signature: dict[str, Any]) -> None:
+    def _take(cls, signature: Signature) -> None:
         super()._take(signature)
         cls._own = dict(signature["own"])
         cls._affine = signature["affine"]
@@ -91,9 +94,10 @@ class _RunningNorm(_AffineLayer):
     )
 
     @classmethod
-    def _take(cls, signature: dict[str, Any]) -> None:
+    def _take(cls, signature: Signature) -> None:
         super()._take(signature)
         cls._running = dict(signature["buffers"])
+        assert signature["learns"] is not None, "something must tell buffers when to move"
         cls._learns = signature["learns"]
         cls._has_variance = "unbiased_running_var" in signature["options"]
         if cls._has_variance:

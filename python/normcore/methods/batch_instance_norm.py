@@ -172,7 +172,7 @@ def batch_instance_norm(
         out,
         return_stats,
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], BatchInstanceNormStats(*result[1][2:])
     return result
 

@@ -173,7 +173,7 @@ def batch_norm(
         out,
         return_stats,
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], BatchNormStats(*result[1][:3])
     return result
 

@@ -185,7 +185,7 @@ def batch_renorm(
         out,
         return_stats,
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], BatchRenormStats(*result[1])
     return result
 

@@ -121,7 +121,7 @@ def group_norm(
     array([[-1.,  1., -1.,  1.]])
     """
     result = _group_norm(x, num_groups, weight, bias, eps, channel_axis, out, return_stats)
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], GroupNormStats(*result[1][:3])
     return result
 

@@ -164,7 +164,7 @@ def instance_norm(
         out,
         return_stats,
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], InstanceNormStats(*result[1][:3])
     return result
 

@@ -158,7 +158,7 @@ def layer_norm(
     >>> nc.layer_norm(np.array([[1.0, 2.0, 3.0]]), eps=0.0).round(4)
     array([[-1.2247,  0.    ,  1.2247]])
     """
-    result = _layer_norm(x, weight, bias, axis, eps, residual, out, return_stats)
+    result: Any = _layer_norm(x, weight, bias, axis, eps, residual, out, return_stats)
     if return_stats:
         return (*result[:-1], LayerNormStats(*result[-1][:3]))
     return result

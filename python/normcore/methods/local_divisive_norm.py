@@ -167,9 +167,10 @@ def local_divisive_norm_backward(
         channel_axis,
         out,
     )
-    if isinstance(sigma, (int, float)):
-        dsigma = float(dsigma)
-    return LocalDivisiveNormGradients(dx, dsigma, dweight, dbias)
+    of_number = isinstance(sigma, (int, float))
+    return LocalDivisiveNormGradients(
+        dx, float(np.asarray(dsigma)) if of_number else dsigma, dweight, dbias
+    )
 
 
 def _real(sigma: Any) -> Any:

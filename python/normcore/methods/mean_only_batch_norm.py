@@ -137,7 +137,7 @@ def mean_only_batch_norm(
     result = _mean_only_batch_norm(
         x, bias, running_mean, training, momentum, channel_axis, mask, out, return_stats
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         mean, _, pooled, _ = result[1]
         return result[0], MeanOnlyBatchNormStats(mean, pooled)
     return result

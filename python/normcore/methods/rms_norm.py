@@ -163,7 +163,7 @@ def rms_norm(
     >>> nc.rms_norm(np.array([3.0, 4.0]), eps=0.0).round(4)
     array([0.8485, 1.1314])
     """
-    result = _rms_norm(x, weight, axis, eps, weight_offset, residual, out, return_stats)
+    result: Any = _rms_norm(x, weight, axis, eps, weight_offset, residual, out, return_stats)
     if return_stats:
         return (*result[:-1], RMSNormStats(*result[-1][1:3]))
     return result

@@ -172,7 +172,7 @@ def switchable_norm(
         out,
         return_stats,
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], SwitchableNormStats(*result[1][2:])
     return result
 

@@ -163,7 +163,7 @@ def topk_batch_norm(
         out,
         return_stats,
     )
-    if return_stats:
+    if return_stats and isinstance(result, tuple):
         return result[0], TopKBatchNormStats(*result[1][:3])
     return result
 
