@@ -135,20 +135,31 @@ class Traits:
     """What is not true of every method, and decides which tests or tolerances hold for it."""
 
     centred: bool = True  # it subtracts a mean
-    divides: bool = True  # the result does not depend on the scale of x
+    divides: bool = True  # without eps the result does not depend on the scale of x
     kinks: bool = False  # the spread has no derivative at some x
     corrects: bool = False  # in training by the buffers, in factors that are constants to gradients
     mixes: bool = False  # an element's gradient depends on pools that it is not a part of
+    needs_space: bool = False  # statistics of an x of one position in space are an error
 
 
+SIGNATURES = nc._core.signatures()
+# What does not follow from the signature.
 TRAITS = {
-    "rms_norm": Traits(centred=False),
-    "batch_renorm": Traits(corrects=True),
-    "switchable_norm": Traits(mixes=True),
-    "mean_only_batch_norm": Traits(divides=False),
-    "lp_batch_norm": Traits(kinks=True),
-    "topk_batch_norm": Traits(kinks=True),
+    "instance_norm": {"needs_space": True},
+    "batch_renorm": {"corrects": True},
+    "switchable_norm": {"mixes": True},
+    "lp_batch_norm": {"kinks": True},
+    "topk_batch_norm": {"kinks": True},
 }
+
+
+def traits_of(method):
+    signature = SIGNATURES[method]
+    statistics = signature["statistics"]
+    # Of several pools neither is reported.
+    centred = "mean" in statistics or "rstd" not in statistics
+    # Only with an eps that can be 0 does the scale of x leave no trace.
+    return Traits(centred, "eps" in signature["options"], **TRAITS.get(method, {}))
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,6 @@ class Variant:
     options: dict = field(default_factory=dict)
     buffers: bool = False
     plain: bool = False  # it stands for its method where options make no difference
-    needs_space: bool = False  # x of one position in space is an error
 
     def __str__(self):
         extra = [f"{k}={v}" for k, v in self.options.items()] + ["buffers"] * self.buffers
@@ -171,7 +181,7 @@ class Variant:
 
     @property
     def traits(self):
-        return TRAITS.get(self.method, Traits())
+        return traits_of(self.method)
 
     @property
     def computed(self):
@@ -180,37 +190,41 @@ class Variant:
 
     def takes(self, shape):
         """Whether x of this shape, with the channels at axis 1, is none of the errors."""
-        return not self.needs_space or any(n > 1 for n in shape[2:])
+        needs_space = self.traits.needs_space and self.computed
+        return not needs_space or any(n > 1 for n in shape[2:])
 
 
-VARIANTS = [
-    Variant("layer_norm", {"axis": -1}, plain=True),
+def variants_of(method):
+    """A call with statistics of x and, where there are buffers, one with these; then further ones.
+
+    Buffers that a call does not need by default are left out of it.
+    """
+    signature = SIGNATURES[method]
+    options = {"axis": -1} if signature["family"] == "rows" else {}
+    if signature["has_groups"]:
+        options["num_groups"] = 3
+    learns = signature["learns"]
+    if learns is None:
+        variants = [Variant(method, options, plain=True)]
+    else:
+        unasked = signature["options"][learns]["default"]
+        asked = options if unasked else {learns: True, **options}
+        variants = [
+            Variant(method, asked, buffers=not unasked, plain=True),
+            Variant(method, {learns: False, **options}, buffers=True),
+        ]
+    return variants + [v for v in FURTHER_VARIANTS if v.method == method]
+
+
+FURTHER_VARIANTS = [
     Variant("layer_norm", {"axis": 1}),
-    Variant("rms_norm", {"axis": -1}, plain=True),
     Variant("rms_norm", {"axis": 1, "weight_offset": 1.0}),
-    Variant("batch_norm", {"training": True}, buffers=True, plain=True),
-    Variant("batch_norm", {"training": False}, buffers=True),
-    Variant("instance_norm", {}, plain=True, needs_space=True),
-    Variant("instance_norm", {"use_input_stats": False}, buffers=True),
-    Variant("group_norm", {"num_groups": 3}, plain=True),
-    Variant("batch_renorm", {"training": True}, buffers=True, plain=True),
-    Variant("batch_renorm", {"training": False}, buffers=True),
-    Variant("batch_instance_norm", {"training": True}, buffers=True, plain=True),
-    Variant("batch_instance_norm", {"training": False}, buffers=True),
-    Variant("switchable_norm", {"training": True}, buffers=True, plain=True),
-    Variant("switchable_norm", {"training": False}, buffers=True),
-    Variant("mean_only_batch_norm", {"training": True}, buffers=True, plain=True),
-    Variant("mean_only_batch_norm", {"training": False}, buffers=True),
-    Variant("lp_batch_norm", {"training": True}, buffers=True, plain=True),
     Variant("lp_batch_norm", {"training": True, "p": 3.0}, buffers=True),
     Variant("lp_batch_norm", {"training": True, "p": np.inf}, buffers=True),
-    Variant("lp_batch_norm", {"training": False}, buffers=True),
-    Variant("topk_batch_norm", {"training": True}, buffers=True, plain=True),
-    Variant("topk_batch_norm", {"training": False, "k": 3}, buffers=True),
+    Variant("topk_batch_norm", {"training": True, "k": 3}, buffers=True),
 ]
-SIGNATURES = nc._core.signatures()
-# Methods of weights and plain rows, which have no statistics to return: test_weights.py.
-OTHER_METHODS = {m: s["function"] for m, s in SIGNATURES.items() if not s["statistics"]}
+# Methods of weights and plain rows have no statistics to return: test_weights.py.
+VARIANTS = [v for m, s in SIGNATURES.items() if s["statistics"] for v in variants_of(m)]
 # Parameters of a method's own, before weight and bias, with their shape; what it has of those two.
 OWN_PARAMETERS = {m: dict(s["own"]) for m, s in SIGNATURES.items()}
 AFFINE = {m: s["affine"] for m, s in SIGNATURES.items()}

@@ -30,7 +30,7 @@ PER_SAMPLE = [
     Variant("layer_norm", {"axis": (1, 2, 3)}),
     Variant("rms_norm", {"axis": -1}),
     Variant("rms_norm", {"axis": 1}),
-    Variant("instance_norm", {}, needs_space=True),
+    Variant("instance_norm", {}),
     Variant("group_norm", {"num_groups": 3}),
 ]
 TRAINED = [v for v in VARIANTS if v.computed]

@@ -23,7 +23,7 @@ import normcore as nc
 
 BATCH = Variant("batch_norm", {"training": True})
 BIASED = Variant("batch_norm", {"training": True, "unbiased_running_var": False})
-INSTANCE = Variant("instance_norm", {}, needs_space=True)
+INSTANCE = Variant("instance_norm", {})
 
 
 def fresh_buffers(channels, dtype=np.float32):
