@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.python.cells import Case
+from bench.python.methods import methods
 
-EPS = {"rms_norm": 1e-6, "weight_norm": 0.0, "normalize": 1e-12}
-DEFAULT_EPS = 1e-5
 R_MAX, D_MAX = 3.0, 5.0  # of batch_renorm
 
 Arrays = dict[str, Any]
@@ -23,7 +22,7 @@ Arrays = dict[str, Any]
 
 def eps_of(case: Case) -> float:
     """The default eps of the case's function."""
-    return EPS.get(case.op, DEFAULT_EPS)
+    return methods()[case.op].eps
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def pools_of(case: Case) -> Pools:
     if case.op == "instance_norm":
         axes = tuple(i for i in range(1, ndim) if i != channel)
         return Pools(shape, axes, keep(channel))
-    if case.op == "group_norm":
-        groups = case.option("num_groups")
+    groups = case.option("num_groups")
+    if groups:
         split = (groups, shape[channel] // groups)
         view = (*shape[:channel], *split, *shape[channel + 1 :])
         axes = tuple(i for i in range(1, ndim + 1) if i != channel)

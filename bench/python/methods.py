@@ -27,6 +27,12 @@ class Method:
     has_stats: bool = True  # whether backward takes what forward has computed
     takes_result: bool = False  # whether backward takes what forward returned, and dy, alone
     shares_ties: bool = False  # whether values that are equal share a gradient, but not in peers
+    own: tuple[tuple[str, str], ...] = ()  # params of the method's own, and what shape they have
+    eps: float = 1e-5  # the function's default
+
+    def values(self, name: str, rng: np.random.Generator, n: int) -> Any:
+        """Values of a parameter or buffer for n channels."""
+        return VALUES[dict(self.own).get(name, name)](rng, n)
 
 
 OTHERS = {
@@ -54,6 +60,8 @@ def methods() -> dict[str, Method]:
             ("num_groups",) if signature["has_groups"] else (),
             has_stats=bool(signature["statistics"]),
             shares_ties=name in SHARE_TIES,
+            own=signature["own"],
+            eps=signature["options"].get("eps", {}).get("default", 0.0),
         )
     return table | OTHERS
 
@@ -70,18 +78,17 @@ def _mixing(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.uniform(0.0, 2.0 / n, (n, n))
 
 
-# name of a parameter or buffer: its values, for n channels
+# The name of a parameter or buffer, or the shape of a method's own: its values, for n channels.
 VALUES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "weight": _around_one,
     "bias": _around_zero,
-    "g": _around_one,
     "beta": _around_one,
     "gamma": _mixing,
     "weights": _mixing,
     "sigma": _around_one,
-    "rho": lambda rng, n: rng.uniform(0.0, 1.0, n),
-    "mean_logits": lambda rng, n: rng.standard_normal(3),
-    "var_logits": lambda rng, n: rng.standard_normal(3),
+    "channels": lambda rng, n: rng.uniform(0.0, 1.0, n),
+    "three": lambda rng, n: rng.standard_normal(3),
+    "kept": _around_one,
     "u": _around_zero,
     "running_mean": lambda rng, n: 0.1 * rng.standard_normal(n),
     "running_var": _around_one,

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from bench.python.cells import Case
-from bench.python.methods import VALUES, Method, methods
+from bench.python.methods import Method, methods
 
 NUMPY_DTYPES: dict[str, Any] = {
     "f32": np.dtype(np.float32),
@@ -65,7 +65,7 @@ def make_workload(case: Case) -> Workload:
     method, size = methods()[case.op], case.shape[case.option("axis", 1)]
 
     def draw(names: Sequence[str], dtype: str) -> dict[str, np.ndarray]:
-        return {name: VALUES[name](rng, size).astype(NUMPY_DTYPES[dtype]) for name in names}
+        return {name: method.values(name, rng, size).astype(NUMPY_DTYPES[dtype]) for name in names}
 
     return Workload(
         case=case,
