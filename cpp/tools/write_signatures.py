@@ -19,6 +19,8 @@ CPP = Path(__file__).parents[1]
 WRITTEN = "// Written by `python3 dev.py signatures` from cpp/src/ops/signatures.h."
 
 Signature = dict[str, Any]
+STUBS_BEGIN = "# Written from here on by `python3 dev.py signatures`.\n"
+STUBS_END = "\n# Up to here.\n"
 C_TYPES = {"float": "double ", "int": "int64_t "}
 
 
@@ -44,9 +46,9 @@ def affine(signature: Signature, missing: str) -> list[str]:
     return [name if name in signature["affine"] else missing for name in ("weight", "bias")]
 
 
-def listed(items: list[str]) -> str:
-    """Parameters, one to a line."""
-    return "(\n    " + ",\n    ".join(items) + ")"
+def listed(items: list[str], end: str = "") -> str:
+    """Parameters, one to a line; Python's formatter wants a comma behind the last."""
+    return "(\n    " + ",\n    ".join(items) + (f"{end}\n)" if end else ")")
 
 
 # ---- C++: the functions of ops.h
@@ -128,12 +130,86 @@ def c_definition(signature: Signature) -> str:
     return f"{c_head(signature)} {{\n  return {call}, y, options, context, {{{options}}});\n}}\n"
 
 
+# ---- the stub of the Python module
+
+
+def taken(signature: Signature, backward: bool) -> dict[str, str]:
+    """What a function of the module takes, by position, with the types."""
+    weights = signature["family"] == "weights"
+    own = dict(signature["own"])
+    buffers = dict(signature["buffers"])
+    arguments = {"dw" if weights else "dy": "A"} if backward else {}
+    arguments["v" if weights else "x"] = "A"
+    for a in signature["arguments"]:
+        if backward and a in signature["forward_only"]:
+            continue
+        if a == "residual":
+            arguments["dh" if backward else "residual"] = "A | None"
+        elif a in own:
+            arguments[a] = "Floats | float" if own[a] == "kept" else "Floats"
+        elif a in signature["affine"] or a == "mask":
+            arguments[a] = "Floats | None"
+        elif a in buffers:
+            arguments[a] = "SupportsDLPack | None"
+        elif a == "num_groups":
+            arguments[a] = "int"
+        elif a == "axis":
+            arguments[a] = "int | None" if weights else "int | Sequence[int] | None"
+        else:
+            arguments[a] = signature["options"][a]["type"]
+    if backward:
+        saved = [s for s in ("pooled", "given") if s in signature["statistics"]]
+        arguments |= dict.fromkeys(saved, "SupportsDLPack | None")
+    arguments["out"] = "A | None"
+    if not backward and signature["statistics"]:
+        arguments["return_stats"] = "bool"
+    return arguments
+
+
+def returned(signature: Signature, backward: bool) -> list[str]:
+    """The types of what it may return."""
+    if backward:
+        affine = {"d" + n for n in signature["affine"]}
+        each = ["A | None" if g in affine else "A" for g in signature["gradients"]]
+        return [f"tuple[{', '.join(each)}]" if len(each) > 1 else "A"]
+    if not signature["statistics"]:
+        return ["A"]
+    types = {"mean": "A", "rstd": "A", "pooled": "Array", "given": "Array | None"}
+    each = [t if n in signature["statistics"] else "None" for n, t in types.items()]
+    stats = f"tuple[{', '.join(each)}]"
+    outputs = ["A", "A, A"] if signature["has_residual"] else ["A"]
+    without = ["A", *(f"tuple[{o}]" for o in outputs[1:])]
+    return without + [f"tuple[{o}, {stats}]" for o in outputs]
+
+
+def stub(signature: Signature, backward: bool) -> str:
+    """The definition of one function."""
+    arguments = [f"{name}: {type_}" for name, type_ in taken(signature, backward).items()]
+    name = signature["function"] + "_backward" * backward
+    types = returned(signature, backward)
+    line = " | ".join(types)
+    if len(line) > 88:  # as the formatter of the sources has it
+        line = "(\n    " + (line if len(line) < 97 else "\n    | ".join(types)) + "\n)"
+    return f"def {name}{listed([*arguments, '/'], ',')} -> {line}: ...\n"
+
+
+def with_stubs(text: str, signatures: list[Signature]) -> str:
+    """The stub of the module with the functions of the methods in their place."""
+    stubs = "".join(stub(s, backward) for s in signatures for backward in (False, True))
+    before, _, rest = text.partition(STUBS_BEGIN)
+    after = rest.partition(STUBS_END)[2]
+    return before + STUBS_BEGIN + stubs + STUBS_END + after
+
+
 # ---- files
 
 
 def files(signatures: dict[str, Signature]) -> dict[Path, str]:
     """Each written file with what it should hold."""
-    channels = [s for s in signatures.values() if s["family"] == "channels"]
+    # Several methods may stand behind one function.
+    each = {s["function"]: s for s in signatures.values()}.values()
+    channels = [s for s in each if s["family"] == "channels"]
+    core = CPP.parent / "python/normcore/_core.pyi"
 
     def written(what: str, function: Callable[[Signature], str]) -> str:
         methods = "".join(map(function, channels))
@@ -143,6 +219,7 @@ def files(signatures: dict[str, Signature]) -> dict[Path, str]:
         CPP / "src/ops/channels.inc": written("A part of channels.cc.", functions),
         CPP / "include/normcore/c_channels.h": written("A part of c_api.h.", c_declaration),
         CPP / "src/ops/c_channels.inc": written("A part of c_api.cc.", c_definition),
+        core: with_stubs(core.read_text(encoding="utf-8"), list(each)),
     }
 
 

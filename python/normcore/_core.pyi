@@ -26,21 +26,24 @@ class Option(TypedDict):
     infinite: bool
 
 class Signature(TypedDict):
-    learns: str | None
     function: str
+    struct: str
     family: Literal["channels", "rows", "weights"]
-    arguments: tuple[str, ...]
-    forward_only: tuple[str, ...]
-    own: tuple[tuple[str, Literal["channels", "three", "kept"]], ...]
-    affine: tuple[str, ...]
-    buffers: tuple[tuple[str, Literal["mean", "variance", "deviation"]], ...]
+    learns: str | None
+    arguments: list[str]
+    forward_only: list[str]
+    inference: list[str]
+    own: list[list[str]]
+    affine: list[str]
+    buffers: list[list[str]]
     options: dict[str, Option]
-    statistics: tuple[str, ...]
-    gradients: tuple[str, ...]
+    statistics: list[str]
+    gradients: list[str]
     has_mask: bool
     has_groups: bool
     has_residual: bool
     over_the_batch: bool
+    always_given: bool
 
 def methods() -> list[str]: ...
 def signatures() -> dict[str, Signature]: ...
@@ -59,6 +62,38 @@ def convert(src: SupportsDLPack, dst: SupportsDLPack, /) -> None: ...
 
 # Positional, in the order of the C++ functions. With return_stats the last of the results is the
 # tuple (mean, rstd, pooled, given), None where the method has no such statistic.
+# Written from here on by `python3 dev.py signatures`.
+def batch_norm(
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    unbiased_running_var: bool,
+    channel_axis: int,
+    mask: Floats | None,
+    out: A | None,
+    return_stats: bool,
+    /,
+) -> A | tuple[A, tuple[A, A, Array, None]]: ...
+def batch_norm_backward(
+    dy: A,
+    x: A,
+    weight: Floats | None,
+    bias: Floats | None,
+    running_mean: SupportsDLPack | None,
+    running_var: SupportsDLPack | None,
+    training: bool,
+    eps: float,
+    channel_axis: int,
+    mask: Floats | None,
+    pooled: SupportsDLPack | None,
+    out: A | None,
+    /,
+) -> tuple[A, A | None, A | None]: ...
 def layer_norm(
     x: A,
     weight: Floats | None,
@@ -112,37 +147,6 @@ def rms_norm_backward(
     out: A | None,
     /,
 ) -> tuple[A, A | None]: ...
-def batch_norm(
-    x: A,
-    weight: Floats | None,
-    bias: Floats | None,
-    running_mean: SupportsDLPack | None,
-    running_var: SupportsDLPack | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    unbiased_running_var: bool,
-    channel_axis: int,
-    mask: Floats | None,
-    out: A | None,
-    return_stats: bool,
-    /,
-) -> A | tuple[A, tuple[A, A, Array, None]]: ...
-def batch_norm_backward(
-    dy: A,
-    x: A,
-    weight: Floats | None,
-    bias: Floats | None,
-    running_mean: SupportsDLPack | None,
-    running_var: SupportsDLPack | None,
-    training: bool,
-    eps: float,
-    channel_axis: int,
-    mask: Floats | None,
-    pooled: SupportsDLPack | None,
-    out: A | None,
-    /,
-) -> tuple[A, A | None, A | None]: ...
 def instance_norm(
     x: A,
     weight: Floats | None,
@@ -319,6 +323,40 @@ def mean_only_batch_norm_backward(
     out: A | None,
     /,
 ) -> tuple[A, A | None]: ...
+def weight_norm(
+    v: A,
+    g: Floats | float,
+    axis: int | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> A: ...
+def weight_norm_backward(
+    dw: A,
+    v: A,
+    g: Floats | float,
+    axis: int | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> tuple[A, A]: ...
+def normalize(
+    x: A,
+    ord: float,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> A: ...
+def normalize_backward(
+    dy: A,
+    x: A,
+    ord: float,
+    axis: int | Sequence[int] | None,
+    eps: float,
+    out: A | None,
+    /,
+) -> A: ...
 def lp_batch_norm(
     x: A,
     weight: Floats | None,
@@ -379,16 +417,8 @@ def topk_batch_norm_backward(
     out: A | None,
     /,
 ) -> tuple[A, A | None, A | None]: ...
-def normalize(
-    x: A, ord: float, axis: int | Sequence[int] | None, eps: float, out: A | None, /
-) -> A: ...
-def normalize_backward(
-    dy: A, x: A, ord: float, axis: int | Sequence[int] | None, eps: float, out: A | None, /
-) -> A: ...
-def weight_norm(v: A, g: Floats | float, axis: int | None, eps: float, out: A | None, /) -> A: ...
-def weight_norm_backward(
-    dw: A, v: A, g: Floats | float, axis: int | None, eps: float, out: A | None, /
-) -> tuple[A, A]: ...
+
+# Up to here.
 def divisive_norm(
     x: A,
     weights: Floats,

@@ -41,7 +41,7 @@ class _AffineLayer(_ChannelLayer):
     eps: float
 
     _own: ClassVar[dict[str, str]]  # parameters beside weight and bias, and their shape
-    _affine: ClassVar[tuple[str, ...]]  # which of weight and bias there can be
+    _affine: ClassVar[list[str]]  # which of weight and bias there can be
 
     @classmethod
     def _take(cls, signature: Signature) -> None:
