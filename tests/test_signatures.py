@@ -42,14 +42,6 @@ def layer_of(name):
 SHAPES = json.loads((ROOT / "bench/shapes.json").read_text(encoding="utf-8"))
 
 
-def keys_of(path, table):
-    """The keys of a dict that a module's source spells out."""
-    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and node.target.id == table:
-            return {key.value for key in node.value.keys}
-    return set()
-
-
 def section(text, start):
     """The line of `text` that begins with `start`."""
     return next((line for line in text.splitlines() if line.startswith(start)), "")
@@ -124,16 +116,6 @@ def test_the_native_benchmark_calls_it(name):
         return  # by its signature
     text = (ROOT / "bench/native/methods.cc").read_text(encoding="utf-8")
     assert f'{{"{name}", ' in text, f"write out the calls of {name} in bench/native/methods.cc"
-
-
-@each_function
-def test_the_benchmark_has_its_formula(name):
-    formulas = keys_of("bench/python/formulas.py", "_FORWARD")
-    assert name in formulas, f"add a formula of {name} to _FORWARD in bench/python/formulas.py"
-    signature = FUNCTIONS[name]
-    arrays = {*dict(signature["own"]), *signature["affine"], *dict(signature["buffers"])}
-    missing = sorted(arrays - keys_of("bench/python/methods.py", "VALUES"))
-    assert not missing, f"say in VALUES of bench/python/methods.py what values {missing} have"
 
 
 @each_function

@@ -300,9 +300,9 @@ def forward(xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays) -> Any
 # ---- backward, for libraries that cannot derive it
 
 
-def has_backward(case: Case) -> bool:
-    """Whether `backward` is spelt out for the case."""
-    return case.op in _BACKWARD
+def has(case: Case, direction: str) -> bool:
+    """Whether `forward` or `backward` is spelt out for the case."""
+    return case.op in (_FORWARD if direction == "forward" else _BACKWARD)
 
 
 def backward(

@@ -1,8 +1,8 @@
 """What each benchmarked function takes beside x, in the order of its call: the table of methods.
 
 Registered methods stand in it by their signatures. A new one is its cells and traffic in
-shapes.json, a formula in `formulas.py` and, where torch has the function itself, a builder in
-`peers_torch.py`; a function that is no such method is a line here too.
+shapes.json; peers are compared where `formulas.py` has a formula, or `peers_torch.py` a builder. A
+function that is no registered method is a line here too.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ class NumPy:
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """The formula; NumPy allocates its temporaries in either mode."""
         case, x, dy, arrays = work.case, work.x, work.dy, (work.params, work.buffers)
+        if not formulas.has(case, case.direction):
+            raise Unsupported(f"no formula of {case.op} {case.direction}")
         if case.direction == "forward":
             return Prepared(lambda: formulas.forward(np, case, x, *arrays), lambda y: [y])
-        if not formulas.has_backward(case):
-            raise Unsupported(f"no formula of {case.op} backward")
         return Prepared(
             lambda: formulas.backward(np, case, dy, x, *arrays), lambda gradients: list(gradients)
         )
@@ -50,6 +50,8 @@ class Jax:
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """A jitted call that waits for its result."""
         jax, case = self._jax, work.case
+        if not formulas.has(case, "forward"):
+            raise Unsupported(f"no formula of {case.op}")
         x, dy = (jax.numpy.asarray(a) for a in (work.x, work.dy))
         params = [jax.numpy.asarray(a) for a in work.params.values()]
         buffers = {name: jax.numpy.asarray(a) for name, a in work.buffers.items()}

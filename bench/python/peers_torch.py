@@ -126,6 +126,8 @@ def _autograd(work: Workload, prepare: Callable[[Any], Any]) -> Callable[[], Any
 def _formula(work: Workload, dy: Any, x: Any, *params: Any) -> Call:
     if work.case.layout == "NHWC":
         raise Unsupported("the formula is for channels second")
+    if not formulas.has(work.case, "forward"):
+        raise Unsupported(f"no formula of {work.case.op}")
     count, buffers = len(params), [tensor_of(buffer) for buffer in work.buffers.values()]
 
     def formula(x: Any, *tensors: Any) -> Any:
