@@ -357,6 +357,13 @@ TEST(CheckNumbers, RefuseWhatIsOutOfBounds) {
   EXPECT_NO_THROW(check_bounds("a", 0, kPositiveInTraining, false));
   EXPECT_NO_THROW(check_bounds("a", 1, kFraction, true));
   EXPECT_NO_THROW(check_bounds("a", INFINITY, kOrder, true));
+  for (const double order : {1.5, 3.0, 0.0, double(-INFINITY), double(NAN)}) {
+    EXPECT_EQ(text(order, kNormOrder),
+              "a is " + std::to_string(order) + ", expected 1, 2 or infinity");
+  }
+  for (const double order : {1.0, 2.0, double(INFINITY)}) {
+    EXPECT_NO_THROW(check_bounds("a", order, kNormOrder, false));
+  }
 }
 
 }  // namespace

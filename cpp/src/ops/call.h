@@ -9,6 +9,7 @@
 #include "cpu/running_call.h"
 #include "normcore/errors.h"
 #include "ops/checks.h"
+#include "ops/signatures.h"
 #include "pipeline/memory.h"
 #include "pipeline/methods.h"
 #include "plan/with_compute.h"
@@ -43,11 +44,29 @@ inline void plan_of_cells(const ConstTensor& x, const bool (&reduced)[kMaxDims],
   make_plan(request, out);
 }
 
-// The norm of an order as a spread around zero.
+// An option, as its signature says: an integer, a float or what has no bounds.
+template <class Option, class Options>
+void check_option(const Option& option, const Options& o, bool training) {
+  const auto value = o.*option.member;
+  if constexpr (std::is_same_v<decltype(value), const Index>) {
+    check_at_least(option.name, value, static_cast<Index>(option.bounds.least));
+  } else if constexpr (std::is_same_v<decltype(value), const double>) {
+    check_bounds(option.name, value, option.bounds, training);
+  }
+}
+// All of them, of a method that knows no training.
+template <class Method>
+void check_options(const typename Signature<Method>::Options& o) {
+  for_each_argument<Method>([&](const auto& argument) {
+    if constexpr (std::remove_cvref_t<decltype(argument)>::kind == Kind::option) {
+      check_option(argument, o, false);
+    }
+  });
+}
+
+// The norm of an order, which has been checked, as a spread around zero.
 inline SpreadKind spread_of_norm(double ord) {
-  if (ord == 1 || ord == 2) return {ord, 0, true};
-  if (std::isinf(ord) && ord > 0) return {0, 1};
-  throw value_error("ord is " + std::to_string(ord) + ", expected 1, 2 or infinity");
+  return std::isinf(ord) ? SpreadKind{0, 1} : SpreadKind{ord, 0, true};
 }
 
 // ---- statistics between the plan's tables and the caller's arrays

@@ -83,14 +83,7 @@ ChannelCall call_of(const ChannelArguments& a, const OptionsOf<Method>& o) {
   for_each_argument<Method>([&](const auto& argument) {
     using A = std::remove_cvref_t<decltype(argument)>;
     if constexpr (A::kind == Kind::own) check_own(argument, *a.own[own++], call);
-    if constexpr (A::kind == Kind::option) {
-      const auto value = o.*argument.member;
-      if constexpr (std::is_same_v<decltype(value), const Index>) {
-        check_at_least(argument.name, value, static_cast<Index>(argument.bounds.least));
-      } else if constexpr (std::is_same_v<decltype(value), const double>) {
-        check_bounds(argument.name, value, argument.bounds, training);
-      }
-    }
+    if constexpr (A::kind == Kind::option) check_option(argument, o, training);
     if constexpr (A::kind == Kind::groups) {
       if (a.groups < 1 || call.channels() % a.groups != 0) {
         throw value_error(std::string(argument.name) + " is " + std::to_string(a.groups) +

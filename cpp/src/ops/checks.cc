@@ -160,7 +160,14 @@ void check_finite(const char* name, double value) {
   throw value_error(std::string(name) + " is " + number(value) + ", expected a finite number");
 }
 
+void check_norm_order(const char* name, double value) {
+  if (value == 1 || value == 2 || (std::isinf(value) && value > 0)) return;
+  throw value_error(std::string(name) + " is " + std::to_string(value) +
+                    ", expected 1, 2 or infinity");
+}
+
 void check_bounds(const char* name, double value, const Bounds& bounds, bool training) {
+  if (bounds.norm) return check_norm_order(name, value);
   const bool above = bounds.above && training;
   if ((above ? value > bounds.least : value >= bounds.least) && value <= bounds.most &&
       (bounds.infinite || std::isfinite(value))) {

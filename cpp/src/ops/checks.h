@@ -43,6 +43,8 @@ void check_like(const char* name, const ConstTensor& t, const ConstTensor& x,
 void check_output(const char* name, const Tensor& out, const ConstTensor& x,
                   const char* x_name = "x");
 void check_finite(const char* name, double value);
+// The order of a norm: 1, 2 or infinity.
+void check_norm_order(const char* name, double value);
 // As an option's signature says.
 void check_bounds(const char* name, double value, const Bounds& bounds, bool training);
 void check_at_least(const char* name, Index value, Index least);

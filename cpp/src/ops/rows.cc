@@ -8,25 +8,27 @@ namespace normcore {
 namespace {
 
 const ConstTensor kAbsent{};
+template <class Method>
+constexpr std::type_identity<Method> kMethod{};
 
 // Arguments and geometry: every kept position of x is a cell.
 struct ElementCall {
   const ConstTensor& x;
   const ConstTensor& weight;
   const ConstTensor& bias;
-  double eps;
-  double weight_offset;
+  double weight_offset = 0;
   bool normalized[kMaxDims];
   ExpectedShape parameter_shape, stats_shape;
 
-  ElementCall(const ConstTensor& x_in, const ConstTensor& w, const ConstTensor& b, const Axes& axes,
-              double eps_in, double offset = 0)
-      : x(x_in), weight(w), bias(b), eps(eps_in), weight_offset(offset) {
+  template <class Method>
+  ElementCall(std::type_identity<Method>, const ConstTensor& x_in, const ConstTensor& w,
+              const ConstTensor& b, const typename Signature<Method>::Options& o)
+      : x(x_in), weight(w), bias(b) {
     check_view("x", x);
     if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
-    check_axes(axes, x.ndim(), normalized);
-    check_at_least("eps", eps, 0.0);
-    check_finite("weight_offset", offset);
+    check_axes(o.axes, x.ndim(), normalized);
+    check_options<Method>(o);
+    if constexpr (requires { o.weight_offset; }) weight_offset = o.weight_offset;
     for (int a = 0; a < x.ndim(); ++a) {
       if (normalized[a]) parameter_shape.append(x.shape(a));
       stats_shape.append(normalized[a] ? 1 : x.shape(a));
@@ -193,7 +195,7 @@ void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTens
                 const Tensor& y, const LayerNormOptions& o, const StatsOut& stats,
                 const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(x, weight, bias, o.axes, o.eps);
+  const ElementCall call(kMethod<LayerNorm>, x, weight, bias, o);
   element_forward<LayerNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
 }
 
@@ -201,14 +203,14 @@ void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const Cons
                          const Gradients& gradients, const LayerNormOptions& o,
                          const ConstTensor& dh, const SavedStats& stats, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(x, weight, kAbsent, o.axes, o.eps);
+  const ElementCall call(kMethod<LayerNorm>, x, weight, kAbsent, o);
   element_backward<LayerNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
 
 void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
               const RMSNormOptions& o, const StatsOut& stats, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
+  const ElementCall call(kMethod<RMSNorm>, x, weight, kAbsent, o);
   element_forward<RMSNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
 }
 
@@ -216,7 +218,7 @@ void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstT
                        const Gradients& gradients, const RMSNormOptions& o, const ConstTensor& dh,
                        const SavedStats& stats, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(x, weight, kAbsent, o.axes, o.eps, o.weight_offset);
+  const ElementCall call(kMethod<RMSNorm>, x, weight, kAbsent, o);
   element_backward<RMSNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
 
@@ -234,7 +236,7 @@ void with_norm(const NormalizeOptions& o, DType dtype, F&& f) {
 void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
                const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
+  const ElementCall call(kMethod<Normalize>, x, kAbsent, kAbsent, o);
   with_norm(o, x.dtype(),
             [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
               element_forward<Method>(call, p, y, kAbsent, {}, {}, context);
@@ -244,7 +246,7 @@ void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
 void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
                         const NormalizeOptions& o, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(x, kAbsent, kAbsent, o.axes, o.eps);
+  const ElementCall call(kMethod<Normalize>, x, kAbsent, kAbsent, o);
   with_norm(o, x.dtype(),
             [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
               element_backward<Method>(call, p, dy, {dx, {}, {}}, kAbsent, kAbsent, context);

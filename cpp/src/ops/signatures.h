@@ -48,6 +48,7 @@ struct Bounds {
   double most = std::numeric_limits<double>::infinity();
   bool above = false;
   bool infinite = false;  // may be infinite
+  bool norm = false;      // the order of a norm: 1, 2 or infinity, and nothing between
 };
 inline constexpr Bounds kAny{};  // any finite number
 inline constexpr Bounds kNotNegative{0};
@@ -55,6 +56,7 @@ inline constexpr Bounds kAtLeastOne{1};
 inline constexpr Bounds kPositiveInTraining{.least = 0, .above = true};
 inline constexpr Bounds kFraction{0, 1};
 inline constexpr Bounds kOrder{.least = 1, .infinite = true};
+inline constexpr Bounds kNormOrder{.least = 1, .infinite = true, .norm = true};
 
 enum class Needed {
   always,
@@ -337,7 +339,7 @@ struct Signature<Normalize> {
   NORMCORE_CALLS(normalize, NormalizeOptions)
   static constexpr Family family = Family::rows;
   static constexpr auto arguments =
-      std::tuple{Option("ord", &Options::ord, kOrder), kAxes<Options>, kEps<Options>};
+      std::tuple{Option("ord", &Options::ord, kNormOrder), kAxes<Options>, kEps<Options>};
 };
 // Other orders, and squares that leave the range of double.
 template <>

@@ -8,7 +8,7 @@ const ConstTensor kAbsent{};
 
 ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
                              const WeightNormOptions& o) {
-  check_at_least("eps", o.eps, 0.0);
+  check_options<WeightNorm>(o);
   check_view("v", v);
   check_view("g", g);
   ChannelCall call{WeightNorm::pools, v, g, kAbsent, -1, false};
