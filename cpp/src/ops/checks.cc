@@ -7,7 +7,6 @@
 #include <cstdlib>
 
 #include "normcore/errors.h"
-#include "ops/signatures.h"
 
 namespace normcore {
 namespace {
@@ -160,19 +159,12 @@ void check_finite(const char* name, double value) {
   throw value_error(std::string(name) + " is " + number(value) + ", expected a finite number");
 }
 
-void check_norm_order(const char* name, double value) {
-  if (value == 1 || value == 2 || (std::isinf(value) && value > 0)) return;
-  throw value_error(std::string(name) + " is " + std::to_string(value) +
-                    ", expected 1, 2 or infinity");
-}
-
-void check_bounds(const char* name, double value, const Bounds& bounds, bool training) {
-  if (bounds.norm) return check_norm_order(name, value);
-  const bool above = bounds.above && training;
-  if ((above ? value > bounds.least : value >= bounds.least) && value <= bounds.most &&
-      (bounds.infinite || std::isfinite(value))) {
-    return;
+void refuse_out_of_bounds(const char* name, double value, const Bounds& bounds, bool training) {
+  if (bounds.norm) {
+    throw value_error(std::string(name) + " is " + std::to_string(value) +
+                      ", expected 1, 2 or infinity");
   }
+  const bool above = bounds.above && training;
   std::string rule = bounds.infinite ? "a number" : "a finite number";
   if (std::isfinite(bounds.most)) {
     rule += " from " + number(bounds.least) + " to " + number(bounds.most);

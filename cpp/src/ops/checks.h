@@ -2,16 +2,16 @@
 // is and what it should be.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <string>
 
 #include "normcore/ops.h"
 #include "ops/view.h"
 
 namespace normcore {
-
-struct Bounds;  // of signatures.h, which names the methods
 
 std::string shape_text(const Index* shape, int ndim);
 template <bool kConst>
@@ -20,6 +20,29 @@ std::string shape_text(const BasicTensor<kConst>& t) {
   for (int i = 0; i < t.ndim(); ++i) shape[i] = t.shape(i);
   return shape_text(shape, t.ndim());
 }
+
+// What a number may be. A number that is `above` its least in training may be equal to it
+// otherwise.
+struct Bounds {
+  double least = -std::numeric_limits<double>::infinity();
+  double most = std::numeric_limits<double>::infinity();
+  bool above = false;
+  bool infinite = false;  // may be infinite
+  bool norm = false;      // the order of a norm: 1, 2 or infinity
+
+  bool allow(double value, bool training) const {
+    if (norm && value != 1 && value != 2 && std::isfinite(value)) return false;
+    return (above && training ? value > least : value >= least) && value <= most &&
+           (infinite || std::isfinite(value));
+  }
+};
+inline constexpr Bounds kAny{};  // any finite number
+inline constexpr Bounds kNotNegative{0};
+inline constexpr Bounds kAtLeastOne{1};
+inline constexpr Bounds kPositiveInTraining{.least = 0, .above = true};
+inline constexpr Bounds kFraction{0, 1};
+inline constexpr Bounds kOrder{.least = 1, .infinite = true};
+inline constexpr Bounds kNormOrder{.least = 1, .infinite = true, .norm = true};
 
 // A shape that an argument must have, and where it comes from.
 struct ExpectedShape {
@@ -43,10 +66,11 @@ void check_like(const char* name, const ConstTensor& t, const ConstTensor& x,
 void check_output(const char* name, const Tensor& out, const ConstTensor& x,
                   const char* x_name = "x");
 void check_finite(const char* name, double value);
-// The order of a norm: 1, 2 or infinity.
-void check_norm_order(const char* name, double value);
-// As an option's signature says.
-void check_bounds(const char* name, double value, const Bounds& bounds, bool training);
+[[noreturn]] void refuse_out_of_bounds(const char* name, double value, const Bounds& bounds,
+                                       bool training);
+inline void check_bounds(const char* name, double value, const Bounds& bounds, bool training) {
+  if (!bounds.allow(value, training)) refuse_out_of_bounds(name, value, bounds, training);
+}
 void check_at_least(const char* name, Index value, Index least);
 void check_at_least(const char* name, double value, double least);  // and finite
 void check_device(const Context& context);

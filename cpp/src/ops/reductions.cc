@@ -66,7 +66,7 @@ void norm(const ConstTensor& x, const Tensor& y, const NormOptions& o, const Con
   const cpu::RunningCall running(context);
   check_device(context);
   const Reduction call("norm", x, o.axes);
-  check_norm_order("ord", o.ord);
+  check_bounds("ord", o.ord, kNormOrder, false);
   const LpNormalize::Params params{0, spread_of_norm(o.ord)};
   Operands operands;
   operands.reads("x", x);

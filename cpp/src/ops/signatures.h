@@ -16,6 +16,7 @@
 
 #include "normcore/methods.def"
 #include "normcore/ops.h"
+#include "ops/checks.h"
 
 namespace normcore {
 
@@ -40,23 +41,6 @@ enum class OwnShape {
   kept,      // weight norm's g: one value for each position of the kept axis, or one for all
 };
 enum class Follows { mean, variance, deviation };
-
-// What a number may be. A number that is `above` its least in training may be equal to it
-// otherwise.
-struct Bounds {
-  double least = -std::numeric_limits<double>::infinity();
-  double most = std::numeric_limits<double>::infinity();
-  bool above = false;
-  bool infinite = false;  // may be infinite
-  bool norm = false;      // the order of a norm: 1, 2 or infinity, and nothing between
-};
-inline constexpr Bounds kAny{};  // any finite number
-inline constexpr Bounds kNotNegative{0};
-inline constexpr Bounds kAtLeastOne{1};
-inline constexpr Bounds kPositiveInTraining{.least = 0, .above = true};
-inline constexpr Bounds kFraction{0, 1};
-inline constexpr Bounds kOrder{.least = 1, .infinite = true};
-inline constexpr Bounds kNormOrder{.least = 1, .infinite = true, .norm = true};
 
 enum class Needed {
   always,
