@@ -127,20 +127,20 @@ inline void* current_stream(py::handle array) {
 // A result: a NumPy array, or memory that becomes an array of another library once it is written.
 class Result {
  public:
-  Result() = default;
+  Result() = default;  // None
   explicit Result(py::object array) : array_(std::move(array)) {}
   Result(py::object like, std::unique_ptr<Buffer> buffer)
       : array_(std::move(like)), buffer_(std::move(buffer)) {}
 
   py::object take() {
-    if (!buffer_) return array_;
-    return adopt(array_, std::move(buffer_));
+    if (buffer_) return adopt(array_, std::move(buffer_));
+    return array_ ? std::move(array_) : py::none();
   }
   // The memory itself, for our own later use.
   py::object take_buffer() { return py::cast(std::move(buffer_)); }
 
  private:
-  py::object array_ = py::none();  // the result, or with a buffer what it should be like
+  py::object array_;  // the result, or with a buffer what it should be like
   std::unique_ptr<Buffer> buffer_;
 };
 

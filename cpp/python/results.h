@@ -59,24 +59,24 @@ inline py::object new_pairs(const Array& x, const ConstTensor& shape, Tensor* vi
 struct Statistics {
   enum Field : unsigned { kMean = 1, kRstd = 2, kPooled = 4, kGiven = 8 };
 
-  Result mean, rstd;
-  py::object pooled = py::none(), given = py::none();
+  Result mean, rstd, pooled, given;
   StatsOut out;
 
-  Statistics(bool wanted, const Array& x, const ConstTensor& shape,
-             unsigned fields = kMean | kRstd | kPooled)
+  Statistics(bool wanted, const Array& x, const ConstTensor& shape, unsigned fields)
       : wanted_(wanted) {
     if (!wanted) return;
     const DType dtype = statistics_dtype(x.tensor().dtype());
     if (fields & kMean) mean = x.new_contiguous(shape, dtype, &out.mean);
     if (fields & kRstd) rstd = x.new_contiguous(shape, dtype, &out.rstd);
-    if (fields & kPooled) pooled = new_pairs(x, shape, &out.pooled);
+    if (fields & kPooled) pooled = Result(new_pairs(x, shape, &out.pooled));
   }
   // (C,)
   void add_given(const Array& x, const ConstTensor& shape) {
-    if (wanted_) given = new_pairs(x, shape, &out.given);
+    if (wanted_) given = Result(new_pairs(x, shape, &out.given));
   }
-  py::object tuple() { return py::make_tuple(mean.take(), rstd.take(), pooled, given); }
+  py::object tuple() {
+    return py::make_tuple(mean.take(), rstd.take(), pooled.take(), given.take());
+  }
 
  private:
   bool wanted_;
@@ -104,11 +104,6 @@ inline ConstTensor channel_shape(const Array& x, int channel_axis, bool per_samp
   const bool divides = groups > 0 && channels % groups == 0;
   shape.set_dim(per_sample ? 1 : 0, divides ? groups : channels, 0);
   return shape;
-}
-
-inline py::object results(Output& y, Statistics& stats, bool return_stats) {
-  if (!return_stats) return y.result.take();
-  return py::make_tuple(y.result.take(), stats.tuple());
 }
 
 }  // namespace normcore::python

@@ -66,7 +66,7 @@ void check_pools(const ChannelCall& call, bool training) {
 
 // The call of a method, with the statistics of `Acting`.
 template <class Method, class Acting = Method>
-ChannelCall call_of(const ChannelArguments& a, const OptionsOf<Method>& o) {
+ChannelCall call_of(const Inputs& a, const OptionsOf<Method>& o) {
   ChannelCall call =
       ChannelCall::of(std::type_identity<Acting>(), a.x, a.weight, a.bias, o.channel_axis);
   const bool training = learns<Method>(o);
@@ -124,7 +124,7 @@ auto updates_of(const OptionsOf<Method>& o) {
 
 // `down`: their gradients, in backward.
 template <class Method>
-auto own_parameters(const ChannelArguments& a, const std::array<const Tensor*, 2>& down = {}) {
+auto own_parameters(const Inputs& a, const std::array<const Tensor*, 2>& down = {}) {
   return [&]<std::size_t... I>(std::index_sequence<I...>) {
     [[maybe_unused]] constexpr auto own = arguments_of<Method, Kind::own>();
     return std::array<OwnParameter, sizeof...(I)>{
@@ -140,7 +140,7 @@ auto constant(const Params& params) {
 
 // What makes the method's Params, with arrays in the memory of the call.
 template <class Method>
-auto params_of(const ChannelCall& call, const ChannelArguments& a, const OptionsOf<Method>& o) {
+auto params_of(const ChannelCall& call, const Inputs& a, const OptionsOf<Method>& o) {
   if constexpr (kOwnCount<Method> == 0) {
     return constant(Signature<Method>::params(o, nullptr));
   } else {
@@ -198,8 +198,8 @@ void check_one_process(const Context& context) {
 // ---- every method
 
 template <class Method>
-void forward(const ChannelArguments& a, const Tensor& y, const OptionsOf<Method>& o,
-             const StatsOut& stats, const Context& context) {
+void forward(const Inputs& a, const Tensor& y, const OptionsOf<Method>& o, const StatsOut& stats,
+             const Context& context) {
   const cpu::RunningCall running(context);
   if (divides_by_buffer<Method>(o)) {
     return channel_forward<BatchNorm>(call_of<Method, BatchNorm>(a, o), constant(kBufferAlone), y,
@@ -222,7 +222,7 @@ void forward(const ChannelArguments& a, const Tensor& y, const OptionsOf<Method>
 }
 
 template <class Method>
-void backward(const ConstTensor& dy, const ChannelArguments& a, const Gradients& gradients,
+void backward(const ConstTensor& dy, const Inputs& a, const Gradients& gradients,
               const OptionsOf<Method>& o, const SavedStats& stats, const Context& context,
               const std::array<const Tensor*, 2>& down = {}) {
   const cpu::RunningCall running(context);

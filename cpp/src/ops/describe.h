@@ -87,7 +87,7 @@ Json describe(const char* type) {
   Json options;
   Json d;
   d.add("function", S::name).add("struct", type).add("family", name_of(S::family));
-  gradients.append(S::family == Family::weights ? "dv" : "dx");
+  gradients.append(names_of(S::family).dx);
   for_each_argument<Method>([&](const auto& a) {
     constexpr Kind kind = std::remove_cvref_t<decltype(a)>::kind;
     arguments.append(a.name);
@@ -116,8 +116,7 @@ Json describe(const char* type) {
       if (always && name != "eps" && name != "channel_axis") inference.append(a.name);
     }
   });
-  // A norm alone leaves none.
-  if (S::family == Family::channels || has<Method>(Kind::residual)) {
+  if (kLeavesStats<Method>) {
     if (kReportsMean<Method>) statistics.append("mean");
     if (kReportsRstd<Method>) statistics.append("rstd");
     statistics.append("pooled");

@@ -1,8 +1,8 @@
 // What each method takes beside x, said once: the arrays and options of its call, in the order in
-// which Python gives them, with the bounds of the numbers. The operations, the Python binding and
-// the C interface of the channel family are made from it, as are the tables of tests and
-// benchmarks; those of rows and weights are written out, and held to it by
-// tests/test_signatures.py. It is no public header: users of C++ see the functions and option
+// which Python gives them, with the bounds of the numbers. The Python binding and the checks of
+// options are made from it, as are the tables of tests and benchmarks, and of the channel family
+// also the operations and the C interface; those of rows and weights are written out, and held to
+// it by tests/test_signatures.py. It is no public header: users of C++ see the functions and option
 // structs of ops.h, which stay plain aggregates, so that `BatchNormOptions{.training = true}` and
 // `BatchNormOptions{mean, var}` compile.
 #pragma once
@@ -89,10 +89,14 @@ struct Mask : Argument<Kind::mask> {
   ConstTensor O::* member;
   explicit constexpr Mask(ConstTensor O::* m) : Argument{"mask"}, member(m) {}
 };
+template <class O>
+struct Residual : Argument<Kind::residual> {
+  ConstTensor O::* member;
+  explicit constexpr Residual(ConstTensor O::* m) : Argument{"residual"}, member(m) {}
+};
 inline constexpr Argument<Kind::groups> kNumGroups{"num_groups"};
 inline constexpr Argument<Kind::weight> kWeight{"weight"};
 inline constexpr Argument<Kind::bias> kBias{"bias"};
-inline constexpr Argument<Kind::residual> kResidualArgument{"residual"};
 
 // What several methods take, of options that are an O.
 template <class O>
@@ -116,17 +120,32 @@ constexpr Option kChannelAxis{"channel_axis", &O::channel_axis};
 template <class O>
 constexpr Mask kMaskArgument{&O::mask};
 template <class O>
+constexpr Residual kResidualArgument{&O::residual};
+template <class O>
 constexpr AxesOption kAxes{"axis", &O::axes};
 
 // ---- the methods: a Signature<Method> for each line of methods.def
 
 enum class Family { channels, rows, weights };
 
-// Of the channel family, a signature has
-//   name, title     the function's name, and how messages call the method
+// What a family calls its input and the gradients.
+struct InputNames {
+  const char* x;
+  const char* dy;
+  const char* dx;
+};
+constexpr InputNames names_of(Family family) {
+  return family == Family::weights ? InputNames{"v", "dw", "dv"} : InputNames{"x", "dy", "dx"};
+}
+
+// A signature has
+//   name            the function's name
 //   Options         the struct of ops.h
 //   forward, backward   the functions of ops.h
+//   family
 //   arguments       std::tuple of the kinds above, in the order of the Python call
+// and of the channel family also
+//   title           how messages call the method
 //   params(options, own)    the method's Params; own: its own arrays, in the library's memory
 // and may have needs_buffers: where the call uses running statistics, what it says without them.
 template <class Method>
@@ -306,7 +325,7 @@ struct Signature<LayerNorm> {
   NORMCORE_CALLS(layer_norm, LayerNormOptions)
   static constexpr Family family = Family::rows;
   static constexpr auto arguments =
-      std::tuple{kWeight, kBias, kAxes<Options>, kEps<Options>, kResidualArgument};
+      std::tuple{kWeight, kBias, kAxes<Options>, kEps<Options>, kResidualArgument<Options>};
 };
 
 template <>
@@ -315,7 +334,7 @@ struct Signature<RMSNorm> {
   static constexpr Family family = Family::rows;
   static constexpr auto arguments =
       std::tuple{kWeight, kAxes<Options>, kEps<Options>,
-                 Option("weight_offset", &Options::weight_offset), kResidualArgument};
+                 Option("weight_offset", &Options::weight_offset), kResidualArgument<Options>};
 };
 
 template <>
@@ -434,6 +453,14 @@ inline constexpr bool kReportsMean = kReports<Method> && !Method::raw;
 template <class Method>
 inline constexpr bool kReportsRstd = kReports<Method> && !ShiftsOnly<Method>;
 
+// Whether forward leaves statistics for backward: whether its function takes a place for them.
+template <class... Parameters>
+constexpr bool has_place_for_stats(void (*)(Parameters...)) {
+  return (std::is_same_v<Parameters, const StatsOut&> || ...);
+}
+template <class Method>
+inline constexpr bool kLeavesStats = has_place_for_stats(Signature<Method>::forward);
+
 // Whether statistics are taken over the batch, and so over processes and ghost batches.
 template <class Method>
 constexpr bool over_the_batch() {
@@ -444,7 +471,8 @@ constexpr bool over_the_batch() {
 
 // ---- calls of the functions of ops.h, whatever the method takes
 
-struct ChannelArguments {
+// What a call is given beside its options.
+struct Inputs {
   const ConstTensor& x;
   const ConstTensor& weight;
   const ConstTensor& bias;
@@ -452,40 +480,54 @@ struct ChannelArguments {
   Index groups = 1;
 };
 
-// f(what stands between x and the bias)
-template <class Method, class F>
-void with_parameters(const ChannelArguments& a, F&& f) {
-  [&]<std::size_t... I>(std::index_sequence<I...>) {
-    if constexpr (has<Method>(Kind::groups)) {
-      f(a.groups, a.weight);
-    } else if constexpr (has<Method>(Kind::weight)) {
-      f(*a.own[I]..., a.weight);
-    } else {
-      f(*a.own[I]...);
-    }
+template <bool kTaken, class T>
+auto tie_if(const T& argument) {
+  if constexpr (kTaken) {
+    return std::tie(argument);
+  } else {
+    return std::tuple();
+  }
+}
+template <class Method, class T>
+auto tie_own(const std::array<const T*, 2>& own) {
+  return [&]<std::size_t... I>(std::index_sequence<I...>) {
+    return std::tie(*own[I]...);
   }(std::make_index_sequence<kOwnCount<Method>>());
 }
-
-template <class Method>
-void call_forward(const ChannelArguments& a, const Tensor& y,
-                  const typename Signature<Method>::Options& o, const StatsOut& stats,
-                  const Context& context) {
-  with_parameters<Method>(a, [&](const auto&... parameters) {
-    Signature<Method>::forward(a.x, parameters..., a.bias, y, o, stats, context);
-  });
+// x and what follows it.
+template <class Method, bool kBias>
+auto tie_inputs(const Inputs& a) {
+  return std::tuple_cat(std::tie(a.x), tie_if<has<Method>(Kind::groups)>(a.groups),
+                        tie_own<Method>(a.own), tie_if<has<Method>(Kind::weight)>(a.weight),
+                        tie_if < kBias && has<Method>(Kind::bias) > (a.bias));
 }
 
 template <class Method>
-void call_backward(const ConstTensor& dy, const ChannelArguments& a, const Gradients& gradients,
+void call_forward(const Inputs& a, const Tensor& y, const typename Signature<Method>::Options& o,
+                  const StatsOut& stats, const Context& context) {
+  std::apply(Signature<Method>::forward,
+             std::tuple_cat(tie_inputs<Method, true>(a), std::tie(y, o),
+                            tie_if<kLeavesStats<Method>>(stats), std::tie(context)));
+}
+
+// `down`: where the gradients of own arrays go. `dh`: of the sum with a residual.
+template <class Method>
+void call_backward(const ConstTensor& dy, const Inputs& a, const Gradients& gradients,
                    const std::array<const Tensor*, 2>& down,
-                   const typename Signature<Method>::Options& o, const SavedStats& stats,
-                   const Context& context) {
-  with_parameters<Method>(a, [&](const auto&... parameters) {
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
-      Signature<Method>::backward(dy, a.x, parameters..., gradients, *down[I]..., o, stats,
-                                  context);
-    }(std::make_index_sequence<kOwnCount<Method>>());
-  });
+                   const typename Signature<Method>::Options& o, const ConstTensor& dh,
+                   const SavedStats& stats, const Context& context) {
+  const auto results = [&] {
+    if constexpr (has<Method>(Kind::weight) || has<Method>(Kind::bias)) {
+      return std::tie(gradients);
+    } else {
+      return std::tie(gradients.dx);
+    }
+  };
+  std::apply(
+      Signature<Method>::backward,
+      std::tuple_cat(std::tie(dy), tie_inputs<Method, false>(a), results(), tie_own<Method>(down),
+                     std::tie(o), tie_if<has<Method>(Kind::residual)>(dh),
+                     tie_if<kLeavesStats<Method>>(stats), std::tie(context)));
 }
 
 }  // namespace normcore

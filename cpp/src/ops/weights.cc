@@ -12,7 +12,9 @@ ChannelCall weight_norm_call(const ConstTensor& v, const ConstTensor& g,
   check_view("v", v);
   check_view("g", g);
   ChannelCall call{WeightNorm::pools, v, g, kAbsent, -1, false};
-  call.names = {"v", "g", "dw", "dg"};
+  constexpr InputNames names = names_of(Family::weights);
+  constexpr Own own = std::get<0>(Signature<WeightNorm>::arguments);
+  call.names = {names.x, own.name, names.dy, own.gradient};
   if (o.axis) {
     if (v.ndim() == 0) throw value_error("v has shape (), expected at least one axis");
     call.channel_axis = check_axis("axis", *o.axis, v.ndim());

@@ -1,42 +1,8 @@
-// Weight and spectral normalization and the power method as functions of the module.
+// Spectral normalization and the power method as functions of the module.
 #include "results.h"
 
 namespace normcore::python {
 namespace {
-
-// ---- weight norm
-
-WeightNormOptions weight_norm_options(py::handle axis, py::handle eps) {
-  WeightNormOptions options;
-  options.axis = std::nullopt;
-  if (!axis.is_none()) options.axis = as_axis(axis, "axis");
-  options.eps = as_double(eps, "eps");
-  return options;
-}
-
-py::object weight_norm_(py::handle v_, py::handle g_, py::handle axis, py::handle eps,
-                        py::handle out) {
-  const Array v(v_, "v"), g(g_, "g");
-  const WeightNormOptions options = weight_norm_options(axis, eps);
-  Output w(out, v);
-  const Context context = call_context(v, {{"g", g}, {"out", w.array()}});
-  unlocked(v.tensor().size(), &weight_norm, v.tensor(), g.tensor(), w.tensor, options, context);
-  return w.result.take();
-}
-
-py::object weight_norm_backward_(py::handle dw_, py::handle v_, py::handle g_, py::handle axis,
-                                 py::handle eps, py::handle out) {
-  const Array v(v_, "v"), g(g_, "g"), dw(dw_, "dw");
-  const WeightNormOptions options = weight_norm_options(axis, eps);
-  Output dv(out, v);
-  ParameterGradient dg(g);
-  const Context context = call_context(v, {{"dw", dw}, {"g", g}, {"out", dv.array()}});
-  unlocked(v.tensor().size(), &weight_norm_backward, dw.tensor(), v.tensor(), g.tensor(), dv.tensor,
-           dg.tensor, options, context);
-  return py::make_tuple(dv.result.take(), dg.result.take());
-}
-
-// ---- spectral norm and the power method
 
 // A new vector of x's library, as exact as statistics.
 struct NewVector {
@@ -142,9 +108,7 @@ py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::han
 
 }  // namespace
 
-void register_weights(py::module_& m) {
-  m.def("weight_norm", &weight_norm_);
-  m.def("weight_norm_backward", &weight_norm_backward_);
+void register_spectral_functions(py::module_& m) {
   m.def("spectral_norm", &spectral_norm_);
   m.def("spectral_norm_backward", &spectral_norm_backward_);
   m.def("power_method", &power_method_);

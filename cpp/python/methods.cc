@@ -1,7 +1,8 @@
-// The channel methods as functions of the module, made from their signatures (ops/signatures.h):
-// read the arguments, make the results, call ops.h. Arguments come by position: x, or dy and x, the
+// The methods as functions of the module, made from their signatures (ops/signatures.h): read the
+// arguments, make the results, call ops.h. Arguments come by position: x, or dy and x, the
 // signature's, and then of forward `out` and `return_stats`, of backward the saved statistics and
-// `out`.
+// `out`; a method that leaves no statistics has neither.
+#include <algorithm>
 #include <string_view>
 
 #include "ops/signatures.h"
@@ -14,19 +15,19 @@ constexpr bool has_gradient(Kind kind) {
   return kind == Kind::own || kind == Kind::weight || kind == Kind::bias;
 }
 constexpr bool is_array(Kind kind) {
-  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask;
+  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask || kind == Kind::residual;
 }
 
 // How many of the arguments are arrays, and which these are. Those that have a gradient come first.
 template <class Method>
-constexpr int kArrays = [] {
-  int n = 0;
+constexpr std::size_t kArrays = [] {
+  std::size_t n = 0;
   for_each_argument<Method>([&](const auto& a) { n += is_array(a.kind); });
   return n;
 }();
 template <class Method>
-constexpr int kGradients = [] {
-  int n = 0;
+constexpr std::size_t kGradients = [] {
+  std::size_t n = 0;
   for_each_argument<Method>([&](const auto& a) { n += has_gradient(a.kind); });
   return n;
 }();
@@ -43,11 +44,16 @@ constexpr auto kArrayArguments = [] {
 template <class Method, std::size_t kArray>
 constexpr const auto& kArgumentOf =
     std::get<kArrayArguments<Method>[kArray]>(Signature<Method>::arguments);
+// In place of a residual backward takes the gradient of the sum, from elsewhere.
+template <class Method, bool kForward, std::size_t kArray>
+constexpr const char* kArrayName = kArgumentOf<Method, kArray>.kind == Kind::residual && !kForward
+                                       ? "dh"
+                                       : kArgumentOf<Method, kArray>.name;
 
 // Where the array of a kind stands among the arrays; after the last where there is none.
 template <class Method>
-constexpr int array_of(Kind kind) {
-  int at = kArrays<Method>, n = 0;
+constexpr std::size_t array_of(Kind kind) {
+  std::size_t at = kArrays<Method>, n = 0;
   for_each_argument<Method>([&](const auto& a) {
     if (a.kind == kind && at == kArrays<Method>) at = n;
     n += is_array(a.kind);
@@ -81,12 +87,22 @@ T number(py::handle value, const char* name) {
   if constexpr (std::is_same_v<T, int>) return as_axis(value, name);
 }
 
+// What is normalized of x; or what is kept, where it is something.
+void read_axes(py::handle value, const Array& x, Axes* axes) {
+  *axes = as_axes(value, x.tensor().ndim());
+}
+void read_axes(py::handle value, const Array&, std::optional<int>* kept) {
+  kept->reset();
+  if (!value.is_none()) *kept = as_axis(value, "axis");
+}
+
 // What both directions take: x and what follows it.
 template <class Method, bool kForward>
 class Call {
  public:
   typename Signature<Method>::Options options;
-  Array x, arrays[kArrays<Method>];
+  Array x;
+  std::array<Array, kArrays<Method>> arrays;
 
   explicit Call(const py::handle* arguments)
       : Call(Source(arguments), arguments + 1, std::make_index_sequence<kArrays<Method>>(),
@@ -94,17 +110,21 @@ class Call {
   Call(const Call&) = delete;  // its parts refer to each other
 
   Index size() const { return x.tensor().size(); }
-  const ChannelArguments& arguments() const { return arguments_; }
+  const Inputs& inputs() const { return inputs_; }
   // Of the statistics of such pools.
   ConstTensor shape(Pool pool) const {
-    return channel_shape(x, options.channel_axis, pool != Pool::batch,
-                         pool == Pool::group ? arguments_.groups : 0);
+    if constexpr (Signature<Method>::family == Family::rows) {
+      return kept_shape(x, options.axes);
+    } else {
+      return channel_shape(x, options.channel_axis, pool != Pool::batch,
+                           pool == Pool::group ? inputs_.groups : 0);
+    }
   }
   // Where the call runs, with the arrays that it takes beside those of the signature.
   template <class... Others>
   Context context(const Others&... others) const {
     return [&]<std::size_t... I>(std::index_sequence<I...>) {
-      return call_context(x, {Named{kArgumentOf<Method, I>.name, arrays[I]}..., others...});
+      return call_context(x, {Named{kArrayName<Method, kForward, I>, arrays[I]}..., others...});
     }(std::make_index_sequence<kArrays<Method>>());
   }
 
@@ -140,20 +160,22 @@ class Call {
   template <std::size_t... I, std::size_t... G>
   Call(const Source& source, const py::handle* next, std::index_sequence<I...>,
        std::index_sequence<G...>)
-      : x(source.x, "x"),
-        arrays{array<I>(source, next)...},
+      : x(source.x, names_of(Signature<Method>::family).x),
+        arrays{{array<I>(source, next)...}},
         x_view_(x.view()),
         views_{arrays[G].view()..., ConstTensor()} {
-    for (int i = 0; i < kOwnCount<Method>; ++i) arguments_.own[i] = &views_[i];
-    int i = 0, n = 0;
+    for (int i = 0; i < kOwnCount<Method>; ++i) inputs_.own[i] = &views_[i];
+    std::size_t i = 0, n = 0;
     for_each_argument<Method>([&](const auto& a) {
       using A = std::remove_cvref_t<decltype(a)>;
       const py::handle value = next[kPositions<Method, kForward>[i++]];
-      if constexpr (A::kind == Kind::buffer || A::kind == Kind::mask) {
+      if constexpr (A::kind == Kind::buffer || A::kind == Kind::mask ||
+                    (A::kind == Kind::residual && kForward)) {
         options.*a.member = arrays[n].tensor();
       }
       n += is_array(A::kind);
-      if constexpr (A::kind == Kind::groups) arguments_.groups = as_index(value, a.name);
+      if constexpr (A::kind == Kind::groups) inputs_.groups = as_index(value, a.name);
+      if constexpr (A::kind == Kind::axes) read_axes(value, x, &(options.*a.member));
       if constexpr (A::kind == Kind::learns || A::kind == Kind::option) {
         if (!kForward && a.needed == Needed::forward) return;
         auto& field = options.*a.member;
@@ -175,20 +197,19 @@ class Call {
       const bool moves = as_bool(next[kLearnsAt], learns_name());
       return moves ? Array::writable(value, a.name) : Array::optional(value, a.name);
     } else {
-      return Array::optional(value, a.name);
+      return Array::optional(value, kArrayName<Method, kForward, kArray>);
     }
   }
   static constexpr const char* learns_name() {
     return std::get<0>(arguments_of<Method, Kind::learns>()).name;
   }
   const ConstTensor& view_of(Kind kind) const {
-    const int at = array_of<Method>(kind);
-    return views_[at < kGradients<Method> ? at : kGradients<Method>];
+    return views_[std::min<std::size_t>(array_of<Method>(kind), kGradients<Method>)];
   }
 
   // Of x, of the arrays that have a gradient, and an absent one.
   ConstTensor x_view_, views_[kGradients<Method> + 1];
-  ChannelArguments arguments_{x_view_, view_of(Kind::weight), view_of(Kind::bias)};
+  Inputs inputs_{x_view_, view_of(Kind::weight), view_of(Kind::bias)};
 };
 
 // ---- forward and backward
@@ -197,44 +218,81 @@ template <class Method>
 constexpr unsigned kFields = (kReportsMean<Method> ? Statistics::kMean : 0u) |
                              (kReportsRstd<Method> ? Statistics::kRstd : 0u) | Statistics::kPooled;
 
+// y, (y, stats) and with a residual (y, h), (y, h, stats).
 template <class Method>
 py::object forward(const py::handle* arguments) {
   const py::handle* last = arguments + 1 + kTaken<Method, true>;
-  const bool return_stats = as_bool(last[1], "return_stats");
-  const Call<Method, true> call(arguments);
+  const bool return_stats = kLeavesStats<Method> && as_bool(last[1], "return_stats");
+  Call<Method, true> call(arguments);
+  Result h;
+  bool summed = false;
+  if constexpr (has<Method>(Kind::residual)) {
+    summed = bool(call.options.residual);
+    if (summed) h = call.x.new_like(&call.options.h);
+  }
   Output y(last[0], call.x);
-  Statistics stats(return_stats, call.x, call.shape(kStatsOf<Method>), kFields<Method>);
-  if (saves_given<Method>(call.options)) stats.add_given(call.x, call.shape(Pool::batch));
   const Context context = call.context(Named{"out", y.array()});
-  unlocked(call.size(), &call_forward<Method>, call.arguments(), y.tensor, call.options, stats.out,
-           context);
-  return results(y, stats, return_stats);
+  const auto run = [&](const StatsOut& stats) {
+    unlocked(call.size(), &call_forward<Method>, call.inputs(), y.tensor, call.options, stats,
+             context);
+  };
+  if constexpr (kLeavesStats<Method>) {
+    Statistics stats(return_stats, call.x, call.shape(kStatsOf<Method>), kFields<Method>);
+    if (saves_given<Method>(call.options)) stats.add_given(call.x, call.shape(Pool::batch));
+    run(stats.out);
+    if (return_stats && summed) return py::make_tuple(y.result.take(), h.take(), stats.tuple());
+    if (return_stats) return py::make_tuple(y.result.take(), stats.tuple());
+  } else {
+    run({});
+  }
+  if (summed) return py::make_tuple(y.result.take(), h.take());
+  return y.result.take();
 }
 
+// What forward has saved, as far as the method does.
+constexpr const char* kSavedNames[] = {"stats.pooled", "stats.given"};
+template <class Method>
+constexpr std::size_t kSaved = std::size_t{kLeavesStats<Method>} + kMaySaveGiven<Method>;
+
+// Of the array at a place, absent where there are not so many.
+template <std::size_t kAt, std::size_t n>
+ConstTensor view_at(const std::array<Array, n>& arrays) {
+  if constexpr (kAt < n) return arrays[kAt].view();
+  return {};
+}
+template <std::size_t kAt, std::size_t n>
+Tensor tensor_at(const std::array<ParameterGradient, n>& gradients) {
+  if constexpr (kAt < n) return gradients[kAt].tensor;
+  return {};
+}
+
+// dx, or a tuple of it and the gradients of the signature's arrays.
 template <class Method>
 py::object backward(const py::handle* arguments) {
+  constexpr const char* dy_name = names_of(Signature<Method>::family).dy;
   const py::handle* last = arguments + 2 + kTaken<Method, false>;
-  const Array dy(*arguments, "dy");
+  const Array dy(*arguments, dy_name);
   const Call<Method, false> call(arguments + 1);
-  const Array pooled = Array::optional(*last++, "stats.pooled");
-  Array given;
-  if (kMaySaveGiven<Method>) given = Array::optional(*last++, "stats.given");
-  Output dx(*last, call.x);
-  return [&]<std::size_t... I>(std::index_sequence<I...>) -> py::object {
-    ParameterGradient of[] = {ParameterGradient(call.arrays[I])...};
-    const auto gradient = [&](Kind kind) {
-      const int at = array_of<Method>(kind);
-      return at < kGradients<Method> ? of[at].tensor : Tensor();
-    };
+  return [&]<std::size_t... G, std::size_t... S>(std::index_sequence<G...>,
+                                                 std::index_sequence<S...>) -> py::object {
+    const std::array<Array, sizeof...(S)> saved{{Array::optional(last[S], kSavedNames[S])...}};
+    Output dx(last[sizeof...(S)], call.x);
+    std::array<ParameterGradient, sizeof...(G)> down{{ParameterGradient(call.arrays[G])...}};
     std::array<const Tensor*, 2> own{};
-    for (std::size_t i = 0; i < kOwnCount<Method>; ++i) own[i] = &of[i].tensor;
-    const Context context = call.context(Named{"dy", dy}, Named{"stats.pooled", pooled},
-                                         Named{"stats.given", given}, Named{"out", dx.array()});
-    unlocked(call.size(), &call_backward<Method>, dy.view(), call.arguments(),
-             {dx.tensor, gradient(Kind::weight), gradient(Kind::bias)}, own, call.options,
-             {pooled.view(), given.view()}, context);
-    return py::make_tuple(dx.result.take(), of[I].result.take()...);
-  }(std::make_index_sequence<kGradients<Method>>());
+    for (std::size_t i = 0; i < kOwnCount<Method>; ++i) own[i] = &down[i].tensor;
+    const Context context = call.context(Named{dy_name, dy}, Named{kSavedNames[S], saved[S]}...,
+                                         Named{"out", dx.array()});
+    unlocked(call.size(), &call_backward<Method>, dy.view(), call.inputs(),
+             {dx.tensor, tensor_at<array_of<Method>(Kind::weight)>(down),
+              tensor_at<array_of<Method>(Kind::bias)>(down)},
+             own, call.options, view_at<array_of<Method>(Kind::residual)>(call.arrays),
+             {view_at<0>(saved), view_at<1>(saved)}, context);
+    if constexpr (sizeof...(G) == 0) {
+      return dx.result.take();
+    } else {
+      return py::make_tuple(dx.result.take(), down[G].result.take()...);
+    }
+  }(std::make_index_sequence<kGradients<Method>>(), std::make_index_sequence<kSaved<Method>>());
 }
 
 // ---- as functions of so many arguments
@@ -248,21 +306,27 @@ void define(py::module_& m, const std::string& name, std::index_sequence<I...>) 
     return kFunction(all);
   });
 }
+// Several methods may stand behind one function: that of its name makes it.
 template <class Method>
+consteval bool has_function(std::string_view name) {
+  return name == Signature<Method>::name;
+}
+template <class Method, bool kHasFunction>
 void register_method(py::module_& m) {
-  if constexpr (Signature<Method>::family == Family::channels) {
+  if constexpr (kHasFunction) {
     const std::string name = Signature<Method>::name;
-    define<&forward<Method>>(m, name, std::make_index_sequence<1 + kTaken<Method, true> + 2>());
+    define<&forward<Method>>(
+        m, name, std::make_index_sequence<1 + kTaken<Method, true> + 1 + kLeavesStats<Method>>());
     define<&backward<Method>>(
         m, name + "_backward",
-        std::make_index_sequence<2 + kTaken<Method, false> + 2 + kMaySaveGiven<Method>>());
+        std::make_index_sequence<2 + kTaken<Method, false> + kSaved<Method> + 1>());
   }
 }
 
 }  // namespace
 
-void register_channels(py::module_& m) {
-#define NORMCORE_METHOD(name, Method) register_method<Method>(m);
+void register_methods(py::module_& m) {
+#define NORMCORE_METHOD(name, Method) register_method<Method, has_function<Method>(#name)>(m);
 #include "normcore/methods.def"
 #undef NORMCORE_METHOD
 }
