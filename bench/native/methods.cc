@@ -153,7 +153,7 @@ void backward(const Arguments& a) {
   const Gradients gradients{a.out, has<M>(Kind::weight) ? a.dweight : Tensor(),
                             has<M>(Kind::bias) ? a.dbias : Tensor()};
   call_backward<M>(a.dy, {x, weight, bias, {&a.own[0], &a.own[1]}, a.groups}, gradients,
-                   {&a.down[0], &a.down[1]}, options<M>(a), a.saved(), a.context);
+                   {&a.down[0], &a.down[1]}, options<M>(a), /*dh=*/{}, a.saved(), a.context);
 }
 
 template <class M>

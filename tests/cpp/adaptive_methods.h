@@ -148,7 +148,7 @@ template <class F>
 void with_arguments(const Call& c, F f) {
   const ConstTensor x = c.x.tensor(), weight = c.w(), bias = c.b();
   const ConstTensor first = c.first.tensor(), second = c.second.tensor();
-  f(ChannelArguments{x, weight, bias, {&first, &second}});
+  f(Inputs{x, weight, bias, {&first, &second}});
 }
 
 // A method over channels, called as its signature says; `set`: options that not all of them have.
@@ -172,15 +172,15 @@ void add(std::vector<Method>& all, const std::string& name, bool training, bool 
   };
   all.push_back({name + (training ? "" : "_eval"), smooth, formula,
                  [=](const Call& c, const StatsOut& s, const Context& context) {
-                   with_arguments(c, [&](const ChannelArguments& a) {
+                   with_arguments(c, [&](const Inputs& a) {
                      call_forward<M>(a, c.out(), options(c), s, context);
                    });
                  },
                  [=](const Call& c, const SavedStats& s, const Context& context) {
                    const Tensor first = c.wanted(c.dfirst), second = c.wanted(c.dsecond);
-                   with_arguments(c, [&](const ChannelArguments& a) {
+                   with_arguments(c, [&](const Inputs& a) {
                      call_backward<M>(c.dy.tensor(), a, c.gradients(), {&first, &second},
-                                      options(c), s, context);
+                                      options(c), /*dh=*/{}, s, context);
                    });
                  },
                  has<M>(Kind::weight), has<M>(Kind::bias)});
