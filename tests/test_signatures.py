@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 import write_signatures
+from support import bits
 
 import normcore as nc
 from normcore._attributes import ArrayAttribute
@@ -48,9 +49,8 @@ def section(text, start):
 
 
 LAYER_OF = {name: layer_of(name) for name in FUNCTIONS}
-with_layer = pytest.mark.parametrize(
-    "name", [n for n, layer in LAYER_OF.items() if inspect.isclass(layer)]
-)
+WITH_LAYER = [name for name, layer in LAYER_OF.items() if inspect.isclass(layer)]
+with_layer = pytest.mark.parametrize("name", WITH_LAYER)
 
 
 # ---- nothing is forgotten
@@ -216,6 +216,24 @@ def test_results_have_the_names_of_the_signature(name):
         assert list(gradients._fields) == signature["gradients"]
 
 
+def another(option):
+    """A value of an option that is not its default."""
+    if option["type"] == "bool":
+        return not option["default"]
+    if option["type"] == "int":
+        return option["default"] + 1
+    return min(option["default"] + 0.25, option["most"])
+
+
+def a_layer(name):
+    """A layer of four channels, with all arrays that it can have and unusual options."""
+    layer, options = LAYER_OF[name], FUNCTIONS[name]["options"]
+    wants = {"affine": True, "track_running_stats": True, "schedule": None}
+    wants |= {option: another(says) for option, says in options.items()}
+    wants = {k: v for k, v in wants.items() if k in inspect.signature(layer).parameters}
+    return layer(*[2] * FUNCTIONS[name]["has_groups"], 4, **wants)
+
+
 @with_layer
 def test_a_layer_takes_what_the_function_takes(name):
     signature, layer = FUNCTIONS[name], LAYER_OF[name]
@@ -234,13 +252,34 @@ def test_a_layer_has_the_arrays_of_the_signature(name):
     running = ["num_batches_tracked"] * bool(signature["buffers"])
     for array in (*dict(signature["own"]), *signature["affine"], *dict(signature["buffers"])):
         assert isinstance(getattr(layer, array, None), ArrayAttribute), f"{array} is no attribute"
-    if signature["family"] == "weights":
-        return
-    wants = {"affine": True, "track_running_stats": True}
-    wants = {k: v for k, v in wants.items() if k in inspect.signature(layer).parameters}
-    made = layer(*[2] * signature["has_groups"], 4, **wants)
-    assert list(made.parameters) == [*dict(signature["own"]), *signature["affine"]]
-    assert list(made.buffers) == [*dict(signature["buffers"]), *running]
+    if signature["family"] != "weights":
+        made = a_layer(name)
+        assert list(made.parameters) == [*dict(signature["own"]), *signature["affine"]]
+        assert list(made.buffers) == [*dict(signature["buffers"]), *running]
+
+
+@pytest.mark.parametrize("name", [n for n in WITH_LAYER if FUNCTIONS[n]["family"] != "weights"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_computes_what_the_function_does(rng, name, training):
+    signature, layer = FUNCTIONS[name], a_layer(name).train(training)
+    arrays = {**layer.parameters, **layer.buffers}
+    for array in arrays.values():
+        array[...] = rng.uniform(0.5, 1.5, array.shape).astype(array.dtype)
+    x, dy = rng.normal(size=(2, 4, 4, 4)).astype(np.float32)
+    given = {n: arrays[n].copy() for n in signature["arguments"] if n in arrays}
+    given |= {n: getattr(layer, n) for n in signature["options"] if n != signature["learns"]}
+    given |= {n: getattr(layer, n) for n in ["num_groups"] * signature["has_groups"]}
+    given |= {n: training for n in [signature["learns"]] if n}
+    y, stats = getattr(nc, name)(x, **given, return_stats=True)
+    shared = {n: v for n, v in given.items() if n not in signature["forward_only"]}
+    gradients = getattr(nc, name + "_backward")(dy, x, **shared, stats=stats)
+
+    assert bits(layer(x)) == bits(y)
+    assert bits(layer.backward(dy)) == bits(gradients.dx)
+    for n in layer.parameters:
+        assert bits(layer.grads[n]) == bits(getattr(gradients, "d" + n)), n
+    for n, _ in signature["buffers"]:
+        assert bits(layer.buffers[n]) == bits(given[n]), n
 
 
 def out_of_bounds(option, side):
