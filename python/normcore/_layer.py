@@ -194,11 +194,10 @@ class _Layer:
         if not self._has_stats:
             y = self._function(x, **common, **forward_only)
             return y, partial(self._function_backward, x=x, **common)
-        *outputs, stats = self._function(x, **common, **forward_only, return_stats=True)
-        # With a residual the outputs are (y, h), and h is what was normalized.
-        normalized = outputs[1] if len(outputs) == 2 else x
-        gradient = partial(self._function_backward, x=normalized, stats=stats, **common)
-        return (tuple(outputs) if len(outputs) > 1 else outputs[0]), gradient
+        result = self._function(x, **common, **forward_only, return_stats=True)
+        # With a residual it is (y, h, stats), and h is what was normalized.
+        y, normalized = (result[0], x) if len(result) == 2 else (result[:2], result[1])
+        return y, partial(self._function_backward, x=normalized, stats=result[-1], **common)
 
     def backward(self, dy: A) -> A:
         """Return dx for the last forward call; add the parameters' gradients to `grads`.
