@@ -29,6 +29,7 @@ struct Request {
   Index groups = 1;
   bool computed = true;
   DType dtype = DType::kFloat32;
+  int parameter_axis = -1;
 };
 
 Plan plan_of(const Request& r) {
@@ -40,6 +41,7 @@ Plan plan_of(const Request& r) {
   const ConstTensor y = testing::make_tensor(nullptr, r.dtype, r.shape, r.out);
   PlanRequest request{.roles = roles.data(),
                       .affinity = r.affinity,
+                      .parameter_axis = r.parameter_axis,
                       .groups = r.groups,
                       .operands = {&x, r.out.empty() ? nullptr : &y}};
   for (const Pool pool : r.pools) {
@@ -299,6 +301,29 @@ TEST_P(Plans, TableAndMergedAxes) {
 }
 INSTANTIATE_TEST_SUITE_P(All, Plans, ::testing::ValuesIn(kPlans),
                          [](const auto& info) { return std::string(info.param.name); });
+
+TEST(PlanParameters, RowsOfTheTableRunAlongAnAxisOfTheirOwn) {
+  Request r{"nns", {5, 3, 8}, {}, {}, {Pool::sample}, kElement};
+  const Plan shared = plan_of(r);
+  EXPECT_FALSE(shared.parameters_by_row);
+  EXPECT_EQ(shared.outer * shared.cells, 15);
+  for (const Index samples : {5, 1}) {
+    r.shape[0] = samples;
+    r.parameter_axis = 1;
+    const Plan p = plan_of(r);
+    EXPECT_TRUE(p.parameters_by_row);
+    EXPECT_EQ(p.outer, 3);
+    EXPECT_EQ(p.outer_axes[0], 1);
+    EXPECT_EQ(p.cells, samples);
+    EXPECT_EQ(p.count, 8);
+    EXPECT_EQ(p.access[0].outer[0], 8);
+    if (samples > 1) {
+      EXPECT_EQ(p.access[0].cell, 24);
+    }
+  }
+  r.shape = {5, 1, 8};  // nothing differs along an axis of one
+  EXPECT_FALSE(plan_of(r).parameters_by_row);
+}
 
 TEST(PlanFusion, SmallTensorsAreFusedUnlessStatisticsAreGiven) {
   for (PlanCase c : kPlans) {

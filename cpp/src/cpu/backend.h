@@ -104,8 +104,8 @@ class Backend {
       const Index i = table.at(t);
       const Affine<C> at{f.a + i, f.center + i, f.b + i};
       if (weight) {
-        set_.weighted_affine[layout_](xt, yt, height(t), width(t), at, weight.at(t.s0),
-                                      bias.at(t.s0));
+        set_.weighted_affine[layout_](xt, yt, height(t), width(t), at, weight.at(t.o, t.s0),
+                                      bias.at(t.o, t.s0));
       } else {
         set_.affine[layout_](xt, yt, height(t), width(t), at);
       }
@@ -144,7 +144,7 @@ class Backend {
       const Index i = table.at(t);
       const Centering<C> at{f.center + i, f.unit + i};
       if (weight) {
-        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.s0), tile_u,
+        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0), tile_u,
                                     tile_1);
       } else {
         set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u, tile_1);
@@ -321,11 +321,13 @@ class Backend {
         const In dht = dh ? tiles_.in(kDh, dh, t, scratch_dh) : In{nullptr, 0};
         // First what reads dy, which dx may overwrite.
         if (dweight) {
+          const Index first = (plan_.parameters_by_row ? t.o * plan_.count : 0) + t.s0;
           set_.parameter_sums[layout_](dyt, xt, height(t), width(t),
-                                       {xhat.a + i, xhat.center + i, xhat.b + i}, dweight + t.s0,
-                                       dbias + t.s0);
+                                       {xhat.a + i, xhat.center + i, xhat.b + i}, dweight + first,
+                                       dbias + first);
         }
-        set_.weighted_grad[layout_](dyt, xt, dht, dxt, height(t), width(t), at, weight.at(t.s0));
+        set_.weighted_grad[layout_](dyt, xt, dht, dxt, height(t), width(t), at,
+                                    weight.at(t.o, t.s0));
       } else {
         set_.grad[layout_](dyt, xt, dxt, height(t), width(t), at);
       }

@@ -33,12 +33,14 @@ void on_device_of(const Context& context, const ConstTensor& x, F&& f) {
 }
 
 // The plan of a call whose cells are the kept positions of x; operands that are absent are null or
-// empty.
+// empty. Along `parameter_axis` parameters of elements differ too.
 inline void plan_of_cells(const ConstTensor& x, const bool (&reduced)[kMaxDims],
-                          std::initializer_list<const ConstTensor*> operands, Plan* out) {
+                          std::initializer_list<const ConstTensor*> operands, Plan* out,
+                          int parameter_axis = -1) {
   Role roles[kMaxDims];
   for (int a = 0; a < x.ndim(); ++a) roles[a] = reduced[a] ? Role::space : Role::outer;
   PlanRequest request{.roles = roles, .affinity = Affinity::element, .pools = {Extent::cell}};
+  request.parameter_axis = parameter_axis;
   int i = 0;
   for (const ConstTensor* t : operands) request.operands[i++] = t && *t ? t : nullptr;
   make_plan(request, out);

@@ -3,6 +3,7 @@
 // its order, run the pipeline, and write back.
 #include "normcore/ops.h"
 #include "ops/call.h"
+#include "ops/groups_as_rows.h"
 
 namespace normcore {
 namespace {
@@ -16,21 +17,23 @@ struct ElementCall {
   const ConstTensor& x;
   const ConstTensor& weight;
   const ConstTensor& bias;
+  int parameter_axis;  // kept, along which parameters differ too; none: -1
   double weight_offset = 0;
   bool normalized[kMaxDims];
   ExpectedShape parameter_shape, stats_shape;
 
   template <class Method>
   ElementCall(std::type_identity<Method>, const ConstTensor& x_in, const ConstTensor& w,
-              const ConstTensor& b, const typename Signature<Method>::Options& o)
-      : x(x_in), weight(w), bias(b) {
+              const ConstTensor& b, const typename Signature<Method>::Options& o,
+              int parameters_along = -1)
+      : x(x_in), weight(w), bias(b), parameter_axis(parameters_along) {
     check_view("x", x);
     if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
     check_axes(o.axes, x.ndim(), normalized);
     check_options<Method>(o);
     if constexpr (requires { o.weight_offset; }) weight_offset = o.weight_offset;
     for (int a = 0; a < x.ndim(); ++a) {
-      if (normalized[a]) parameter_shape.append(x.shape(a));
+      if (of_parameters(a)) parameter_shape.append(x.shape(a));
       stats_shape.append(normalized[a] ? 1 : x.shape(a));
     }
     parameter_shape.rule = "x's shape over axis";
@@ -39,25 +42,31 @@ struct ElementCall {
   }
 
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
-    plan_of_cells(x, normalized, operands, out);
+    plan_of_cells(x, normalized, operands, out, parameter_axis);
   }
+  bool of_parameters(int a) const { return normalized[a] || a == parameter_axis; }
 
   // The elements of a parameter in the plan's order.
   template <class T>
   Walk parameter_walk(const Plan& plan, const T& t) const {
     Walk w;
-    for (int i = 0; i < plan.space_axis_count; ++i) {
+    auto append = [&](int x_axis) {
       int axis = 0;
-      for (int a = 0; a < plan.space_axes[i]; ++a) axis += normalized[a];
+      for (int a = 0; a < x_axis; ++a) axis += of_parameters(a);
       w.append(t.shape(axis), t.stride(axis));
-    }
+    };
+    if (plan.parameters_by_row) append(parameter_axis);
+    for (int i = 0; i < plan.space_axis_count; ++i) append(plan.space_axes[i]);
     return w;
   }
 
   template <class C>
   ElementParameter<C> load_parameter(const Plan& plan, const ConstTensor& t, double missing,
                                      double offset, const Context& context, Memory& memory) const {
-    if (t) return {memory.load_shifted<C>(t, parameter_walk(plan, t), offset)};
+    if (t) {
+      const Index row = plan.parameters_by_row ? plan.count : 0;
+      return {memory.load_shifted<C>(t, parameter_walk(plan, t), offset), 1, row};
+    }
     // A tile is a chunk at most; a device's kernels take rows as they come.
     const bool host = context.device == Device::kCpu;
     const Index n = host ? std::min(plan.count, plan.chunk) : plan.count;
@@ -73,7 +82,7 @@ struct ElementCall {
     if (fits && context.device == Device::kCpu) {
       *here = static_cast<C*>(t.data());
     } else if (t || context.device != Device::kCpu) {
-      *table = memory.take<double>(plan.count);
+      *table = memory.take<double>(plan.parameter_rows() * plan.count);
     }
   }
   void store_gradient(const Plan& plan, const double* table, const Tensor& t,
@@ -220,6 +229,21 @@ void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstT
   const cpu::RunningCall running(context);
   const ElementCall call(kMethod<RMSNorm>, x, weight, kAbsent, o);
   element_backward<RMSNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
+}
+
+void normalize_groups(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
+                      const Tensor& y, double eps, const StatsOut& stats, const Context& context) {
+  const ElementCall call(kMethod<LayerNorm>, x, weight, bias, {Axes{2}, eps},
+                         /*parameters_along=*/1);
+  element_forward<LayerNorm>(call, {eps}, y, kAbsent, {}, stats, context);
+}
+
+void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
+                               const ConstTensor& weight, const Gradients& gradients, double eps,
+                               const ConstTensor& pooled, const Context& context) {
+  const ElementCall call(kMethod<LayerNorm>, x, weight, kAbsent, {Axes{2}, eps},
+                         /*parameters_along=*/1);
+  element_backward<LayerNorm>(call, {eps}, dy, gradients, kAbsent, pooled, context);
 }
 
 namespace {

@@ -80,15 +80,19 @@ class Backward {
     }
   }
 
-  // Blocks are dealt out in a fixed number of runs, and each run sums the elements' gradients.
+  // Blocks are dealt out in a fixed number of runs, and each run sums the elements' gradients. Of
+  // rows with parameters of their own a run takes the same cells, strip by strip.
   void run_elementwise(Scope& scope) {
-    const Index n = plan_.count;
-    const Index cells = plan_.outer * plan_.cells;
+    const Index rows = plan_.parameter_rows();
+    const Index n = plan_.count * rows;
+    const Index cells = rows > 1 ? plan_.cells : plan_.outer * plan_.cells;  // that share them
+    const Index down = rows > 1 ? plan_.outer_blocks() : 1;
+    const Index strips = rows > 1 ? plan_.cell_blocks() : plan_.blocks();
     Index runs = 1;
     if (plan_.fused) {
       runs =
           std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) / tuning::kParameterTaskCells,
-                            1, std::min(tuning::kParameterTasks, plan_.blocks()));
+                            1, std::min(tuning::kParameterTasks, strips));
     }
     const bool wanted = args_.dweight || args_.dweight_here || args_.dbias || args_.dbias_here;
     // The sums of a single run are the gradients.
@@ -108,11 +112,13 @@ class Backward {
         double* wide_dw = nullptr;
         double* wide_db = nullptr;
         Index since_flush = 0;
-        const Index first = run * plan_.blocks() / runs, last = (run + 1) * plan_.blocks() / runs;
-        for (Index i = first; i < last; ++i) {
-          const Block b = block_at(plan_, i);
-          if (wanted && since_flush > 0 &&
-              since_flush + b.on * b.kn > tuning::kParameterFlushCells) {
+        const Index first = run * strips / runs, last = (run + 1) * strips / runs;
+        for (Index i = first * down; i < last * down; ++i) {
+          const auto [strip, row] = split(i, down);
+          const Block b = block_at(plan_, row * strips + strip);
+          const Index more = row > 0 ? 0 : rows > 1 ? b.kn : b.on * b.kn;
+          if (wanted && since_flush > 0 && more > 0 &&
+              since_flush + more > tuning::kParameterFlushCells) {
             if (!wide_dw) {
               wide_dw = inner.template take_filled<double>(n, 0);
               wide_db = inner.template take_filled<double>(n, 0);
@@ -122,7 +128,7 @@ class Backward {
             since_flush = 0;
           }
           block(b, {}, dw, db);
-          since_flush += b.on * b.kn;
+          since_flush += more;
         }
         for (Index s = 0; wide_dw && s < n; ++s) {
           dw[s] = C(wide_dw[s] + double(dw[s]));

@@ -5,15 +5,17 @@
 
 namespace normcore {
 
-// A parameter of the elements of a row, [count]; or the values that all of its chunks share, with
-// step 0: one that nobody gave takes no memory of a row's size.
+// A parameter of the elements of a cell, [count]; or the values that all of its chunks share, with
+// step 0: one that nobody gave takes no memory of a cell's size. Rows of the table have the same,
+// or each its own: Plan::parameters_by_row.
 template <class C>
 struct ElementParameter {
   const C* values = nullptr;
   Index step = 1;
+  Index row = 0;
 
   explicit operator bool() const { return values != nullptr; }
-  const C* at(Index element) const { return values + element * step; }
+  const C* at(Index o, Index element) const { return values + o * row + element * step; }
 };
 
 }  // namespace normcore

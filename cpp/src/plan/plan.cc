@@ -23,12 +23,13 @@ struct MergedDims {
   int axis[kMaxDims];  // whose strides the merged dimension has
 };
 
-MergedDims merge(const PlanRequest& r, const int* axes, int n) {
+// The first `apart` axes stay by themselves.
+MergedDims merge(const PlanRequest& r, const int* axes, int n, int apart = 0) {
   const ConstTensor& x = *r.operands[kX];
   MergedDims m;
   for (int i = 0; i < n; ++i) {
     const int a = axes[i];
-    if (m.count > 0 && mergeable(r, m.axis[m.count - 1], a)) {
+    if (m.count > apart && mergeable(r, m.axis[m.count - 1], a)) {
       m.size[m.count - 1] *= x.shape(a);
       m.axis[m.count - 1] = a;
     } else {
@@ -120,7 +121,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
   // Given statistics belong to channels, like those of a pool that is a column.
   if (p->extent == Extent::column) closed_rows = p->outer;
   const Index closed_bytes = std::max<Index>(1, closed_rows * closure * cell_bytes);
-  const bool many_blocks = p->outer * p->cells >= tuning::kManyBlocks * closed_rows * closure;
+  // Rows with parameters of their own are worked on as if each were alone.
+  const Index sharing = p->parameters_by_row ? p->cells : p->outer * p->cells;
+  const bool many_blocks = sharing >= tuning::kManyBlocks * closed_rows * closure;
   const Index row_bytes = std::max<Index>(1, p->cells * cell_bytes);  // one row of the table
 
   p->fused = computed;
@@ -193,7 +196,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
 // be those of other processes, have their entries all the same.
 void plan_nothing(Plan* p) {
   p->outer = p->count = 0;
-  p->merged_outer = false;
+  p->merged_outer = p->parameters_by_row = false;
   p->chunk = p->piece_outer = p->piece_space = 1;
   p->block_outer = p->unit_cells = p->tile_cells = 1;
   p->block_cells = std::max<Index>(1, p->cells);
@@ -280,11 +283,16 @@ void make_plan(const PlanRequest& r, Plan* p) {
       cell_axis = axes[i];
     }
   }
-  MergedDims outer = merge(r, p->outer_axes, p->outer_axis_count);
+  // Parameters that differ along a kept axis: the rows of the table run along it.
+  int* const end = p->outer_axes + p->outer_axis_count;
+  int* const apart = std::find(p->outer_axes, end, r.parameter_axis);
+  p->parameters_by_row = apart != end;
+  if (p->parameters_by_row) std::rotate(p->outer_axes, apart, apart + 1);
+  MergedDims outer = merge(r, p->outer_axes, p->outer_axis_count, p->parameters_by_row);
   const MergedDims space = merge(r, p->space_axes, p->space_axis_count);
 
   p->cells = cell_axis >= 0 ? x.shape(cell_axis) : 1;
-  if (r.affinity == Affinity::element && outer.count > 0) {
+  if (r.affinity == Affinity::element && outer.count > int(p->parameters_by_row)) {
     // The innermost kept dimension runs over the cells of a row of the table.
     --outer.count;
     cell_axis = outer.axis[outer.count];

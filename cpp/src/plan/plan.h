@@ -89,8 +89,9 @@ struct PlanRequest {
   // What a block must be closed under: the pools that are computed from x. Where there are none,
   // statistics are given per channel, or there is no need of any.
   Extents pools{};
-  Index groups = 1;        // of the channels, for Extent::group
-  bool one_block = false;  // pools reach beyond the table: nothing is closed but the whole
+  int parameter_axis = -1;  // kept, beside one other: along it parameters of elements differ too
+  Index groups = 1;         // of the channels, for Extent::group
+  bool one_block = false;   // pools reach beyond the table: nothing is closed but the whole
   std::array<const ConstTensor*, kMaxOperands> operands{};  // x first; absent ones null
 
   void set_operands(std::initializer_list<const ConstTensor*> all) {
@@ -103,8 +104,9 @@ struct Plan {
   Affinity affinity;
   Index outer, cells, count;  // the table [outer, cells] and the elements of a cell
   Index groups;
-  Extent extent;      // of the widest pool
-  bool merged_outer;  // statistics do not depend on the row of the table
+  Extent extent;           // of the widest pool
+  bool parameters_by_row;  // of elements: each row of the table has its own
+  bool merged_outer;       // statistics do not depend on the row of the table
 
   // Axes of x in memory order, outermost first: what tables and parameters are indexed by.
   int outer_axis_count, space_axis_count;
@@ -134,6 +136,8 @@ struct Plan {
   Index outer_blocks() const { return std::max<Index>(1, ceil_div(outer, block_outer)); }
   Index cell_blocks() const { return std::max<Index>(1, ceil_div(cells, block_cells)); }
   Index blocks() const { return outer_blocks() * cell_blocks(); }
+  // Rows of parameters of elements, [count] each.
+  Index parameter_rows() const { return parameters_by_row ? outer : 1; }
   // Statistics that pools of an extent have.
   Index pool_rows(Extent e) const { return e == Extent::column ? 1 : outer; }
   Index pool_cols(Extent e) const {
