@@ -57,7 +57,7 @@ inline py::object new_pairs(const Array& x, const ConstTensor& shape, Tensor* vi
 
 // Arrays for the statistics of a call: mean and rstd of x's library, and the pairs.
 struct Statistics {
-  enum Field : unsigned { kMean = 1, kRstd = 2, kPooled = 4, kGiven = 8 };
+  enum Field : unsigned { kMean = 1, kRstd = 2, kPooled = 4 };
 
   Result mean, rstd, pooled, given;
   StatsOut out;

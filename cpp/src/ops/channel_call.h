@@ -95,7 +95,7 @@ struct ChannelCall {
     return s;
   }
 
-  // `one_block`: pools population beyond this call.
+  // `one_block`: pools go beyond this call.
   void plan(std::initializer_list<const ConstTensor*> operands, bool one_block, Plan* out) const {
     Role roles[kMaxDims];
     for (int a = 0; a < x.ndim(); ++a) {

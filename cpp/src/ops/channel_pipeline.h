@@ -39,7 +39,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     }
     const GivenMoments given(call, memory);
     Weighed count;
-    const Population population = reach_of(call, context, &count);
+    const Population population = population_of(call, context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       ForwardArgs<C> args{};
       args.x = call.x.data();
@@ -131,7 +131,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
     }
     if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
     Weighed count;
-    const Population population = reach_of(call, context, &count);
+    const Population population = population_of(call, context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       BackwardArgs<C> args{};
       args.x = call.x.data();

@@ -31,22 +31,22 @@ inline Exchange* exchange_of(const ChannelCall& call, const Context& context) {
 }
 
 // Mask and exchange where statistics are taken from x, and how much a batch pool counts.
-inline Population reach_of(const ChannelCall& call, const Context& context, Weighed* count) {
-  Population r{};
-  r.own = Weighed::elements(double(call.space()) * double(call.samples()));
-  r.exchange = exchange_of(call, context);
-  r.count = count;
-  r.least_count = call.of_the_batch() && !call.mask ? 2 : 0;
+inline Population population_of(const ChannelCall& call, const Context& context, Weighed* count) {
+  Population p{};
+  p.own = Weighed::elements(double(call.space()) * double(call.samples()));
+  p.exchange = exchange_of(call, context);
+  p.count = count;
+  p.least_count = call.of_the_batch() && !call.mask ? 2 : 0;
   if (call.mask) {
     // It is repeated along the channels.
     const Weighed weights = weigh(call.mask, std::max<Index>(1, call.channels()));
     if (!call.computed().empty()) {
-      r.mask = call.mask.data();
-      r.own = weights;
+      p.mask = call.mask.data();
+      p.own = weights;
     }
   }
-  *count = r.own;
-  return r;
+  *count = p.own;
+  return p;
 }
 
 // What is given, per channel, as the pipeline takes it.

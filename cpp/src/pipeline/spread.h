@@ -124,7 +124,7 @@ class BlockSpread {
   }
 
   // Makes the k-th largest of the peaks of a pool's parts the threshold: k elements or more
-  // population it, if it is above 0. False where a pool has fewer parts.
+  // reach it, if it is above 0. False where a pool has fewer parts.
   bool take_peaks(Index k) {
     constexpr Index kParts = Backend::kPeakParts;
     Scope scope(be_.workspace());
@@ -147,7 +147,7 @@ class BlockSpread {
     return true;
   }
 
-  // From the elements that population the threshold of take_peaks, the k-th largest and what
+  // From the elements that reach the threshold of take_peaks, the k-th largest and what
   // `tally` sums for it. Null where they are too many.
   const double* take_outliers(Index k) {
     const Index capacity = 4 * k + 64;
