@@ -7,7 +7,7 @@ which `make` draws and `call` hands over by these names; the first ones have the
 from dataclasses import dataclass, field
 
 import numpy as np
-from support import stat_dtype
+from support import channel_methods, stat_dtype
 
 import normcore as nc
 
@@ -118,33 +118,38 @@ def _pair(function, names, options=None, *, stats=False, least=2, forward_only="
         yield Case(f"{function}_backward", f"{first} {names}", options, stats=True, least=least)
 
 
+def _over_channels(name, signature):
+    """Calls of a method with statistics of x, and with the running ones where it has any."""
+    own, buffers = dict(signature["own"]), dict(signature["buffers"])
+    without = " ".join(["x", *own, *signature["affine"]])
+    names = " ".join([without, *buffers])
+    learns = signature["learns"]
+    least = 3 if signature["pools"] == ["instance"] else 2
+    if learns is None:
+        yield from _pair(name, without, stats=True, least=least)
+        return
+    for learning in (True, False):
+        mode = {learns: learning}
+        if signature["always_given"]:  # whose backward asks for the statistics in training
+            yield Case(name, names, mode, least=least)
+            yield Case(f"{name}_backward", f"dy {names}", mode, stats=True, least=least)
+        else:
+            # Buffers are asked for where they are used, or by default move.
+            asked = not learning or not signature["options"][learns]["default"]
+            yield from _pair(name, names if asked else without, mode, stats=True, least=least)
+
+
 def _cases():
     affine = "x weight bias"
     for axis in (-1, (0, 1)):
         yield from _pair("layer_norm", affine, {"axis": axis}, stats=True, forward_only="residual")
         yield from _pair("rms_norm", "x weight", {"axis": axis, "weight_offset": 1.0}, stats=True)
     yield Case("layer_norm_backward", "dy x weight bias dh", {"axis": -1})
-    for training in (True, False):
-        mode = {"training": training}
-        buffers = f"{affine} running_mean running_var"
-        yield from _pair("batch_norm", buffers, mode, stats=True)
-        switchable = "x mean_logits var_logits weight bias running_mean running_var"
-        yield from _pair("switchable_norm", switchable, mode, stats=True)
-        of_rho = "x rho weight bias running_mean running_var"
-        yield from _pair("batch_instance_norm", of_rho, mode, stats=True)
-        yield from _pair("mean_only_batch_norm", "x bias running_mean", mode, stats=True)
-        scaled = f"{affine} running_mean running_scale"
-        yield from _pair("lp_batch_norm", scaled, mode, stats=True)
-        yield from _pair("topk_batch_norm", scaled, mode | {"k": 3}, stats=True)
-        renorm = f"{affine} running_mean running_std"
-        yield Case("batch_renorm", renorm, mode)
-        yield Case("batch_renorm_backward", f"dy {renorm}", mode, stats=True)
+    for name, signature in channel_methods().items():
+        yield from _over_channels(name, signature)
     yield from _pair("batch_norm", f"{affine} mask", {"training": True}, stats=True)
     yield from _pair("lp_batch_norm", affine, {"training": True, "p": np.inf})
-    yield from _pair("instance_norm", affine, stats=True, least=3)
-    given = f"{affine} running_mean running_var"
-    yield from _pair("instance_norm", given, {"use_input_stats": False}, least=3)
-    yield from _pair("group_norm", affine, stats=True)
+    yield from _pair("topk_batch_norm", affine, {"training": True, "k": 3}, stats=True)
     for order in (1, 2, np.inf):
         yield from _pair("normalize", "x", {"ord": order, "axis": 1})
         yield Case("norm", "x", {"ord": order, "axis": -1})

@@ -145,7 +145,6 @@ class Traits:
 SIGNATURES = nc._core.signatures()
 # What does not follow from the signature.
 TRAITS = {
-    "instance_norm": {"needs_space": True},
     "batch_renorm": {"corrects": True},
     "switchable_norm": {"mixes": True},
     "lp_batch_norm": {"kinks": True},
@@ -159,7 +158,34 @@ def traits_of(method):
     # Of several pools neither is reported.
     centred = "mean" in statistics or "rstd" not in statistics
     # Only with an eps that can be 0 does the scale of x leave no trace.
-    return Traits(centred, "eps" in signature["options"], **TRAITS.get(method, {}))
+    divides = "eps" in signature["options"]
+    special = {"needs_space": signature["pools"] == ["instance"], **TRAITS.get(method, {})}
+    return Traits(centred, divides, **special)
+
+
+def channel_methods():
+    """The functions of methods over channels, with their signatures."""
+    return {s["function"]: s for s in SIGNATURES.values() if s["family"] == "channels"}
+
+
+def least_arguments(signature, channels):
+    """What a call of such a method cannot do without."""
+    lengths = {"channels": channels, "three": 3}
+    given = {name: np.full(lengths[of], 0.5, np.float32) for name, of in signature["own"]}
+    if signature["has_groups"]:
+        given["num_groups"] = 2
+    if signature["always_given"]:
+        given |= {name: np.ones(channels, np.float32) for name, _ in signature["buffers"]}
+    return given
+
+
+def channel_layers(channels, groups=1):
+    """The layers of these methods, with the arguments that make one of so many channels."""
+    classes = {k.lower(): v for k, v in vars(nc).items() if inspect.isclass(v)}
+    return {
+        classes[name.replace("_", "")]: (*[groups] * signature["has_groups"], channels)
+        for name, signature in channel_methods().items()
+    }
 
 
 @dataclass(frozen=True)
@@ -351,12 +377,11 @@ def _has_kink(channel):
     """Whether the mean is an element or halfway between two, as far as float32 can tell."""
     offsets = np.unique(channel) - channel.mean()
     offsets = offsets[np.argsort(np.abs(offsets))]
-    near = 1e-7 * np.abs(offsets[-1])
+    near = 3e-7 * np.abs(offsets[-1])
     at_mean = len(offsets) > 1 and np.abs(offsets[0]) <= near
-    # Neighbours by size on both sides of the mean. Of many elements some always are, but few of
-    # them are the last to be taken.
-    between = len(offsets) <= 256 and np.any(np.abs(offsets[1:] + offsets[:-1]) <= near)
-    return at_mean or between
+    # Neighbours by size on both sides of the mean; no more than the 32 largest are ever counted.
+    largest = offsets[-32:]
+    return at_mean or np.any(np.abs(largest[1:] + largest[:-1]) <= near)
 
 
 def make_problem(

@@ -6,27 +6,22 @@ wrong array in or leaves half of it, and a start that is not that of a new layer
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
-from support import bits
+from support import bits, channel_layers
 
 import normcore as nc
 
-LAYERS = {
-    "BatchNorm": lambda **o: nc.BatchNorm(3, **o),
+LAYERS = {layer.__name__: partial(layer, *sizes) for layer, sizes in channel_layers(3).items()}
+LAYERS |= {
     "BatchNorm bare": lambda **o: nc.BatchNorm(3, affine=False, track_running_stats=False, **o),
     "BatchNorm steps": lambda **o: nc.BatchNorm(3, time_steps=2, **o),
     "InstanceNorm": lambda **o: nc.InstanceNorm(3, affine=True, track_running_stats=True, **o),
     "GroupNorm": lambda **o: nc.GroupNorm(1, 3, bias=False, **o),
     "LayerNorm": lambda **o: nc.LayerNorm((2, 3), **o),
     "RMSNorm": lambda **o: nc.RMSNorm(3, weight_offset=1.0, **o),
-    "BatchRenorm": lambda **o: nc.BatchRenorm(3, **o),
-    "BatchInstanceNorm": lambda **o: nc.BatchInstanceNorm(3, **o),
-    "SwitchableNorm": lambda **o: nc.SwitchableNorm(3, **o),
-    "MeanOnlyBatchNorm": lambda **o: nc.MeanOnlyBatchNorm(3, **o),
-    "LpBatchNorm": lambda **o: nc.LpBatchNorm(3, **o),
-    "TopKBatchNorm": lambda **o: nc.TopKBatchNorm(3, **o),
     "WeightNorm": lambda **o: nc.WeightNorm((3, 2), rng=7, **o),
     "SpectralNorm": lambda **o: nc.SpectralNorm((3, 2), rng=7, **o),
     "DivisiveNorm": lambda **o: nc.DivisiveNorm(3, **o),

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support import DTYPES, bits, stat_dtype
+from support import DTYPES, bits, channel_methods, stat_dtype
 
 import normcore as nc
 
@@ -63,14 +63,23 @@ def affine(p):
     return {"weight": p.w, "bias": p.b}
 
 
-def given(mean="running_mean", var="running_var", **more):
-    def arguments(p):
-        named = {mean: p.mean} | ({var: p.var} if var else {})
-        own = {name: getattr(p, attribute) for name, attribute in more.items()}
-        bias = {"bias": p.b} if var is None else affine(p)
-        return named | own | bias
+def given(p):
+    return affine(p) | {"running_mean": p.mean, "running_var": p.var}
 
-    return arguments
+
+def alone(signature):
+    """A call whose statistics are not those of the batch: of the sample, or the buffers."""
+
+    def arguments(p):
+        values = {"weight": p.w, "bias": p.b, "channels": p.rho, "three": p.three, "mean": p.mean}
+        named = {name: values[name] for name in signature["affine"]}
+        named |= {name: values[of] for name, of in signature["own"]}
+        if signature["over_the_batch"]:
+            named |= {name: values.get(of, p.var) for name, of in signature["buffers"]}
+        return named
+
+    groups = {"num_groups": 3} if signature["has_groups"] else {}
+    return channels(signature["function"], arguments, **groups)
 
 
 def reduction(method, axis, **options):
@@ -86,19 +95,11 @@ CALLS = {f"{m} {a}": rows(m, a) for m in ("layer_norm", "rms_norm", "normalize")
 CALLS |= {f"normalize {o} {a}": rows("normalize", a, ord=o) for o in (1, np.inf) for a in AXES[::2]}
 CALLS |= {f"norm {o} {a}": reduction("norm", a, ord=o) for o in (1, 2, np.inf) for a in AXES}
 CALLS |= {f"moments {a}": reduction("moments", a) for a in AXES}
+CALLS |= {name: alone(signature) for name, signature in channel_methods().items()}
 CALLS |= {
-    "instance_norm": channels("instance_norm", affine),
-    "instance_norm given": channels("instance_norm", given(), use_input_stats=False),
+    "instance_norm given": channels("instance_norm", given, use_input_stats=False),
     "group_norm 1": channels("group_norm", affine, num_groups=1),
-    "group_norm 3": channels("group_norm", affine, num_groups=3),
     "group_norm 6": channels("group_norm", affine, num_groups=6),
-    "batch_norm": channels("batch_norm", given()),
-    "batch_renorm": channels("batch_renorm", given(var="running_std")),
-    "batch_instance_norm": channels("batch_instance_norm", given(rho="rho")),
-    "switchable_norm": channels("switchable_norm", given(mean_logits="three", var_logits="three")),
-    "mean_only_batch_norm": channels("mean_only_batch_norm", given(var=None)),
-    "lp_batch_norm": channels("lp_batch_norm", given(var="running_scale")),
-    "topk_batch_norm": channels("topk_batch_norm", given(var="running_scale")),
     "gdn": channels("gdn", lambda p: {"beta": p.positive, "gamma": p.mixing}),
     "gdn inverse": channels("gdn", lambda p: {"beta": p.positive, "gamma": p.mixing}, inverse=True),
     "divisive_norm": channels(

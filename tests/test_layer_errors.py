@@ -9,22 +9,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support import bits
+from support import bits, channel_layers
 
 import normcore as nc
 
-EVERY = {
-    nc.BatchNorm: (4,),
-    nc.InstanceNorm: (4,),
-    nc.GroupNorm: (2, 4),
+EVERY = channel_layers(4, groups=2) | {
     nc.LayerNorm: (4,),
     nc.RMSNorm: (4,),
-    nc.BatchRenorm: (4,),
-    nc.BatchInstanceNorm: (4,),
-    nc.SwitchableNorm: (4,),
-    nc.MeanOnlyBatchNorm: (4,),
-    nc.LpBatchNorm: (4,),
-    nc.TopKBatchNorm: (4,),
     nc.WeightNorm: ((4, 3),),
     nc.SpectralNorm: ((4, 3),),
     nc.DivisiveNorm: (4,),

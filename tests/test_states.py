@@ -10,23 +10,19 @@ import sys
 
 import numpy as np
 import pytest
-from support import DTYPES, bits
+from support import DTYPES, bits, channel_layers
 
 import normcore as nc
 from normcore import convert
 
 LAYERS = {
-    "BatchNorm": lambda d: nc.BatchNorm(3, dtype=d),
+    layer.__name__: lambda d, layer=layer, sizes=sizes: layer(*sizes, dtype=d)
+    for layer, sizes in channel_layers(3).items()
+}
+LAYERS |= {
     "InstanceNorm": lambda d: nc.InstanceNorm(3, affine=True, track_running_stats=True, dtype=d),
-    "GroupNorm": lambda d: nc.GroupNorm(1, 3, dtype=d),
     "LayerNorm": lambda d: nc.LayerNorm((2, 3), dtype=d),
     "RMSNorm": lambda d: nc.RMSNorm(3, dtype=d),
-    "BatchRenorm": lambda d: nc.BatchRenorm(3, dtype=d),
-    "BatchInstanceNorm": lambda d: nc.BatchInstanceNorm(3, dtype=d),
-    "SwitchableNorm": lambda d: nc.SwitchableNorm(3, dtype=d),
-    "MeanOnlyBatchNorm": lambda d: nc.MeanOnlyBatchNorm(3, dtype=d),
-    "LpBatchNorm": lambda d: nc.LpBatchNorm(3, dtype=d),
-    "TopKBatchNorm": lambda d: nc.TopKBatchNorm(3, dtype=d),
     "WeightNorm": lambda d: nc.WeightNorm((3, 2), dtype=d),
     "SpectralNorm": lambda d: nc.SpectralNorm((3, 2), dtype=d),
     "DivisiveNorm": lambda d: nc.DivisiveNorm(3, dtype=d),

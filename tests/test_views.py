@@ -10,10 +10,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 from lying_dlpack import Lying, Stale
+from support import channel_methods, least_arguments
 
 import normcore as nc
 
@@ -23,19 +25,12 @@ BUFFERS = {"running_mean": np.zeros(4, np.float32), "running_var": np.ones(4, np
 SQUARE = np.ones((4, 4), np.float32)
 X = np.random.default_rng(3).normal(size=(2, 4, 3)).astype(np.float32)
 CALLS = {
+    name: partial(getattr(nc, name), **least_arguments(signature, 4))
+    for name, signature in channel_methods().items()
+}
+CALLS |= {
     "layer_norm": lambda x, **k: nc.layer_norm(x, **k),
     "rms_norm": lambda x, **k: nc.rms_norm(x, **k),
-    "batch_norm": lambda x, **k: nc.batch_norm(x, **k),
-    "instance_norm": lambda x, **k: nc.instance_norm(x, **k),
-    "group_norm": lambda x, **k: nc.group_norm(x, 2, **k),
-    "batch_renorm": lambda x, **k: nc.batch_renorm(
-        x, running_mean=BUFFERS["running_mean"], running_std=W, **k
-    ),
-    "batch_instance_norm": lambda x, **k: nc.batch_instance_norm(x, W / 2, **k),
-    "switchable_norm": lambda x, **k: nc.switchable_norm(x, W[:3], W[:3], **k),
-    "mean_only_batch_norm": lambda x, **k: nc.mean_only_batch_norm(x, **k),
-    "lp_batch_norm": lambda x, **k: nc.lp_batch_norm(x, **k),
-    "topk_batch_norm": lambda x, **k: nc.topk_batch_norm(x, k=2, **k),
     "normalize": lambda x, **k: nc.normalize(x, **k),
     "weight_norm": lambda x, **k: nc.weight_norm(x, W[:2], **k),
     "spectral_norm": lambda x, **k: nc.spectral_norm(x, W[:2], **k).weight,

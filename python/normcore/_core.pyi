@@ -29,6 +29,7 @@ class Signature(TypedDict):
     function: str
     struct: str
     family: Literal["channels", "rows", "weights"]
+    pools: list[Literal["instance", "batch", "sample", "group", "given"]]
     learns: str | None
     arguments: list[str]
     forward_only: list[str]

@@ -38,8 +38,6 @@ class _AffineLayer(_ChannelLayer):
     weight = maybe("Scale of each channel; None where there is none.")
     bias = maybe("Shift of each channel; None where there is none.")
 
-    eps: float
-
     _own: ClassVar[dict[str, str]]  # parameters beside weight and bias, and their shape
     _affine: ClassVar[list[str]]  # which of weight and bias there can be
 

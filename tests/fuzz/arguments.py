@@ -99,9 +99,6 @@ COMMON = {
     "dy": Geometry.like_x,
     "weight": vector,
     "bias": vector,
-    "rho": positive_vector,
-    "mean_logits": lambda g: g.array((3,)),
-    "var_logits": lambda g: g.array((3,)),
     "running_mean": buffer,
     "running_var": buffer,
     "running_std": buffer,
@@ -156,7 +153,14 @@ WEIGHTS = {
     "max_iterations": lambda g: 20,
     "bound": lambda g: 1.5,
 }
+# Arrays of a method's own, as its signature has them.
+OWN = {"channels": positive_vector, "three": lambda g: g.array((3,))}
 FAMILIES = {
+    signature["function"]: {name: OWN[of] for name, of in signature["own"]}
+    for signature in nc._core.signatures().values()
+    if signature["family"] == "channels"
+}
+FAMILIES |= {
     **dict.fromkeys(("layer_norm", "rms_norm", "normalize"), ROWS),
     **dict.fromkeys(("moments", "norm"), REDUCTIONS),
     **dict.fromkeys(("weight_norm", "power_method"), WEIGHTS),

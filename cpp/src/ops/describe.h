@@ -66,6 +66,21 @@ inline const char* name_of(Follows follows) {
          : follows == Follows::variance ? "variance"
                                         : "deviation";
 }
+inline const char* name_of(Pool pool) {
+  switch (pool) {
+    case Pool::instance:
+      return "instance";
+    case Pool::batch:
+      return "batch";
+    case Pool::sample:
+      return "sample";
+    case Pool::group:
+      return "group";
+    case Pool::given:
+      return "given";
+  }
+  return "";
+}
 template <class T>
 constexpr const char* kTypeName = std::is_same_v<T, bool>     ? "bool"
                                   : std::is_same_v<T, double> ? "float"
@@ -86,7 +101,10 @@ Json describe(const char* type) {
   Json::List arguments, forward_only, inference, own, affine, buffers, statistics, gradients;
   Json options;
   Json d;
+  Json::List pools;
+  for (const Pool pool : Method::pools) pools.append(name_of(pool));
   d.add("function", S::name).add("struct", type).add("family", name_of(S::family));
+  d.add("pools", pools);
   gradients.append(names_of(S::family).dx);
   for_each_argument<Method>([&](const auto& a) {
     constexpr Kind kind = std::remove_cvref_t<decltype(a)>::kind;
