@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -100,28 +101,28 @@ class Buffer {
   std::shared_ptr<void> memory_;
 };
 
-// Turns a Buffer into an array of the library that `like` is of: normcore._interop.adopt. The
-// library may copy the buffer, so it must have been written.
-inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
-  const py::object& f =
-      storage
-          .call_once_and_store_result(
-              [] { return py::object(py::module_::import("normcore._interop").attr("adopt")); })
-          .get_stored();
-  return f(like, py::cast(std::move(buffer)));
+// The same, kept for ever. Two threads may both find it: waiting for each other would let go of the
+// interpreter lock (gil.h).
+inline py::handle interop(const char* function, std::atomic<PyObject*>& kept) {
+  PyObject* f = kept.load(std::memory_order_acquire);
+  if (!f) {
+    f = interop(function).release().ptr();
+    kept.store(f, std::memory_order_release);
+  }
+  return f;
 }
 
-// The stream that an array's library works on now: normcore._interop.current_stream.
+// Turns a Buffer into an array of the library that `like` is of. The library may copy the buffer,
+// so it must have been written.
+inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
+  static constinit std::atomic<PyObject*> f{nullptr};
+  return interop("adopt", f)(like, py::cast(std::move(buffer)));
+}
+
+// The stream that an array's library works on now.
 inline void* current_stream(py::handle array) {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
-  const py::object& f =
-      storage
-          .call_once_and_store_result([] {
-            return py::object(py::module_::import("normcore._interop").attr("current_stream"));
-          })
-          .get_stored();
-  return reinterpret_cast<void*>(f(array).cast<std::intptr_t>());
+  static constinit std::atomic<PyObject*> f{nullptr};
+  return reinterpret_cast<void*>(interop("current_stream", f)(array).cast<std::intptr_t>());
 }
 
 // A result: a NumPy array, or memory that becomes an array of another library once it is written.

@@ -11,6 +11,9 @@ PYBIND11_MODULE(_core_of_main, m, pybind11::mod_gil_not_used()) {
     throw py::import_error(e.what());
   }
   normcore::python::note_main_thread();
+  // pybind11 looks NumPy's functions up once, and lets go of the interpreter lock for it: now,
+  // while no daemon thread can end on the way (gil.h).
+  py::detail::npy_api::get();
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
