@@ -13,7 +13,14 @@ class PythonExchange final : public Exchange {
   explicit PythonExchange(py::function sum) : sum_(std::move(sum)) {}
 
   void sum(double* values, Index n) override {
-    with_gil([&] { sum_(py::memoryview::from_buffer(values, {n}, {Index(sizeof(double))})); });
+    with_gil([&] {
+      PyObject* view =
+          py::memoryview::from_buffer(values, {n}, {Index(sizeof(double))}).release().ptr();
+      PyObject* result = PyObject_CallOneArg(sum_.ptr(), view);
+      Py_DECREF(view);
+      if (!result) throw py::error_already_set();
+      Py_DECREF(result);
+    });
   }
   void enter() {
     outer_ = entered;
