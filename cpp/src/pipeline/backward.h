@@ -176,7 +176,7 @@ class Backward {
   // One closed block. Gradients of the channels go to `to`, or of the elements to dw, db: [count].
   void block(const Block& b, const ChannelGradients& to, C* dw, C* db) {
     Scope scope(be_.workspace());
-    Solved<Method, C> s;
+    Solved<P, C> s;
     block_statistics<Method>(be_, args_, b, scope, s);
     measure_spread<Method>(be_, args_, params_, b, scope, s);
     const Index cells = s.rows * b.kn;
@@ -239,7 +239,7 @@ class Backward {
     }
 
     if constexpr (MeasuresSpread<Method>) {
-      BlockSpread<Method, Backend> spread(be_, b, s, args_.x, params_.spread, scope);
+      BlockSpread<Backend> spread(be_, b, s, args_.x, params_.spread, scope);
       spread.begin_slopes();
       for_units(be_, n, [&](Index i) {
         sum_unit(i, dy_u, dy_1);
@@ -265,7 +265,7 @@ class Backward {
     }
   }
 
-  void solve(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& table,
+  void solve(const Block& b, const Solved<P, C>& s, const GradientTable<C>& table,
              Scope& scope) const {
     for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
                  [cells = s.cells, t = table, params = params_, k0 = b.k0](Index first, Index n,
@@ -278,9 +278,9 @@ class Backward {
                  });
   }
 
-  static void channel_gradients(const Block& b, const Solved<Method, C>& s,
-                                const GradientTable<C>& t, const double* dy_u, const double* dy_1,
-                                double* dweight, double* dbias) {
+  static void channel_gradients(const Block& b, const Solved<P, C>& s, const GradientTable<C>& t,
+                                const double* dy_u, const double* dy_1, double* dweight,
+                                double* dbias) {
     for (Index k = 0; k < b.kn; ++k) dweight[k] = dbias[k] = 0;
     for (Index o = 0; o < s.rows; ++o) {
       for (Index k = 0; k < b.kn; ++k) {
@@ -292,7 +292,7 @@ class Backward {
   }
 
   // From the sums over dy to the gradients of the pooled statistics, given to each of their cells.
-  CellGradients pull_back(const Block& b, const Solved<Method, C>& s, const GradientTable<C>& t,
+  CellGradients pull_back(const Block& b, const Solved<P, C>& s, const GradientTable<C>& t,
                           const double* dy_u, const double* dy_1, const ChannelGradients& to,
                           Scope& scope) const {
     const Index cells = s.rows * b.kn;
@@ -335,10 +335,10 @@ class Backward {
   }
 
   // From the gradients of the pooled statistics to q and r.
-  void share_out(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
+  void share_out(const Block& b, const Solved<P, C>& s, const CellGradients& d,
                  const GradientTable<C>& table, const double* dy_1) const {
     const Index cells = s.rows * b.kn;
-    const CellStats<Method> stats = s.cells;
+    const CellStats<P> stats = s.cells;
     const GradientTable<C> t = table;
     if constexpr (P == 1) {
       if (elementwise()) {
@@ -363,9 +363,9 @@ class Backward {
 
   // As share_out and the end of block, with slopes in place of u. There are no elementwise
   // parameters.
-  template <class BlockSpread>
-  void through_spread(const Block& b, const Solved<Method, C>& s, const CellGradients& d,
-                      const Units& units, const GradientTable<C>& t, BlockSpread& spread) const {
+  void through_spread(const Block& b, const Solved<P, C>& s, const CellGradients& d,
+                      const Units& units, const GradientTable<C>& t,
+                      BlockSpread<Backend>& spread) const {
     spread.end_slopes();
     for (Index c = 0; c < s.rows * b.kn; ++c) {
       const Share share =

@@ -12,6 +12,7 @@ template <class Method, class Backend>
 class Forward {
   using C = typename Backend::Compute;
   using Scope = typename Backend::Scope;
+  static constexpr int P = kPoolCount<Method>;
 
  public:
   Forward(const Backend& be, const ForwardArgs<C>& args, const typename Method::Params& params)
@@ -36,7 +37,7 @@ class Forward {
         be_.add(units.range(u), args_.x_in, args_.residual, const_cast<void*>(args_.x));
       });
     }
-    Solved<Method, C> s;
+    Solved<P, C> s;
     block_statistics<Method>(be_, args_, b, scope, s);
     measure_spread<Method>(be_, args_, params_, b, scope, s);
     export_statistics<Method>(be_, args_, params_, b, s);
@@ -53,7 +54,7 @@ class Forward {
     });
   }
 
-  void solve(const Block& b, const Solved<Method, C>& s, C* a, C* shift, Scope& scope) const {
+  void solve(const Block& b, const Solved<P, C>& s, C* a, C* shift, Scope& scope) const {
     for_channels(plan_, b, s.rows, args_.channel_weight, args_.channel_bias, scope,
                  [cells = s.cells, params = params_, a, shift, k0 = b.k0](Index first, Index n,
                                                                           auto weight, auto bias) {

@@ -16,15 +16,14 @@
 namespace normcore {
 
 // The spread of the pools of a block, whose entries are its cells, and its slopes.
-template <class Method, class Backend>
+template <class Backend>
 class BlockSpread {
   using C = typename Backend::Compute;
   using Scope = typename Backend::Scope;
-  static_assert(kPoolCount<Method> == 1);
   static constexpr int kMostSums = 5;
 
  public:
-  BlockSpread(const Backend& be, const Block& b, const Solved<Method, C>& s, const void* x,
+  BlockSpread(const Backend& be, const Block& b, const Solved<1, C>& s, const void* x,
               const SpreadKind& kind, Scope& scope)
       : be_(be), b_(b), s_(s), x_(x), kind_(kind), scope_(scope), cells_(s.rows * b.kn) {
     for (C** column : {&low_, &unit_, &threshold_, &tie_}) *column = scope.template take<C>(cells_);
@@ -228,7 +227,7 @@ class BlockSpread {
 
   const Backend& be_;
   const Block& b_;
-  const Solved<Method, C>& s_;
+  const Solved<1, C>& s_;
   const void* x_;
   const SpreadKind& kind_;
   Scope& scope_;
@@ -245,10 +244,10 @@ class BlockSpread {
 template <class Method, class Backend, class Args>
 void measure_spread(const Backend& be, const Args& args, const typename Method::Params& params,
                     const Block& b, typename Backend::Scope& scope,
-                    const Solved<Method, typename Backend::Compute>& s) {
+                    const Solved<kPoolCount<Method>, typename Backend::Compute>& s) {
   if constexpr (MeasuresSpread<Method>) {
     if (args.given_mean || args.saved_mean()) return;
-    BlockSpread<Method, Backend>(be, b, s, args.x, params.spread, scope).measure();
+    BlockSpread<Backend>(be, b, s, args.x, params.spread, scope).measure();
   }
 }
 

@@ -116,9 +116,8 @@ void for_channels(const Plan& plan, const Block& b, Index rows, const double* we
 
 // What the method sees of every cell of a block. Loops over cells take a copy of this and are flat:
 // short rows have one cell for a few vectors, and compilers vectorize such loops.
-template <class Method>
+template <int P>
 struct CellStats {
-  static constexpr int P = kPoolCount<Method>;
   const double* mean[P];  // from the centre
   const double* var[P];
   double count[P];
@@ -133,12 +132,12 @@ struct CellStats {
   }
 };
 
-template <class Method, class C>
+template <int P, class C>
 struct Solved {
-  PoolTable pools[kPoolCount<Method>];
+  PoolTable pools[P];
   Index rows, row_step;  // of coefficients; row_step 0 where rows of the table share them
   C* center;
-  CellStats<Method> cells;
+  CellStats<P> cells;
 };
 
 // A pool of nothing: everything is normalized to 0, and no gradient comes back.
@@ -154,29 +153,29 @@ inline void forget(PoolTable& t) {
 struct CellMoments {
   double *mean, *m2;
 };
-template <class Method, class Backend, class Args>
-CellMoments reduce_cells(const Backend& be, const Args& args, const Block& b, Index rows,
-                         typename Backend::Scope& scope) {
+template <class Backend>
+CellMoments reduce_cells(const Backend& be, bool raw, const void* x, const Population& population,
+                         const Block& b, Index rows, typename Backend::Scope& scope) {
   const Plan& plan = be.plan();
   const Units units(plan, b);
   const Index pieces = units.pieces(), per_row = units.pieces_of_row(rows);
   double* mean = scope.template take<double>(pieces * b.kn);
   double* m2 = scope.template take<double>(pieces * b.kn);
-  double* weight = args.population.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
+  double* weight = population.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
   for_units(be, units.count(), [&](Index i) {
     const Range range = units.range(i);
     const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
     if (weight) {
-      be.reduce_masked(range, args.population.mask, args.x, weight + at, mean + at, m2 + at);
+      be.reduce_masked(range, population.mask, x, weight + at, mean + at, m2 + at);
     } else {
-      be.reduce(range, Method::raw, args.x, mean + at, m2 + at);
+      be.reduce(range, raw, x, mean + at, m2 + at);
     }
   });
   if (weight) {
     fold_pieces(units, rows, {weight, mean, m2}, [&](Index to, Index from, Index) {
       merge_weighted(b.kn, weight + to, mean + to, m2 + to, weight + from, mean + from, m2 + from);
     });
-    double* sums = args.population.weights;
+    double* sums = population.weights;
     for (Index o = 0; sums && o < rows; ++o) {
       std::copy_n(weight + o * b.kn, b.kn, sums + (b.o0 + o) * plan.cells + b.k0);
     }
@@ -200,7 +199,7 @@ CellMoments reduce_cells(const Backend& be, const Args& args, const Block& b, In
 template <class Method, class Backend, class Args>
 void block_statistics(const Backend& be, const Args& args, const Block& b,
                       typename Backend::Scope& scope,
-                      Solved<Method, typename Backend::Compute>& out) {
+                      Solved<kPoolCount<Method>, typename Backend::Compute>& out) {
   using C = typename Backend::Compute;
   constexpr int P = kPoolCount<Method>;
   const Plan& plan = be.plan();
@@ -233,7 +232,8 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
   } else if (args.saved_mean()) {
     take(finest, args.saved_mean(), args.saved_var());
   } else {
-    const CellMoments cells = reduce_cells<Method>(be, args, b, rows, scope);
+    const CellMoments cells =
+        reduce_cells(be, Method::raw, args.x, args.population, b, rows, scope);
     pool_moments(be, cells.mean, cells.m2, rows, b.kn, cell_count, finest);
   }
   if (computed < P - 1) {
@@ -287,7 +287,8 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
 // Writes the statistics of a block where the caller wants them.
 template <class Method, class Backend, class Args>
 void export_statistics(const Backend& be, const Args& args, const typename Method::Params& params,
-                       const Block& b, const Solved<Method, typename Backend::Compute>& s) {
+                       const Block& b,
+                       const Solved<kPoolCount<Method>, typename Backend::Compute>& s) {
   constexpr int P = kPoolCount<Method>;
   if (args.mean) {
     const PoolTable& t = s.pools[args.given_mean && P > 1 ? 1 : 0];
