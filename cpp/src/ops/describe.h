@@ -1,11 +1,10 @@
-// The signatures of the methods as text, in JSON: what the tests, the benchmarks and the layers
-// read
-// (`_core.signatures`), and what `dev.py signatures` writes sources from.
+// The signatures of the methods as text, in JSON: what tests, benchmarks and layers read by
+// `_core.signatures`, and what `dev.py signatures` writes sources from.
 #pragma once
 
+#include <charconv>
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -32,11 +31,10 @@ class Json {
   static std::string of(const Json& v) { return v.object(); }
   static std::string of(double v) {
     if (std::isinf(v)) return v > 0 ? "Infinity" : "-Infinity";
-    char text[32];
-    std::snprintf(text, sizeof(text), "%.17g", v);
+    char digits[32];  // whatever the locale
+    const std::string text(digits, std::to_chars(digits, digits + sizeof(digits), v).ptr);
     // A float is no int.
-    const bool whole = std::string_view(text).find_first_of(".e") == std::string_view::npos;
-    return std::string(text) + (whole ? ".0" : "");
+    return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
   }
   class List {
    public:
