@@ -53,10 +53,11 @@ __global__ void __launch_bounds__(512)
     team.scratch = shared_memory();
     int phase = 0;
     const T* row = start + piece.first;
-    RowPacks<T, P> held;
-    held.load(row, piece.n, team);
+    const int n = int(piece.n);
+    RowPacks<T, P, false> held;
+    held.load(row, n, team);
     C center;
-    const Stats s = row_statistics<kRaw>(held, piece.n, piece.n, team, phase, center);
+    const Stats s = row_statistics<kRaw>(held, n, 1 / double(n), n, team, phase, center);
     if (piece.n > 0 && team.index() == 0) {
       mean[to] = double(center) + s.mean;
       m2[to] = s.var * double(piece.n);
@@ -92,21 +93,27 @@ __global__ void __launch_bounds__(512)
   const C a = f.a[at], center = f.center[at], b = f.b[at];
   const T* from = x.cell_start<const T>(g, piece.cell);
   T* to = y.cell_start<T>(g, piece.cell);
-  auto value = [&](T v, Index s) {
-    const C normalized = a * (widen(v) - center) + b;
-    return narrow<T>(weight ? weight[s] * normalized + bias[s] : normalized);
+  auto value = [&](C v, Index s) {
+    const C normalized = fused(a, v - center, b);
+    return weight ? fused(weight[s], normalized, bias[s]) : normalized;
   };
   if constexpr (kPacked) {
     const T* row = from + piece.first;
-    RowPacks<T, P> held;
-    held.load(row, piece.n, team);
-    for_held<T, P>(piece.n, team, [&](int p, int e, Index i) {
-      held.pack[p].at[e] = value(held.pack[p].at[e], piece.first + i);
+    const int n = int(piece.n);
+    RowPacks<T, P, false> held;
+    held.load(row, n, team);
+    held.each_pack(n, team, [&](int p, C(&v)[kPack<T>], int left) {
+      const Index first = piece.first + held.at(p, team);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) {
+        if (e < left) v[e] = value(v[e], first + e);
+      }
+      held.pack[p] = Pack<T>::narrowed(v);
     });
-    held.store(to + piece.first, piece.n, team);
+    held.store(to + piece.first, n, team);
   } else {
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
-      to[y.step(g, s)] = value(from[x.step(g, s)], s);
+      to[y.step(g, s)] = narrow<T>(value(widen(from[x.step(g, s)]), s));
     }
   }
 }
@@ -120,13 +127,18 @@ __global__ void __launch_bounds__(512)
   const T* b = residual.cell_start<const T>(g, piece.cell);
   T* to = h.cell_start<T>(g, piece.cell);
   if constexpr (kPacked) {
-    RowPacks<T, P> left, right;
-    left.load(a + piece.first, piece.n, team);
-    right.load(b + piece.first, piece.n, team);
-    for_held<T, P>(piece.n, team, [&](int p, int e, Index) {
-      left.pack[p].at[e] = narrow<T>(widen(left.pack[p].at[e]) + widen(right.pack[p].at[e]));
+    const int n = int(piece.n);
+    RowPacks<T, P, false> terms, others;
+    terms.load(a + piece.first, n, team);
+    others.load(b + piece.first, n, team);
+    terms.each_pack(n, team, [&](int p, Compute<T>(&v)[kPack<T>], int) {
+      Compute<T> w[kPack<T>];
+      others.pack[p].widen(w);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) v[e] += w[e];
+      terms.pack[p] = Pack<T>::narrowed(v);
     });
-    left.store(to + piece.first, piece.n, team);
+    terms.store(to + piece.first, n, team);
   } else {
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
       to[h.step(g, s)] = narrow<T>(widen(a[x.step(g, s)]) + widen(b[residual.step(g, s)]));
@@ -149,15 +161,22 @@ __global__ void __launch_bounds__(512)
     team.scratch = shared_memory();
     int phase = 0;
     const T* row = x_start + piece.first;
-    RowPacks<T, P> x_held, dy_held;
-    x_held.load(row, piece.n, team);
-    dy_held.load(dy_start + piece.first, piece.n, team);
+    const int n = int(piece.n);
+    RowPacks<T, P, false> x_held, dy_held;
+    x_held.load(row, n, team);
+    dy_held.load(dy_start + piece.first, n, team);
     C sums[2] = {0, 0};
-    for_held<T, P>(piece.n, team, [&](int p, int e, Index i) {
-      C v = widen(dy_held.pack[p].at[e]);
-      if (weight) v *= weight[piece.first + i];
-      sums[0] += v * ((widen(x_held.pack[p].at[e]) - c) * u);
-      sums[1] += v;
+    dy_held.each_pack(n, team, [&](int p, C(&dy_p)[kPack<T>], int left) {
+      const Index first = piece.first + dy_held.at(p, team);
+      C x_p[kPack<T>];
+      x_held.pack[p].widen(x_p);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) {
+        if (e >= left) continue;
+        if (weight) dy_p[e] *= weight[first + e];
+        sums[0] = fused(dy_p[e], (x_p[e] - c) * u, sums[0]);
+        sums[1] += dy_p[e];
+      }
     });
     team_sum(sums, team, phase);
     if (piece.n > 0 && team.index() == 0) {
@@ -193,28 +212,35 @@ __global__ void __launch_bounds__(512)
   const T* x_start = x.cell_start<const T>(g, piece.cell);
   const T* dh_start = has_dh ? dh.cell_start<const T>(g, piece.cell) : nullptr;
   T* to = dx.cell_start<T>(g, piece.cell);
-  auto value = [&](T dy_i, T x_i, C dh_i, Index s) {
-    const C v = widen(dy_i);
-    C d = weight ? p_c * (weight[s] * v - r) : p_c * v + r;
-    if (through_statistics) d += q * ((widen(x_i) - c) * u);
-    return narrow<T>(d + dh_i);
+  auto value = [&](C dy_i, C x_i, C dh_i, Index s) {
+    C d = weight ? p_c * (weight[s] * dy_i - r) : fused(p_c, dy_i, r);
+    if (through_statistics) d = fused(q, (x_i - c) * u, d);
+    return d + dh_i;
   };
   if constexpr (kPacked) {
     const T* row = x_start + piece.first;
-    RowPacks<T, P> x_held, dy_held, dh_held;
-    x_held.load(row, through_statistics ? piece.n : 0, team);
-    dy_held.load(dy_start + piece.first, piece.n, team);
-    if (has_dh) dh_held.load(dh_start + piece.first, piece.n, team);
-    for_held<T, P>(piece.n, team, [&](int p, int e, Index i) {
-      const C extra = has_dh ? widen(dh_held.pack[p].at[e]) : C(0);
-      dy_held.pack[p].at[e] =
-          value(dy_held.pack[p].at[e], x_held.pack[p].at[e], extra, piece.first + i);
+    const int n = int(piece.n);
+    RowPacks<T, P, false> x_held, dy_held, dh_held;
+    x_held.load(row, through_statistics ? n : 0, team);
+    dy_held.load(dy_start + piece.first, n, team);
+    if (has_dh) dh_held.load(dh_start + piece.first, n, team);
+    dy_held.each_pack(n, team, [&](int p, C(&dx_p)[kPack<T>], int left) {
+      const Index first = piece.first + dy_held.at(p, team);
+      C x_p[kPack<T>], extra[kPack<T>] = {};
+      x_held.pack[p].widen(x_p);
+      if (has_dh) dh_held.pack[p].widen(extra);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) {
+        if (e < left) dx_p[e] = value(dx_p[e], x_p[e], extra[e], first + e);
+      }
+      dy_held.pack[p] = Pack<T>::narrowed(dx_p);
     });
-    dy_held.store(to + piece.first, piece.n, team);
+    dy_held.store(to + piece.first, n, team);
   } else {
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
       const C extra = has_dh ? widen(dh_start[dh.step(g, s)]) : C(0);
-      to[dx.step(g, s)] = value(dy_start[dy.step(g, s)], x_start[x.step(g, s)], extra, s);
+      to[dx.step(g, s)] =
+          narrow<T>(value(widen(dy_start[dy.step(g, s)]), widen(x_start[x.step(g, s)]), extra, s));
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "normcore/dtype.h"
+#include "pipeline/arguments.h"
 
 namespace normcore::cuda {
 
@@ -42,13 +43,83 @@ __device__ T narrow(Compute<T> v) {
 }
 
 template <class T>
+inline constexpr DType kDTypeOf = std::is_same_v<T, __half>          ? DType::kFloat16
+                                  : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
+                                                                     : DTypeOf<Compute<T>>::value;
+
+// a * b + c, rounded once. Kernels are compiled without contraction (-fmad=false), and say where
+// they want it: all instances of a kernel, and the emulation, then give the same bits.
+__device__ inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double fused(double a, double b, double c) { return fma(a, b, c); }
+
+template <class T>
 inline constexpr int kPack = 16 / int(sizeof(T));
 
-// kPack elements, moved as one.
+// kPack elements as the words that move together. They are taken apart where they are used, not
+// where they are loaded: only so do several loads of a thread wait at the same time.
 template <class T>
-struct alignas(16) Pack {
-  T at[kPack<T>];
+struct Pack {
+  uint4 bits;
+
+  __device__ void widen(Compute<T> (&f)[kPack<T>]) const {
+    const unsigned w[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (std::is_same_v<T, double>) {
+        if (i < 2) f[i] = __hiloint2double(int(w[2 * i + 1]), int(w[2 * i]));
+      } else if constexpr (std::is_same_v<T, float>) {
+        f[i] = __uint_as_float(w[i]);
+      } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        f[2 * i] = __uint_as_float(w[i] << 16);
+        f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+      } else {
+        __half2 pair;
+        memcpy(&pair, &w[i], 4);
+        f[2 * i] = __low2float(pair);
+        f[2 * i + 1] = __high2float(pair);
+      }
+    }
+  }
+  // Each rounded once, to nearest even.
+  __device__ static Pack narrowed(const Compute<T> (&f)[kPack<T>]) {
+    unsigned w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (std::is_same_v<T, double>) {
+        w[i] = unsigned(i % 2 ? __double2hiint(f[i / 2]) : __double2loint(f[i / 2]));
+      } else if constexpr (std::is_same_v<T, float>) {
+        w[i] = __float_as_uint(f[i]);
+      } else {
+        std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162> pair;
+        if constexpr (std::is_same_v<T, __half>) {
+          pair = __floats2half2_rn(f[2 * i], f[2 * i + 1]);
+        } else {
+          pair = __floats2bfloat162_rn(f[2 * i], f[2 * i + 1]);
+        }
+        memcpy(&w[i], &pair, 4);
+      }
+    }
+    return {{w[0], w[1], w[2], w[3]}};
+  }
+  // All elements alike.
+  __device__ static Pack filled(Compute<T> value) {
+    Compute<T> f[kPack<T>];
+#pragma unroll
+    for (Compute<T>& v : f) v = value;
+    return narrowed(f);
+  }
 };
+
+// 16 bytes on their boundary, without a branch: what is not `inside` stays as it is. kStream: they
+// are read once, and give way to what is read again.
+template <bool kStream>
+__device__ void load_words(const void* from, bool inside, uint4& bits) {
+  if (!inside) return;
+  bits = kStream ? __ldcs(static_cast<const uint4*>(from)) : *static_cast<const uint4*>(from);
+}
+__device__ inline void store_words(void* to, const uint4& bits) {
+  __stcs(static_cast<uint4*>(to), bits);
+}
 
 template <class T>
 __device__ bool on_pack_boundary(const T* p) {
@@ -66,39 +137,42 @@ __device__ inline uint4 shifted(uint4 low, uint4 high, unsigned bytes) {
           __funnelshift_r(w[2], w[3], bits), __funnelshift_r(w[3], w[4], bits)};
 }
 
-// Elements [first, first + kPack) of a row of n; zeros beyond its end. Which elements a thread
-// holds does not depend on where the row begins, so neither do the bits of its sums.
+// Elements [first, first + kPack) of a row of n that lies anywhere; zeros beyond its end. Which
+// elements a thread holds does not depend on where the row begins, so neither do the bits of its
+// sums.
 template <class T>
-__device__ Pack<T> load_pack(const T* row, Index first, Index n) {
+__device__ Pack<T> load_pack(const T* row, int first, int n) {
   constexpr int V = kPack<T>;
-  Pack<T> pack;
   const T* from = row + first;
   if (first + V <= n && on_pack_boundary(from)) {
-    return *reinterpret_cast<const Pack<T>*>(from);
+    return {*reinterpret_cast<const uint4*>(from)};
   }
   // Off the boundary, away from the ends of the row: two packs that lie on it.
   if (first >= V && first + 2 * V <= n) {
     const unsigned past = unsigned(reinterpret_cast<std::uintptr_t>(from) % 16);
     const auto* packs = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
-    const uint4 bits = shifted(packs[0], packs[1], past);
-    memcpy(&pack, &bits, 16);
-    return pack;
+    return {shifted(packs[0], packs[1], past)};
   }
+  T elements[V];
 #pragma unroll
   for (int e = 0; e < V; ++e) {
-    pack.at[e] = first + e < n ? from[e] : narrow<T>(Compute<T>(0));
+    elements[e] = first + e < n ? from[e] : narrow<T>(Compute<T>(0));
   }
+  Pack<T> pack;
+  memcpy(&pack, elements, 16);
   return pack;
 }
 template <class T>
-__device__ void store_pack(T* row, Index first, Index n, const Pack<T>& pack) {
+__device__ void store_pack(T* row, int first, int n, const Pack<T>& pack) {
   if (first + kPack<T> <= n && on_pack_boundary(row + first)) {
-    *reinterpret_cast<Pack<T>*>(row + first) = pack;
+    *reinterpret_cast<uint4*>(row + first) = pack.bits;
     return;
   }
+  T elements[kPack<T>];
+  memcpy(elements, &pack, 16);
 #pragma unroll
   for (int e = 0; e < kPack<T>; ++e) {
-    if (first + e < n) row[first + e] = pack.at[e];
+    if (first + e < n) row[first + e] = elements[e];
   }
 }
 
@@ -106,19 +180,21 @@ __device__ void store_pack(T* row, Index first, Index n, const Pack<T>& pack) {
 // Off the boundary a lane writes the pack that begins on it: the end of its own and the start of
 // the next lane's. What has no such partner goes element by element.
 template <class T>
-__device__ void store_pack_by_warp(T* row, Index first, Index n, const Pack<T>& pack, int lanes) {
+__device__ void store_pack_by_warp(T* row, int first, int n, const Pack<T>& pack, int lanes) {
   constexpr int V = kPack<T>;
   const auto past = unsigned(reinterpret_cast<std::uintptr_t>(row + first) % 16);
   if (!__any_sync(0xffffffffu, past != 0 && first < n)) {
     store_pack(row, first, n, pack);
     return;
   }
-  uint4 own, next;
-  memcpy(&own, &pack, 16);
+  const uint4 own = pack.bits;
+  uint4 next;
   next.x = __shfl_down_sync(0xffffffffu, own.x, 1);
   next.y = __shfl_down_sync(0xffffffffu, own.y, 1);
   next.z = __shfl_down_sync(0xffffffffu, own.z, 1);
   next.w = __shfl_down_sync(0xffffffffu, own.w, 1);
+  // In place, a lane writes what the next one has read: a shuffle orders no memory.
+  __syncwarp();
   if (first >= n) return;
   if (past == 0) {
     store_pack(row, first, n, pack);
@@ -128,25 +204,41 @@ __device__ void store_pack_by_warp(T* row, Index first, Index n, const Pack<T>& 
   const bool before = lane > 0 && first >= V && first + skip <= n;  // the lane before has my start
   const bool after = lane + 1 < lanes && first + skip + V <= n;
   if (after) {
-    const uint4 bits = shifted(own, next, 16 - past);
-    Pack<T> joined;
-    memcpy(&joined, &bits, 16);
-    *reinterpret_cast<Pack<T>*>(row + first + skip) = joined;
+    *reinterpret_cast<uint4*>(row + first + skip) = shifted(own, next, 16 - past);
   }
+  T elements[V];
+  memcpy(elements, &pack, 16);
 #pragma unroll
   for (int e = 0; e < V; ++e) {
-    if (first + e < n && !(e < skip ? before : after)) row[first + e] = pack.at[e];
+    if (first + e < n && !(e < skip ? before : after)) row[first + e] = elements[e];
   }
 }
 
-// The parameters of the elements [first, first + V) of a row of n.
-template <int V, class C>
-__device__ void load_parameters(const C* parameters, Index first, Index n, C (&out)[V]) {
+// A parameter by element, as it lies in the caller's memory: T or the compute type of T, in order.
+// Null: all are `missing`.
+struct ElementValues {
+  const void* data;
+  double missing;
+};
+
+// The parameters of the elements [first, first + V) of a row of n; kWhole: whole packs.
+template <bool kWhole, class W, int V>
+__device__ void load_parameters(const ElementValues& values, int first, int n,
+                                Compute<W> (&out)[V]) {
+  constexpr int U = kPack<W>;
+  const auto* data = static_cast<const W*>(values.data);
 #pragma unroll
-  for (int e = 0; e < V; e += kPack<C>) {
-    const Pack<C> pack = load_pack(parameters, first + e, n);
+  for (int e = 0; e < V; e += U) {
+    Pack<W> pack = Pack<W>::filled(Compute<W>(values.missing));
+    if (kWhole) {
+      load_words<false>(data + first + e, data && first < n, pack.bits);
+    } else if (data) {
+      pack = load_pack(data, first + e, n);
+    }
+    Compute<W> f[U];
+    pack.widen(f);
 #pragma unroll
-    for (int j = 0; j < kPack<C>; ++j) out[e + j] = pack.at[j];
+    for (int j = 0; j < U; ++j) out[e + j] = f[j];
   }
 }
 
@@ -162,6 +254,33 @@ void with_element_type(DType dtype, F&& f) {
       return f(__half{});
     case DType::kBFloat16:
       return f(__nv_bfloat16{});
+  }
+}
+
+__device__ inline void put(const Column& to, Index i, double value) {
+  switch (to.dtype) {
+    case DType::kFloat64:
+      static_cast<double*>(to.data)[i * to.stride] = value;
+      break;
+    case DType::kFloat32:
+      static_cast<float*>(to.data)[i * to.stride] = float(value);
+      break;
+    case DType::kFloat16:
+      static_cast<__half*>(to.data)[i * to.stride] = narrow<__half>(float(value));
+      break;
+    case DType::kBFloat16:
+      static_cast<__nv_bfloat16*>(to.data)[i * to.stride] = narrow<__nv_bfloat16>(float(value));
+  }
+}
+
+__device__ inline void write_statistics(const StatisticsColumns& out, Index i, double mean,
+                                        double var, double rstd) {
+  if (out.mean.data) put(out.mean, i, mean);
+  if (out.var.data) put(out.var, i, var);
+  if (out.rstd.data) put(out.rstd, i, rstd);
+  if (out.pooled_mean.data) {
+    put(out.pooled_mean, i, mean);
+    put(out.pooled_var, i, var);
   }
 }
 

@@ -48,30 +48,45 @@ struct Launch {
   std::int64_t blocks_y = 1;
 };
 
+// As the runtime takes it.
+struct LaunchConfig {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute cluster{};
+
+  LaunchConfig(const Launch& l, const void* kernel, cudaStream_t stream) {
+    config.gridDim = dim3(unsigned(l.blocks), unsigned(l.blocks_y));
+    config.blockDim = dim3(unsigned(l.threads));
+    config.dynamicSmemBytes = std::size_t(l.shared_bytes);
+    config.stream = stream;
+    if (l.cluster == 1) return;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {unsigned(l.cluster), 1, 1};
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    if (l.cluster > 8) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "cudaFuncSetAttribute");
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+};
+
 template <class... Params, class... Args>
 void launch(const Launch& l, cudaStream_t stream, void (*kernel)(Params...), Args... args) {
   if (l.blocks == 0) return;
   if (l.blocks > 0x7fffffff || l.blocks_y > 65535) {
     throw device_error("more than 2^31 - 1 blocks: the array is too large");
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(l.blocks), unsigned(l.blocks_y));
-  config.blockDim = dim3(unsigned(l.threads));
-  config.dynamicSmemBytes = std::size_t(l.shared_bytes);
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  if (l.cluster > 1) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {unsigned(l.cluster), 1, 1};
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    if (l.cluster > 8) {
-      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-            "cudaFuncSetAttribute");
-    }
-  }
-  check(cudaLaunchKernelEx(&config, kernel, Params(args)...), "cudaLaunchKernelEx");
+  LaunchConfig config(l, reinterpret_cast<const void*>(kernel), stream);
+  check(cudaLaunchKernelEx(&config.config, kernel, Params(args)...), "cudaLaunchKernelEx");
+}
+
+// Clusters of a kernel, or blocks where it has none, that a device runs at once.
+Index resident_clusters(const void* kernel, const Launch& l, int device);
+template <class... Params>
+Index resident_clusters(void (*kernel)(Params...), const Launch& l, int device) {
+  return resident_clusters(reinterpret_cast<const void*>(kernel), l, device);
 }
 
 // The small arrays of a call on a device: in the caller's workspace, then in chunks of the pool,

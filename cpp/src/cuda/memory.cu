@@ -1,6 +1,8 @@
 // Device memory, and the kernels for the small arrays of a call.
 #include <array>
+#include <map>
 #include <mutex>
+#include <tuple>
 
 #include "cuda/device_buffer.h"
 #include "cuda/elements.cuh"
@@ -147,6 +149,29 @@ bool is_available() {
 }
 
 const DeviceFacts& facts_of(int device) { return state_of(device).facts; }
+
+Index resident_clusters(const void* kernel, const Launch& l, int device) {
+  static std::mutex lock;
+  static std::map<std::tuple<const void*, int, int, int, int>, Index> known;
+  const std::lock_guard guard(lock);
+  const auto [it, is_new] =
+      known.try_emplace({kernel, device, l.cluster, l.threads, l.shared_bytes}, 0);
+  if (!is_new) return it->second;
+  int count = 0;
+  if (l.cluster == 1) {
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, l.threads,
+                                                        std::size_t(l.shared_bytes)),
+          "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    count *= facts_of(device).multiprocessors;
+  } else {
+    Launch one = l;
+    one.blocks = l.cluster;
+    const LaunchConfig config(one, kernel, nullptr);
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config.config),
+          "cudaOccupancyMaxActiveClusters");
+  }
+  return it->second = std::max(1, count);
+}
 
 void* allocate(std::size_t bytes, int device, cudaStream_t stream) {
   void* p = nullptr;

@@ -3,6 +3,7 @@
 // storage type T, by pipeline_<type>.cu.
 #pragma once
 
+#include <bit>
 #include <string>
 #include <type_traits>
 
@@ -34,8 +35,6 @@ constexpr int kSharedBytes = 48 << 10;
 // Elements of a piece where threads take pieces alone.
 constexpr Index kLonePiece = 256;
 constexpr int kLoneThreads = 128;
-// Blocks of the backward row kernel for each multiprocessor.
-constexpr int kPersistentBlocks = 4;
 constexpr Index kParameterRuns = 256;
 
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
@@ -86,7 +85,9 @@ bool even_rows(const Plan& plan, int operand, Index* stride) {
   return plan.outer_dims == 1 && a.outer[0] == *stride * plan.cells;
 }
 
-Team team_of(const RowPolicy& p) { return {p.threads, p.cluster, nullptr}; }
+// Of powers of two.
+int log2_of(int n) { return std::bit_width(unsigned(n)) - 1; }
+Team team_of(const RowPolicy& p) { return {log2_of(p.threads), log2_of(p.cluster), nullptr}; }
 constexpr int kTeamBytes = Team::kDoubles * int(sizeof(double));
 
 // f(integral constant P) for the packs of a policy.
@@ -115,6 +116,7 @@ template <class Method, class T>
 class Pipeline {
   using C = Compute<T>;
   using Formula = typename FormulaOf<Method>::type;
+  static constexpr DType kDType = kDTypeOf<T>;
   static constexpr int P = kPoolCount<Method>;
   static constexpr int V = kPack<T>;
   // Whose pool can be a row of elements that have parameters of their own.
@@ -146,13 +148,13 @@ class Pipeline {
       });
     }
     PoolTables<Formula> pools = statistics(args);
-    auto show = [&](int pool, const RowStatistics& out) {
-      if (!out.mean) return;
-      launch(each(pools.shape[pool].entries()), stream(), export_statistics<Formula>, g_,
-             pools.shape[pool], pools.mean[pool], pools.var[pool], params_, out);
+    auto show = [&](int pool, const StatisticsColumns& out) {
+      if (!out) return;
+      launch(each(pools.shape[pool].entries()), stream(), export_statistics<Formula>, g_, pools,
+             pool, params_, out);
     };
-    show(args.given_mean && P > 1 ? 1 : 0, {args.mean, args.var, args.rstd});
-    show(P - 1, {args.last_mean, args.last_var, nullptr});
+    show(args.given_mean && P > 1 ? 1 : 0, columns_of(args));
+    show(P - 1, {column(args.last_mean), column(args.last_var), {}, {}, {}});
     if (!args.y) return;
     const Index cells = g_.coefficient_cells();
     C* a = memory_.take<C>(cells);
@@ -162,8 +164,8 @@ class Pipeline {
            args.channel_weight, args.channel_bias, a, center, shift);
     on_pieces([&](auto p, auto packed) {
       launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(kX, args.x),
-             view(kY, args.y), team_, Coefficients<C>{a, center, shift}, args.element_weight.values,
-             args.element_bias.values);
+             view(kY, args.y), team_, Coefficients<C>{a, center, shift}, table(args.element_weight),
+             table(args.element_bias));
     });
   }
 
@@ -186,26 +188,28 @@ class Pipeline {
 
     const bool given = args.given_mean && P == 1;  // nothing is computed from x
     const bool element = static_cast<bool>(args.element_weight);
+    const bool wanted = args.wants_parameters();
+    const C* element_weight = table(args.element_weight);
     double* sum_u = memory_.take<double>(cells);
     double* sum_1 = memory_.take<double>(cells);
-    if (!given || args.dweight) {
+    if (!given || wanted) {
       const Index parts = g_.outer * g_.cells * g_.pieces;
       double* dy_u = memory_.take<double>(parts);
       double* dy_1 = memory_.take<double>(parts);
       on_pieces([&](auto p, auto packed) {
         launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(kDy, args.dy),
-               view(kX, args.x), team_, t.center, t.unit_c, args.element_weight.values, dy_u, dy_1);
+               view(kX, args.x), team_, t.center, t.unit_c, element_weight, dy_u, dy_1);
       });
       const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
       launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
              sum_1);
-      if (args.dweight && !element) {
+      if (wanted && !element) {
         const Summers by_rows(g_.coefficient_rows());
         launch(each_by(by_rows, g_.cells), stream(), channel_gradients<C>, by_rows, g_, t, sum_u,
-               sum_1, args.dweight, args.dbias);
+               sum_1, dweight_of(args), dbias_of(args));
       }
     }
-    if (args.dweight && element) element_gradients(args, t);
+    if (wanted && element) element_gradients(args, t);
     if constexpr (MeasuresSpread<Method>) {
       through_spread(pools, args, t, sum_u, sum_1);
       return;
@@ -215,7 +219,7 @@ class Pipeline {
       launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(kDy, args.dy),
              view(kX, args.x), view(kDh, args.dh), view(kDx, args.dx), team_,
              GradientCoefficients<C>{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c},
-             args.element_weight.values);
+             element_weight);
     });
   }
 
@@ -232,6 +236,28 @@ class Pipeline {
   cudaStream_t stream() const { return memory_.stream(); }
   View view(int operand, const void* data) const {
     return data ? view_of(plan_, operand, data) : View{};
+  }
+  static Column column(double* table) { return {table, DType::kFloat64, 1}; }
+  static StatisticsColumns columns_of(const ForwardArgs<C>& args) {
+    if (args.columns) return args.columns;
+    return {column(args.mean), column(args.var), column(args.rstd), {}, {}};
+  }
+  static Column dweight_of(const BackwardArgs<C>& args) {
+    return args.dweight_column.data ? args.dweight_column : column(args.dweight);
+  }
+  static Column dbias_of(const BackwardArgs<C>& args) {
+    return args.dbias_column.data ? args.dbias_column : column(args.dbias);
+  }
+  static SavedStatistics saved(const BackwardArgs<C>& args) {
+    return {args.forward_mean, args.forward_var, args.forward_step};
+  }
+  // Parameters by element as kernels take them that read no other than the compute type.
+  const C* table(const ElementParameter<C>& p) const {
+    if (!p.as_given) return p.values;
+    if (!p.data) return memory_.template take_filled<C>(plan_.count, C(p.offset));
+    Walk in_order;
+    in_order.append(plan_.count, 1);
+    return memory_.template load_shifted<C>(ConstTensor(p.data, p.dtype, 1), in_order, p.offset);
   }
   static Launch each(Index n) { return {ceil_div(n, kSolveThreads), kSolveThreads}; }
   static Launch each_by(const Summers& by, Index n) { return each(n * by.lanes); }
@@ -252,6 +278,46 @@ class Pipeline {
     return static_cast<bool>(*policy);
   }
 
+  // The parameters of rows as the caller has them, where both are of T or of its compute type.
+  RowParameters row_parameters(const ElementParameter<C>& weight,
+                               const ElementParameter<C>& bias) const {
+    auto is = [](const ElementParameter<C>& p, DType dtype) {
+      return p.as_given && (!p.data || p.dtype == dtype);
+    };
+    const bool narrow = is(weight, kDType) && is(bias, kDType);
+    const bool wide = !narrow && is(weight, DTypeOf<C>::value) && is(bias, DTypeOf<C>::value);
+    auto values = [&](const ElementParameter<C>& p) -> ElementValues {
+      return narrow || wide ? ElementValues{p.data, p.data ? 0 : p.offset}
+                            : ElementValues{table(p), 0};
+    };
+    const bool shifted = (narrow || wide) && weight.data;
+    return {values(weight), values(bias), shifted ? weight.offset : 0, narrow};
+  }
+  static bool whole(const RowParameters& p) {
+    return aligned(p.weight.data) && aligned(p.bias.data);
+  }
+  // Whether all rows begin on a boundary of 16 bytes.
+  template <class Rows>
+  static bool whole(const Rows& rows) {
+    return aligned(rows.data) && rows.stride % V == 0;
+  }
+  static bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+
+  // f(packs, whole, cluster), integral constants, for the kernels of a policy: a cluster begins
+  // where threads hold all that they can.
+  template <int kMost, class F>
+  static void with_row_kernel(const RowPolicy& policy, bool is_whole, F&& f) {
+    auto choose = [&](auto packs, auto cluster) {
+      if (is_whole) {
+        f(packs, std::true_type{}, cluster);
+      } else {
+        f(packs, std::false_type{}, cluster);
+      }
+    };
+    if (policy.cluster > 1) return choose(std::integral_constant<int, kMost>{}, std::true_type{});
+    with_packs<kMost>(policy.packs, [&](auto packs) { choose(packs, std::false_type{}); });
+  }
+
   bool forward_rows(const ForwardArgs<C>& args) {
     if (!args.element_weight) return false;
     RowPolicy policy;
@@ -262,22 +328,25 @@ class Pipeline {
                    kForwardPacks<T>, &policy, stride)) {
       return false;
     }
-    RowsForward<C> a{};
+    RowsForward a{};
     a.rows = plan_.outer * plan_.cells;
-    a.n = plan_.count;
+    a.n = int(plan_.count);
+    a.inverse_n = 1 / double(plan_.count);
     a.x = add ? RowsIn{args.x_in, stride[kXIn]} : RowsIn{args.x, stride[kX]};
     if (add) {
       a.residual = {args.residual, stride[kResidual]};
       a.h = {const_cast<void*>(args.x), stride[kX]};
     }
     a.y = {args.y, stride[kY]};
-    a.weight = args.element_weight.values;
-    a.bias = args.element_bias.values;
-    a.out = {args.mean, args.var, args.rstd};
+    a.parameters = row_parameters(args.element_weight, args.element_bias);
+    a.out = columns_of(args);
+    const bool is_whole = plan_.count % V == 0 && whole(a.x) && whole(a.y) && whole(a.parameters) &&
+                          (!add || (whole(a.residual) && whole(a.h)));
     const Launch l{ceil_div(a.rows, policy.rows_per_block) * policy.cluster, policy.block_threads(),
                    kTeamBytes, policy.cluster};
-    with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
-      launch(l, stream(), rows_forward<Formula, T, p()>, a, params_, team_of(policy));
+    with_row_kernel<kForwardPacks<T>>(policy, is_whole, [&](auto p, auto all, auto cluster) {
+      launch(l, stream(), rows_forward<Formula, T, p(), all(), cluster()>, a, params_,
+             team_of(policy));
     });
     return true;
   }
@@ -293,29 +362,35 @@ class Pipeline {
     }
     RowsBackward<C> a{};
     a.rows = plan_.outer * plan_.cells;
-    a.n = plan_.count;
+    a.n = int(plan_.count);
+    a.inverse_n = 1 / double(plan_.count);
     a.x = {args.x, stride[kX]};
     a.dy = {args.dy, stride[kDy]};
     if (args.dh) a.dh = {args.dh, stride[kDh]};
     a.dx = {args.dx, stride[kDx]};
-    a.weight = args.element_weight.values;
-    a.mean = args.forward_mean;
-    a.var = args.forward_var;
-    // The number of blocks decides the order of the parameters' sums: by the device and the length
-    // of a row, unless there are fewer rows.
-    const Index most =
-        std::max<Index>(1, Index(facts_of(memory_.device()).multiprocessors) * kPersistentBlocks *
-                               128 / std::max(128, policy.block_threads()) / policy.cluster);
-    const Index blocks = std::min(most, ceil_div(a.rows, policy.rows_per_block));
-    if (args.dweight) {
-      a.dweight = memory_.take<C>(blocks * a.n);
-      a.dbias = memory_.take<C>(blocks * a.n);
+    a.parameters = row_parameters(args.element_weight, {.as_given = true});
+    a.saved = saved(args);
+    const bool is_whole = plan_.count % V == 0 && whole(a.x) && whole(a.dy) && whole(a.dx) &&
+                          whole(a.parameters) && (!args.dh || whole(a.dh));
+    const bool wanted = args.wants_parameters();
+    Launch l{0, policy.block_threads(), kTeamBytes, policy.cluster};
+    if (wanted) {
+      l.shared_bytes += gradient_bytes<C>(log2_of(policy.threads), policy.block_threads(), a.n);
     }
-    const Launch l{blocks * policy.cluster, policy.block_threads(), kTeamBytes, policy.cluster};
-    with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
-      launch(l, stream(), rows_backward<Formula, T, p()>, a, params_, team_of(policy));
+    with_row_kernel<kBackwardPacks<T>>(policy, is_whole, [&](auto p, auto all, auto cluster) {
+      const auto kernel = rows_backward<Formula, T, p(), all(), cluster()>;
+      // As many blocks as run at once: what follows from the device, the length of a row and its
+      // alignment decides the order of the parameters' sums, unless there are fewer rows.
+      const Index most = resident_clusters(kernel, l, memory_.device());
+      const Index blocks = std::min(most, ceil_div(a.rows, policy.rows_per_block));
+      l.blocks = blocks * policy.cluster;
+      if (wanted) {
+        a.dweight = memory_.template take<C>(blocks * a.n);
+        a.dbias = memory_.template take<C>(blocks * a.n);
+      }
+      launch(l, stream(), kernel, a, params_, team_of(policy));
+      if (wanted) sum_parts(a.dweight, a.dbias, blocks, a.n, args);
     });
-    if (args.dweight) sum_parts(a.dweight, a.dbias, blocks, a.n, args);
     return true;
   }
 
@@ -323,13 +398,13 @@ class Pipeline {
   template <class Part>
   void sum_parts(const Part* dweight, const Part* dbias, Index parts, Index n,
                  const BackwardArgs<C>& args) {
-    sum_part(dweight, parts, n, args.dweight);
-    sum_part(dbias, parts, n, args.dbias);
+    sum_columns<Part>({dweight, dweight_of(args)}, {dbias, dbias_of(args)}, parts, n);
   }
   template <class Part>
-  void sum_part(const Part* table, Index parts, Index n, double* out) {
-    const Launch l{ceil_div(n, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double))};
-    launch(l, stream(), sum_rows<Part>, table, parts, n, out);
+  void sum_columns(const ParameterSums<Part>& first, const ParameterSums<Part>& second, Index parts,
+                   Index n) {
+    const Launch l{ceil_div(n, 32), 32 * kSumWarps, 32 * kSumWarps * int(sizeof(double)), 1, 2};
+    launch(l, stream(), sum_parameter_rows<Part>, first, second, parts, n);
   }
 
   // ---- pools of channels that stay in registers
@@ -352,6 +427,7 @@ class Pipeline {
     if (!*policy) return false;
     pools->members = int(members);
     pools->packs = int(packs);
+    pools->inverse_count = 1 / pools->shape.count;
     return true;
   }
   Launch pools_launch(const HeldPools& pools, const RowPolicy& policy, int shared_bytes) const {
@@ -366,7 +442,7 @@ class Pipeline {
     with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
       launch(pools_launch(pools, policy, kTeamBytes), stream(), pool_forward<Formula, T, p()>,
              pools, view(kX, args.x), view(kY, args.y), params_, team_of(policy),
-             args.channel_weight, args.channel_bias, RowStatistics{args.mean, args.var, args.rstd});
+             args.channel_weight, args.channel_bias, columns_of(args));
     });
     return true;
   }
@@ -381,18 +457,20 @@ class Pipeline {
     if (shared > kSharedBytes) return false;
     // A pool of all samples has the whole gradient of its channel.
     const bool whole = pools.shape.extent == Extent::column || g_.outer == 1;
-    MemberGradients parts{args.dweight, args.dbias};
-    if (args.dweight && !whole) {
-      parts = {memory_.take<double>(g_.outer * g_.cells),
-               memory_.take<double>(g_.outer * g_.cells)};
+    const bool wanted = args.wants_parameters();
+    MemberGradients parts{dweight_of(args), dbias_of(args)};
+    if (wanted && !whole) {
+      parts = {column(memory_.take<double>(g_.outer * g_.cells)),
+               column(memory_.take<double>(g_.outer * g_.cells))};
     }
     with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
       launch(pools_launch(pools, policy, shared), stream(), pool_backward<Formula, T, p()>, pools,
              view(kDy, args.dy), view(kX, args.x), view(kDx, args.dx), params_, team_of(policy),
-             args.channel_weight, args.forward_mean, args.forward_var, parts);
+             args.channel_weight, saved(args), parts);
     });
-    if (args.dweight && !whole) {
-      sum_parts(parts.dweight, parts.dbias, g_.outer, g_.cells, args);
+    if (wanted && !whole) {
+      sum_parts(static_cast<const double*>(parts.dweight.data),
+                static_cast<const double*>(parts.dbias.data), g_.outer, g_.cells, args);
     }
     return true;
   }
@@ -431,7 +509,9 @@ class Pipeline {
   PoolTables<Formula> statistics(const Args& args) {
     PoolTables<Formula> pools{};
     const int computed = args.given_mean ? 1 : 0;  // pools from here on
+    for (Index& step : pools.step) step = 1;
     if (args.given_mean) {
+      pools.step[0] = args.given_step;
       pools.shape[0] = pool_of(plan_, Extent::column);
       pools.mean[0] = args.given_mean;
       pools.var[0] = args.given_var;
@@ -443,6 +523,7 @@ class Pipeline {
     if (args.saved_mean()) {
       pools.mean[P - 1] = args.saved_mean();
       pools.var[P - 1] = args.saved_var();
+      pools.step[P - 1] = args.forward_step;
     } else {
       const Index parts = g_.outer * g_.cells * g_.pieces;
       double* mean = memory_.take<double>(parts);
@@ -451,7 +532,7 @@ class Pipeline {
         launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(kX, args.x),
                team_, mean, m2);
       });
-      merge(pools, P - 1, g_, mean, m2, 1);
+      merge(pools, P - 1, g_, mean, m2, 1, 1);
       if constexpr (MeasuresSpread<Method>) measure_spread(pools, args.x);
     }
     // Of several pools the last has an entry per cell: the others are merged from it.
@@ -459,20 +540,21 @@ class Pipeline {
     cells.piece = g_.count;
     cells.pieces = 1;
     for (int i = computed; i < P - 1; ++i) {
-      merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.shape[P - 1].count);
+      merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.step[P - 1],
+            pools.shape[P - 1].count);
     }
     return pools;
   }
 
   // The statistics of pool i from those of pieces.
   void merge(PoolTables<Formula>& pools, int i, const Geometry& pieces, const double* mean,
-             const double* m2, double m2_scale) {
+             const double* m2, Index step, double m2_scale) {
     const PoolShape& shape = pools.shape[i];
     double* pool_mean = memory_.take<double>(shape.entries());
     double* pool_var = memory_.take<double>(shape.entries());
     const Summers by(shape.cells_of_entry(pieces) * pieces.pieces);
     launch(each_by(by, shape.entries()), stream(), pool_pieces, by, pieces, shape, Method::raw,
-           mean, m2, m2_scale, pool_mean, pool_var);
+           mean, m2, step, m2_scale, pool_mean, pool_var);
     pools.mean[i] = pool_mean;
     pools.var[i] = pool_var;
   }
@@ -501,8 +583,8 @@ class Pipeline {
   }
 
   // Tallies of u around the threshold, which is found first. `spread` null: not known yet.
-  const double* tally_spread(const SpreadTable<C>& t, const void* x, double n,
-                             const double* spread) {
+  const double* tally_spread(const SpreadTable<C>& t, const void* x, double n, const double* spread,
+                             Index step) {
     const Index cells = g_.coefficient_cells();
     double* sums = memory_.take<double>(kMostTallies * g_.outer * g_.cells * g_.pieces);
     double* out = memory_.take<double>(kMostTallies * cells);
@@ -510,7 +592,7 @@ class Pipeline {
     const double k = kind.largest(n);
     if (kind.order == 0 && k == 1) {
       const double* found = spread ? nullptr : tally<true>(t, x, sums, out);
-      launch(each(cells), stream(), take_peak<C>, cells, found, spread, t);
+      launch(each(cells), stream(), take_peak<C>, cells, found, spread, step, t);
     } else if (kind.order == 0) {
       auto* brackets = memory_.take<Bracket<C>>(cells);
       const double* found = nullptr;
@@ -527,10 +609,11 @@ class Pipeline {
     const Index cells = g_.coefficient_cells();
     const SpreadTable<C> t = new_spread_table();
     const double n = pools.shape[0].count;
-    launch(each(cells), stream(), prepare_spread<Method, C>, cells, n, pools.mean[0], pools.var[0],
-           true, least_deviation(params_.spread), t);
+    launch(each(cells), stream(), prepare_spread<Method, C>, cells, n,
+           SavedStatistics{pools.mean[0], pools.var[0], pools.step[0]}, true,
+           least_deviation(params_.spread), t);
     double* spread = memory_.take<double>(cells);
-    const double* tallies = tally_spread(t, x, n, nullptr);
+    const double* tallies = tally_spread(t, x, n, nullptr, 1);
     launch(each(cells), stream(), finish_spread<C>, cells, params_.spread, n, tallies, pools.var[0],
            t, spread);
     pools.var[0] = spread;
@@ -546,11 +629,11 @@ class Pipeline {
            sum_u, sum_1, d);
     const SpreadTable<C> spread = new_spread_table();
     const double n = pools.shape[0].count;
-    launch(each(cells), stream(), prepare_spread<Method, C>, cells, n, pools.mean[0], pools.var[0],
-           false, 0, spread);
-    const double* tallies = tally_spread(spread, args.x, n, pools.var[0]);
+    launch(each(cells), stream(), prepare_spread<Method, C>, cells, n,
+           SavedStatistics{pools.mean[0], pools.var[0], pools.step[0]}, false, 0, spread);
+    const double* tallies = tally_spread(spread, args.x, n, pools.var[0], pools.step[0]);
     launch(each(cells), stream(), finish_slopes<Method, C>, cells, params_.spread, n, tallies,
-           pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);
+           pools.var[0], pools.step[0], d.mean[0], d.var[0], spread, t.q, t.r);
     on_pieces([&](auto p, auto packed) {
       launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(kDy, args.dy),
              view(kX, args.x), view(kDx, args.dx), team_,
@@ -572,7 +655,8 @@ class Pipeline {
     launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, args.channel_weight, t,
            sum_u, sum_1, d);
     for (int i = 0; args.dparams && i < G; ++i) {
-      sum_part(d.params + i * cells, g_.coefficient_rows(), g_.cells, args.dparams + i * g_.cells);
+      sum_columns<double>({d.params + i * cells, column(args.dparams + i * g_.cells)}, {},
+                          g_.coefficient_rows(), g_.cells);
     }
     for (int i = computed; i < P; ++i) {
       const Index entries = pools.shape[i].entries();

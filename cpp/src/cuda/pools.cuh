@@ -15,6 +15,7 @@ struct HeldPools {
   Geometry g;
   PoolShape shape;
   int members, packs;
+  double inverse_count;
 
   // One weight for all members.
   __host__ __device__ bool one_channel() const {
@@ -47,15 +48,28 @@ struct Places {
       n[p] = inside ? int(pools.g.count) : 0;
     }
   }
-  // f(pack, element of the pack) for all elements.
+  // f(value) for all elements of what `held` holds,
   template <class F>
-  __device__ void each(F f) const {
+  __device__ void each(const Pack<T> (&held)[P], F f) const {
 #pragma unroll
     for (int p = 0; p < P; ++p) {
+      Compute<T> v[kPack<T>];
+      held[p].widen(v);
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) {
-        if (first[p] + e < n[p]) f(p, e);
+        if (first[p] + e < n[p]) f(v[e]);
       }
+    }
+  }
+  // and for the zeros beyond them.
+  template <class F>
+  __device__ void each_and_zeros(const Pack<T> (&held)[P], F f) const {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      Compute<T> v[kPack<T>];
+      held[p].widen(v);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) f(v[e]);
     }
   }
 };
@@ -76,10 +90,19 @@ __device__ void store_places(const Places<T, P>& at, T* start, Index step, const
   }
 }
 
+template <bool kRaw, class T, int P>
+__device__ Stats pool_statistics(const Places<T, P>& at, const Pack<T> (&held)[P],
+                                 const HeldPools& pools, bool active, const Team& team, int& phase,
+                                 Compute<T>& center) {
+  return held_statistics<kRaw>([&](auto f) { at.each(held, f); },
+                               [&](auto f) { at.each_and_zeros(held, f); }, pools.shape.count,
+                               pools.inverse_count, active, team, phase, center);
+}
+
 template <class Method, class T, int P>
 __global__ void __launch_bounds__(512)
     pool_forward(HeldPools pools, View x, View y, typename Method::Params params, Team team,
-                 const double* weight, const double* bias, RowStatistics out) {
+                 const double* weight, const double* bias, StatisticsColumns out) {
   using C = Compute<T>;
   team.scratch = shared_memory();
   int phase = 0;
@@ -89,34 +112,38 @@ __global__ void __launch_bounds__(512)
   const Places<T, P> at(pools, team, active);
   Pack<T> held[P];
   load_places(at, x.cell_start<const T>(pools.g, cell), pools.step(x), held);
-  auto each = [&](auto f) { at.each([&](int p, int e) { f(widen(held[p].at[e])); }); };
   C center;
   const Stats stats[1] = {
-      held_statistics<Method::raw>(each, Index(pools.shape.count), active, team, phase, center)};
+      pool_statistics<Method::raw>(at, held, pools, active, team, phase, center)};
   const Coef f = Method::coefficients(stats, params, pools.channel(entry, 0));
-  if (active && team.index() == 0 && out.mean) {
-    out.mean[entry] = double(center) + stats[0].mean;
-    out.var[entry] = stats[0].var;
-    out.rstd[entry] = Method::rstd(stats[0], params, pools.channel(entry, 0));
+  if (out && active && team.index() == 0) {
+    write_statistics(out, entry, double(center) + stats[0].mean, stats[0].var,
+                     Method::rstd(stats[0], params, pools.channel(entry, 0)));
   }
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const Index k = pools.channel(entry, at.member[p]);
     const Applied<C> y_of_x = applied<C>(f, weight ? weight[k] : 1, bias ? bias[k] : 0);
+    C v[kPack<T>];
+    held[p].widen(v);
 #pragma unroll
-    for (int e = 0; e < kPack<T>; ++e) {
-      held[p].at[e] = narrow<T>(y_of_x.a * (widen(held[p].at[e]) - center) + y_of_x.shift);
-    }
+    for (C& v_e : v) v_e = fused(y_of_x.a, v_e - center, y_of_x.shift);
+    held[p] = Pack<T>::narrowed(v);
   }
   store_places(at, y.cell_start<T>(pools.g, cell), pools.step(y), team, held);
-  if (team.cluster > 1) cluster_barrier();
+  if (team.log_cluster > 0) cluster_barrier();
 }
 
 // Gradients of the channels' parameters, before they are summed over the pools: [entries] where a
 // pool has one channel, else [cells of the table]. Null: not wanted.
 struct MemberGradients {
-  double* dweight;
-  double* dbias;
+  Column dweight;
+  Column dbias;
+
+  __device__ void put(Index i, double dw, double db) const {
+    if (dweight.data) cuda::put(dweight, i, dw);
+    if (dbias.data) cuda::put(dbias, i, db);
+  }
 };
 
 // Shared memory of pool_backward beyond the team's, where a pool has several channels: two sums of
@@ -128,30 +155,29 @@ int pool_sums_bytes(const HeldPools& pools, int packs_of_block) {
 
 // The sums of each member's packs: of this block's packs by its warps, then over the cluster.
 template <int P, class C, class Write>
-__device__ void member_sums(const HeldPools& pools, const Team& team, int teams, bool active,
+__device__ void member_sums(const HeldPools& pools, const Team& team, bool active,
                             const C (&of_packs)[P][2], Write write) {
-  const int my_team = int(threadIdx.x) / team.threads, thread = int(threadIdx.x) % team.threads;
-  C* slots = reinterpret_cast<C*>(team.scratch + Team::kDoubles) + my_team * P * team.threads * 2;
-  C* of_members =
-      reinterpret_cast<C*>(team.scratch + Team::kDoubles) + teams * P * team.threads * 2;
+  const int thread = team.thread(), threads = team.threads();
+  C* first_slot = reinterpret_cast<C*>(team.scratch + Team::kDoubles);
+  C* slots = first_slot + team.number() * P * threads * 2;
+  C* of_members = first_slot + team.teams() * P * threads * 2;
 #pragma unroll
   for (int p = 0; p < P; ++p) {
-    slots[(p * team.threads + thread) * 2] = of_packs[p][0];
-    slots[(p * team.threads + thread) * 2 + 1] = of_packs[p][1];
+    slots[(p * threads + thread) * 2] = of_packs[p][0];
+    slots[(p * threads + thread) * 2 + 1] = of_packs[p][1];
   }
   __syncthreads();
-  const int lanes = team.lanes(), groups = team.threads / lanes;
+  const int lanes = team.lanes(), groups = threads / lanes;
   for (int m = thread / lanes; m < pools.members; m += groups) {
     C sum[2] = {0, 0};
 #pragma unroll
     for (int p = 0; p < P; ++p) {
       // Of the packs [block, block + threads) of the pool, those of this member.
-      const int block = p * team.size() + cluster_rank() * team.threads;
+      const int block = p * team.size() + team.index() - thread;
       const int begin = m * pools.packs - block, end = begin + pools.packs;
-      for (int j = (begin > 0 ? begin : 0) + thread % lanes; j < end && j < team.threads;
-           j += lanes) {
-        sum[0] += slots[(p * team.threads + j) * 2];
-        sum[1] += slots[(p * team.threads + j) * 2 + 1];
+      for (int j = (begin > 0 ? begin : 0) + thread % lanes; j < end && j < threads; j += lanes) {
+        sum[0] += slots[(p * threads + j) * 2];
+        sum[1] += slots[(p * threads + j) * 2 + 1];
       }
     }
     for (int d = lanes / 2; d > 0; d /= 2) {
@@ -159,7 +185,7 @@ __device__ void member_sums(const HeldPools& pools, const Team& team, int teams,
       sum[1] += __shfl_xor_sync(0xffffffffu, sum[1], d);
     }
     if (thread % lanes == 0) {
-      if (team.cluster > 1) {
+      if (team.log_cluster > 0) {
         of_members[m * 2] = sum[0];
         of_members[m * 2 + 1] = sum[1];
       } else if (active) {
@@ -167,11 +193,11 @@ __device__ void member_sums(const HeldPools& pools, const Team& team, int teams,
       }
     }
   }
-  if (team.cluster == 1) return;
+  if (team.log_cluster == 0) return;
   cluster_barrier();
   for (int m = team.index(); m < pools.members; m += team.size()) {
     double sum[2] = {0, 0};
-    for (int b = 0; b < team.cluster; ++b) {
+    for (int b = 0; b < team.cluster(); ++b) {
       sum[0] += double(of_block(of_members, b)[m * 2]);
       sum[1] += double(of_block(of_members, b)[m * 2 + 1]);
     }
@@ -182,8 +208,7 @@ __device__ void member_sums(const HeldPools& pools, const Team& team, int teams,
 template <class Method, class T, int P>
 __global__ void __launch_bounds__(512)
     pool_backward(HeldPools pools, View dy, View x, View dx, typename Method::Params params,
-                  Team team, const double* weight, const double* mean, const double* var,
-                  MemberGradients out) {
+                  Team team, const double* weight, SavedStatistics saved, MemberGradients out) {
   using C = Compute<T>;
   constexpr int V = kPack<T>;
   team.scratch = shared_memory();
@@ -198,31 +223,31 @@ __global__ void __launch_bounds__(512)
 
   Stats stats[1];
   C center = 0;
-  if (mean) {
-    stats[0] =
-        counted_from_center<Method::raw>(mean[entry], var[entry], pools.shape.count, &center);
+  if (saved.mean) {
+    stats[0] = counted_from_center<Method::raw>(
+        saved.mean[entry * saved.step], saved.var[entry * saved.step], pools.shape.count, &center);
   } else {
-    auto each = [&](auto f) { at.each([&](int p, int e) { f(widen(x_held[p].at[e])); }); };
-    stats[0] =
-        held_statistics<Method::raw>(each, Index(pools.shape.count), active, team, phase, center);
+    stats[0] = pool_statistics<Method::raw>(at, x_held, pools, active, team, phase, center);
   }
   const Coef f = Method::coefficients(stats, params, pools.channel(entry, 0));
   const double unit = unit_of(f.a);
   const C unit_c = C(unit);
   // Beyond the pool dy is zero, and times dy it must stay zero.
-  auto u = [&](int p, int e) {
-    return at.first[p] + e < at.n[p] ? (widen(x_held[p].at[e]) - center) * unit_c : C(0);
+  auto u = [&](int p, int e, C x_e) {
+    return at.first[p] + e < at.n[p] ? (x_e - center) * unit_c : C(0);
   };
   C of_packs[P][2];  // sums of dy * u and dy
   C sums[2] = {0, 0};
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     of_packs[p][0] = of_packs[p][1] = 0;
+    C x_p[V], dy_p[V];
+    x_held[p].widen(x_p);
+    dy_held[p].widen(dy_p);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      const C g = widen(dy_held[p].at[e]);
-      of_packs[p][0] += g * u(p, e);
-      of_packs[p][1] += g;
+      of_packs[p][0] = fused(dy_p[e], u(p, e, x_p[e]), of_packs[p][0]);
+      of_packs[p][1] += dy_p[e];
     }
     const bool by_pack = weight && !pools.one_channel();
     const C w = by_pack ? C(weight[pools.channel(entry, at.member[p])]) : C(1);
@@ -244,29 +269,28 @@ __global__ void __launch_bounds__(512)
   for (int p = 0; p < P; ++p) {
     const double w_p = weight ? weight[pools.channel(entry, at.member[p])] : 1;
     const C scale = zero ? C(0) : C(w_p * f.a);
+    C x_p[V], dx[V];
+    x_held[p].widen(x_p);
+    dy_held[p].widen(dx);
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
-      dy_held[p].at[e] = narrow<T>(scale * widen(dy_held[p].at[e]) + (q * u(p, e) + r));
-    }
+    for (int e = 0; e < V; ++e) dx[e] = fused(scale, dx[e], fused(q, u(p, e, x_p[e]), r));
+    dy_held[p] = Pack<T>::narrowed(dx);
   }
   store_places(at, dx.cell_start<T>(pools.g, cell), pools.step(dx), team, dy_held);
 
-  if (out.dweight) {
+  if (out.dweight.data || out.dbias.data) {
     auto dweight = [&](double dy_u, double dy_1) { return weight_gradient(f, dy_u, dy_1, unit); };
     if (pools.one_channel()) {
       if (active && team.index() == 0) {
-        out.dweight[entry] = dweight(double(sums[0]), double(sums[1]));
-        out.dbias[entry] = double(sums[1]);
+        out.put(entry, dweight(double(sums[0]), double(sums[1])), double(sums[1]));
       }
     } else {
-      member_sums(pools, team, int(blockDim.x) / team.threads, active, of_packs,
-                  [&](int m, double dy_u, double dy_1) {
-                    out.dweight[cell + m] = dweight(dy_u, dy_1);
-                    out.dbias[cell + m] = dy_1;
-                  });
+      member_sums(pools, team, active, of_packs, [&](int m, double dy_u, double dy_1) {
+        out.put(cell + m, dweight(dy_u, dy_1), dy_1);
+      });
     }
   }
-  if (team.cluster > 1) cluster_barrier();
+  if (team.log_cluster > 0) cluster_barrier();
 }
 
 }  // namespace normcore::cuda

@@ -1,5 +1,8 @@
 // The row family: a row is read once, stays in registers, and gives its statistics, its solved
 // coefficients and its result. Layer and RMS normalization; a row is one cell of the plan.
+//
+// kWhole: all rows begin on a boundary of 16 bytes and are whole packs, and so are the parameters;
+// no lane looks at single elements. kCluster: several blocks share a row.
 #pragma once
 
 #include "cuda/elements.cuh"
@@ -26,91 +29,145 @@ struct RowsOut {
   }
 };
 
-struct RowStatistics {
-  double* mean;
-  double* var;
-  double* rstd;
+// Parameters by element: both of the elements' type, where `narrow` says so, or of its compute
+// type.
+struct RowParameters {
+  ElementValues weight, bias;
+  double weight_offset;
+  bool narrow;
 };
 
-template <class C>
 struct RowsForward {
-  Index rows, n;
+  Index rows;
+  int n;
+  double inverse_n;
   RowsIn x, residual;  // residual.data null: none
   RowsOut y, h;
-  const C* weight;  // [n]
-  const C* bias;
-  RowStatistics out;  // null: not wanted
+  RowParameters parameters;
+  StatisticsColumns out;
+};
+
+// Statistics that a forward call left, `step` apart. mean null: none.
+struct SavedStatistics {
+  const double* mean;
+  const double* var;
+  Index step;
 };
 
 template <class C>
 struct RowsBackward {
-  Index rows, n;
+  Index rows;
+  int n;
+  double inverse_n;
   RowsIn dy, x, dh;  // dh.data null: none
   RowsOut dx;
-  const C* weight;
-  const double* mean;  // of the forward call; null: from x
-  const double* var;
+  RowParameters parameters;
+  SavedStatistics saved;
   C* dweight;  // [blocks, n]: every block's part; null: not wanted
   C* dbias;
 };
 
 // What a thread holds of a row: packs team.size() apart.
-template <class T, int P>
+template <class T, int P, bool kWhole>
 struct RowPacks {
+  using C = Compute<T>;
+  static constexpr int V = kPack<T>;
   Pack<T> pack[P];
 
-  __device__ void load(const T* row, Index n, const Team& team) {
-#pragma unroll
-    for (int p = 0; p < P; ++p) pack[p] = load_pack(row, at(p, team), n);
-  }
-  __device__ void store(T* row, Index n, const Team& team) const {
+  // The first element of pack p.
+  __device__ static int at(int p, const Team& team) { return (p * team.size() + team.index()) * V; }
+  // Zeros beyond the end.
+  __device__ void load(const T* row, int n, const Team& team) {
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-      store_pack_by_warp(row, at(p, team), n, pack[p], team.lanes());
+      if constexpr (kWhole) {
+        pack[p] = {};
+        load_words<true>(row + at(p, team), at(p, team) < n, pack[p].bits);
+      } else {
+        pack[p] = load_pack(row, at(p, team), n);
+      }
     }
   }
-  // The first element of pack p.
-  __device__ static Index at(int p, const Team& team) {
-    return Index(p * team.size() + team.index()) * kPack<T>;
+  __device__ void store(T* row, int n, const Team& team) const {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      if constexpr (kWhole) {
+        if (at(p, team) < n) store_words(row + at(p, team), pack[p].bits);
+      } else {
+        store_pack_by_warp(row, at(p, team), n, pack[p], team.lanes());
+      }
+    }
+  }
+  // f(p, values, left) for each pack that has elements of the row: the first `left` of them, or all
+  // of whole packs.
+  template <class F>
+  __device__ void each_pack(int n, const Team& team, F f) const {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      const int left = n - at(p, team);
+      if (left <= 0) continue;
+      C v[V];
+      pack[p].widen(v);
+      f(p, v, left);
+    }
+  }
+  // f(value) for all elements.
+  template <class F>
+  __device__ void each(int n, const Team& team, F f) const {
+    each_pack(n, team, [&](int, const C(&v)[V], int left) {
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if (kWhole || e < left) f(v[e]);
+      }
+    });
+  }
+  // f(value) for all elements, and for the zeros beyond them.
+  template <class F>
+  __device__ void each_and_zeros(F f) const {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      C v[V];
+      pack[p].widen(v);
+#pragma unroll
+      for (int e = 0; e < V; ++e) f(v[e]);
+    }
   }
 };
 
-// f(pack, element of the pack, place in the row) for what a thread holds of a row of n.
-template <class T, int P, class F>
-__device__ void for_held(Index n, const Team& team, F f) {
-#pragma unroll
-  for (int p = 0; p < P; ++p) {
-    const Index first = RowPacks<T, P>::at(p, team);
-#pragma unroll
-    for (int e = 0; e < kPack<T>; ++e) {
-      const Index i = first + e;
-      if (i < n) f(p, e, i);
-    }
-  }
-}
-
-// Statistics of `count` elements that a team holds, and the centre that they count from. each(f)
-// calls f(value) for this thread's share; a team that is not `active` has none.
-template <bool kRaw, class C, class Each>
-__device__ Stats held_statistics(Each each, Index count, bool active, const Team& team, int& phase,
+// Statistics of `count` elements that a team holds, and the centre that they count from.
+// each(f) calls f(value) for this thread's share, each_and_zeros(f) also for zeros that it holds
+// beyond them; a team that is not `active` has none.
+template <bool kRaw, class C, class Each, class EachAndZeros>
+__device__ Stats held_statistics(Each each, EachAndZeros each_and_zeros, double count,
+                                 double inverse_count, bool active, const Team& team, int& phase,
                                  C& center) {
   center = 0;
-  if constexpr (!kRaw) {
+  double squares, rest = 0;
+  bool safe;
+  if constexpr (kRaw) {
     C sum[1] = {0};
-    each([&](C v) { sum[0] += v; });
+    each_and_zeros([&](C v) { sum[0] = fused(v, v, sum[0]); });
     team_sum(sum, team, phase);
-    center = C(double(sum[0]) / double(count));
+    safe = squares_are_safe(sum[0]);
+    squares = double(sum[0]);
+  } else {
+    C sum[1] = {0};
+    each_and_zeros([&](C v) { sum[0] += v; });
+    team_sum(sum, team, phase);
+    center = C(double(sum[0]) * inverse_count);
+    C sums[2] = {0, 0};  // of the deviations and of their squares
+    each([&](C v) {
+      const C d = v - center;
+      sums[0] += d;
+      sums[1] = fused(d, d, sums[1]);
+    });
+    team_sum(sums, team, phase);
+    safe = squares_are_safe(sums[1]);
+    squares = double(sums[1]);
+    rest = double(sums[0]) * inverse_count;
   }
-  C sums[2] = {0, 0};  // of the deviations and of their squares
-  each([&](C v) {
-    const C d = v - center;
-    sums[0] += d;
-    sums[1] += d * d;
-  });
-  team_sum(sums, team, phase);
-  double squares = double(sums[1]);
   // Rare, and dear: but all teams that wait for each other must do the same.
-  const bool unsafe = active && !squares_are_safe(sums[1]);
+  const bool unsafe = active && !safe;
   if (any_in_reach(unsafe, team)) {
     double wide[1] = {0};
     // float64 has room for the square of any float; its own extremes are scaled by a power of two.
@@ -122,120 +179,214 @@ __device__ Stats held_statistics(Each each, Index count, bool active, const Team
     team_sum(wide, team, phase);
     if (unsafe) squares = wide[0] / unit / unit;
   }
-  const double rest = kRaw ? 0 : double(sums[0]) / double(count);
-  const double var = squares / double(count) - rest * rest;
-  return counted_from_center<kRaw>(double(center) + rest, var < 0 ? 0 : var, double(count),
-                                   &center);
+  const double var = squares * inverse_count - rest * rest;
+  return counted_from_center<kRaw>(double(center) + rest, var < 0 ? 0 : var, count, &center);
 }
 
 // Of a row of n.
-template <bool kRaw, class T, int P>
-__device__ Stats row_statistics(const RowPacks<T, P>& x, Index count, Index n, const Team& team,
-                                int& phase, Compute<T>& center) {
-  auto each = [&](auto f) {
-    for_held<T, P>(n, team, [&](int p, int e, Index) { f(widen(x.pack[p].at[e])); });
-  };
-  return held_statistics<kRaw>(each, count, n > 0, team, phase, center);
+template <bool kRaw, class T, int P, bool kWhole>
+__device__ Stats row_statistics(const RowPacks<T, P, kWhole>& x, int count, double inverse_count,
+                                int n, const Team& team, int& phase, Compute<T>& center) {
+  return held_statistics<kRaw>([&](auto f) { x.each(n, team, f); },
+                               [&](auto f) { x.each_and_zeros(f); }, count, inverse_count, n > 0,
+                               team, phase, center);
 }
 
-template <class Method, class T, int P>
+// A team of this block, as the kernel takes it.
+template <bool kCluster>
+__device__ Team here(Team team) {
+  team.scratch = shared_memory();
+  if (!kCluster) team.log_cluster = 0;
+  return team;
+}
+
+template <class Method, class T, int P, bool kWhole, bool kCluster>
 __global__ void __launch_bounds__(512)
-    rows_forward(RowsForward<Compute<T>> a, typename Method::Params params, Team team) {
+    rows_forward(RowsForward a, typename Method::Params params, Team shape) {
   using C = Compute<T>;
   constexpr int V = kPack<T>;
-  team.scratch = shared_memory();
+  const Team team = here<kCluster>(shape);
   int phase = 0;
   const Index row = first_row(team);
   // All threads stay for the barriers: a team beyond the last row works on nothing.
-  const Index n = row < a.rows ? a.n : 0;
+  const int n = row < a.rows ? a.n : 0;
   const Index r = row < a.rows ? row : 0;
-  const T* x_row = a.x.template row<T>(r);
-  RowPacks<T, P> x;
-  x.load(x_row, n, team);
+  RowPacks<T, P, kWhole> x;
+  x.load(a.x.template row<T>(r), n, team);
   if (a.residual.data) {
-    RowPacks<T, P> other;
+    RowPacks<T, P, kWhole> other;
     other.load(a.residual.template row<T>(r), n, team);
-    for_held<T, P>(n, team, [&](int p, int e, Index) {
-      x.pack[p].at[e] = narrow<T>(widen(x.pack[p].at[e]) + widen(other.pack[p].at[e]));
-    });
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      C v[V], w[V];
+      x.pack[p].widen(v);
+      other.pack[p].widen(w);
+#pragma unroll
+      for (int e = 0; e < V; ++e) v[e] += w[e];
+      x.pack[p] = Pack<T>::narrowed(v);
+    }
     x.store(a.h.template row<T>(r), n, team);
   }
   C center;
-  const Stats stats[1] = {row_statistics<Method::raw>(x, a.n, n, team, phase, center)};
+  const Stats stats[1] = {row_statistics<Method::raw>(x, a.n, a.inverse_n, n, team, phase, center)};
   const Coef f = Method::coefficients(stats, params, 0);
-  if (row < a.rows && team.index() == 0 && a.out.mean) {
-    a.out.mean[row] = double(center) + stats[0].mean;
-    a.out.var[row] = stats[0].var;
-    a.out.rstd[row] = Method::rstd(stats[0], params, 0);
+  if (a.out && row < a.rows && team.index() == 0) {
+    write_statistics(a.out, row, double(center) + stats[0].mean, stats[0].var,
+                     Method::rstd(stats[0], params, 0));
   }
   const C scale = C(f.a), shift = C(f.b);
+  auto apply = [&]<class W>(W) {
+    const C offset = C(a.parameters.weight_offset);
+    x.each_pack(n, team, [&](int p, C(&v)[V], int) {
+      C weight[V], bias[V];
+      load_parameters<kWhole, W>(a.parameters.weight, x.at(p, team), n, weight);
+      load_parameters<kWhole, W>(a.parameters.bias, x.at(p, team), n, bias);
 #pragma unroll
-  for (int p = 0; p < P; ++p) {
-    C weight[V], bias[V];
-    load_parameters(a.weight, x.at(p, team), n, weight);
-    load_parameters(a.bias, x.at(p, team), n, bias);
-#pragma unroll
-    for (int e = 0; e < V; ++e) {
-      const C v = scale * (widen(x.pack[p].at[e]) - center) + shift;
-      x.pack[p].at[e] = narrow<T>(weight[e] * v + bias[e]);
-    }
+      for (int e = 0; e < V; ++e) {
+        v[e] = fused(weight[e] + offset, fused(scale, v[e] - center, shift), bias[e]);
+      }
+      x.pack[p] = Pack<T>::narrowed(v);
+    });
+  };
+  if (a.parameters.narrow) {
+    apply(T{});
+  } else {
+    apply(C{});
   }
   x.store(a.y.template row<T>(r), n, team);
   // The blocks of a cluster read each other's shared memory: none may leave before the last.
-  if (team.cluster > 1) cluster_barrier();
+  if (kCluster) cluster_barrier();
+}
+
+// Shared memory of rows_backward beyond the team's, where several teams of a block have gradients
+// of the parameters: a table of rows of warps, or of teams that are larger.
+template <class C>
+int gradient_bytes(int log_threads, int block_threads, int n) {
+  const int groups = block_threads >> (log_threads < 5 ? 5 : log_threads);
+  return groups > 1 ? groups * n * int(sizeof(C)) : 0;
+}
+
+// The sum over the teams of a block of what each holds by element of a row, in a fixed order: first
+// over the teams of a warp, then over warps, or teams that are larger, through shared memory.
+template <class T, int P>
+__device__ void sum_over_teams(Compute<T> (&v)[P * kPack<T>], int n, const Team& team,
+                               Compute<T>* table, Compute<T>* out) {
+  using C = Compute<T>;
+  constexpr int V = kPack<T>;
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    if (d < team.lanes()) continue;
+#pragma unroll
+    for (int j = 0; j < P * V; ++j) v[j] += __shfl_xor_sync(0xffffffffu, v[j], d);
+  }
+  const int log_group = team.log_threads < 5 ? 5 : team.log_threads;
+  const int groups = int(blockDim.x) >> log_group, group = int(threadIdx.x) >> log_group;
+  C* to = groups > 1 ? table + group * n : out;
+  if (int(threadIdx.x & ((1 << log_group) - 1)) < team.threads()) {  // the first team of a warp
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      const int first = RowPacks<T, P, true>::at(p, team);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if (first + e < n) to[first + e] = v[p * V + e];
+      }
+    }
+  }
+  if (groups == 1) return;
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
+    C sum = table[i];
+    for (int g = 1; g < groups; ++g) sum += table[g * n + i];
+    out[i] = sum;
+  }
+  __syncthreads();
 }
 
 // Teams walk the rows with the stride of the grid. Each block sums its rows' gradients of the
-// parameters, in registers and then over its teams; `sum_rows` adds up the blocks.
-template <class Method, class T, int P>
+// parameters, in registers and then over its teams; `sum_parameter_rows` adds up the blocks.
+template <class Method, class T, int P, bool kWhole, bool kCluster>
 __global__ void __launch_bounds__(512)
-    rows_backward(RowsBackward<Compute<T>> a, typename Method::Params params, Team team) {
+    rows_backward(RowsBackward<Compute<T>> a, typename Method::Params params, Team shape) {
   using C = Compute<T>;
   constexpr int V = kPack<T>;
-  team.scratch = shared_memory();
+  using Packs = RowPacks<T, P, kWhole>;
+  const Team team = here<kCluster>(shape);
   int phase = 0;
-  const int teams = int(blockDim.x) / team.threads, my_team = int(threadIdx.x) / team.threads;
-  const Index block = Index(blockIdx.x) / team.cluster;
-  const Index blocks = Index(gridDim.x) / team.cluster;
-  C dweight[P * V], dbias[P * V];
+  const int teams = team.teams();
+  const Index block = Index(blockIdx.x >> team.log_cluster);
+  const Index stride = Index(gridDim.x >> team.log_cluster) * teams;
+  // A thread has the same columns of all rows.
+  C weight[P * V], dweight[P * V], dbias[P * V];
+  auto load_weights = [&]<class W>(W) {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      C w[V];
+      load_parameters<kWhole, W>(a.parameters.weight, Packs::at(p, team), a.n, w);
+#pragma unroll
+      for (int e = 0; e < V; ++e) weight[p * V + e] = w[e] + C(a.parameters.weight_offset);
+    }
+  };
+  if (a.parameters.narrow) {
+    load_weights(T{});
+  } else {
+    load_weights(C{});
+  }
 #pragma unroll
   for (int j = 0; j < P * V; ++j) dweight[j] = dbias[j] = 0;
 
-  for (Index first = block * teams; first < a.rows; first += blocks * teams) {
-    const Index row = first + my_team;
+  Packs x, dy;
+  auto load_row = [&](Index row, Packs& x_packs, Packs& dy_packs) {
+    const int n = row < a.rows ? a.n : 0;
+    const Index r = row < a.rows ? row : 0;
+    x_packs.load(a.x.template row<T>(r), n, team);
+    dy_packs.load(a.dy.template row<T>(r), n, team);
+  };
+  if (kWhole) load_row(block * teams + team.number(), x, dy);
+  for (Index first = block * teams; first < a.rows; first += stride) {
+    const Index row = first + team.number();
     const bool active = row < a.rows;
-    const Index n = active ? a.n : 0, r = active ? row : 0;
-    RowPacks<T, P> x, dy;
-    x.load(a.x.template row<T>(r), n, team);
-    dy.load(a.dy.template row<T>(r), n, team);
+    const int n = active ? a.n : 0;
+    const Index r = active ? row : 0;
+    // The next row is on its way while this one is worked on.
+    Packs next_x, next_dy;
+    if (kWhole) {
+      load_row(row + stride, next_x, next_dy);
+    } else {
+      load_row(row, x, dy);
+    }
 
     Stats stats[1];
     C center = 0;
-    if (a.mean) {
-      stats[0] = counted_from_center<Method::raw>(a.mean[r], a.var[r], double(a.n), &center);
+    if (a.saved.mean) {
+      stats[0] = counted_from_center<Method::raw>(
+          a.saved.mean[r * a.saved.step], a.saved.var[r * a.saved.step], double(a.n), &center);
     } else {
-      stats[0] = row_statistics<Method::raw>(x, a.n, n, team, phase, center);
+      stats[0] = row_statistics<Method::raw>(x, a.n, a.inverse_n, n, team, phase, center);
     }
     const Coef f = Method::coefficients(stats, params, 0);
     const double unit = unit_of(f.a);
     const C unit_c = C(unit), a_c = C(f.a), b_c = C(f.b);
-    auto inside = [&](int p, int e) { return x.at(p, team) + e < n; };
-    // Beyond the row dy is zero, and times dy it must stay zero.
-    auto deviation = [&](int p, int e) {
-      return inside(p, e) ? widen(x.pack[p].at[e]) - center : C(0);
+    // f(p, e, x - center, dy) for all elements.
+    auto each = [&](auto f) {
+      x.each_pack(n, team, [&](int p, const C(&x_i)[V], int left) {
+        C dy_i[V];
+        dy.pack[p].widen(dy_i);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          if (kWhole || e < left) f(p, e, x_i[e] - center, dy_i[e]);
+        }
+      });
     };
     C sums[2] = {0, 0};  // dy * u and dy, with the weight in dy
-#pragma unroll
-    for (int p = 0; p < P; ++p) {
-      C weight[V];
-      load_parameters(a.weight, x.at(p, team), n, weight);
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const C g = weight[e] * widen(dy.pack[p].at[e]);
-        sums[0] += g * (deviation(p, e) * unit_c);
-        sums[1] += g;
+    each([&](int p, int e, C d, C dy_i) {
+      const C g = weight[p * V + e] * dy_i;
+      sums[0] = fused(g, d * unit_c, sums[0]);
+      sums[1] += g;
+      if (a.dweight) {
+        dweight[p * V + e] = fused(dy_i, fused(a_c, d, b_c), dweight[p * V + e]);
+        dbias[p * V + e] += dy_i;
       }
-    }
+    });
     team_sum(sums, team, phase);
     StatsGrad ds[1];
     NoGradients none;
@@ -244,62 +395,65 @@ __global__ void __launch_bounds__(512)
     const Share share = Share::by_element<Method::raw>(ds[0].var, dy_1, stats[0], f.a);
     const C q = C(share.q / unit), rest = C(share.r);
 
-    RowPacks<T, P> dh;
+    Packs dh;
     if (a.dh.data) dh.load(a.dh.template row<T>(r), n, team);
-#pragma unroll
-    for (int p = 0; p < P; ++p) {
-      C weight[V];
-      load_parameters(a.weight, x.at(p, team), n, weight);
+    x.each_pack(n, team, [&](int p, const C(&x_i)[V], int) {
+      C dx[V];
+      dy.pack[p].widen(dx);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const C dy_i = widen(dy.pack[p].at[e]), d = deviation(p, e);
-        if (a.dweight && inside(p, e)) {  // a team without a row has no finite coefficients
-          dweight[p * V + e] += dy_i * (a_c * d + b_c);
-          dbias[p * V + e] += dy_i;
-        }
-        C dx = a_c * (weight[e] * dy_i - rest) + q * (d * unit_c);
-        if (a.dh.data) dx += widen(dh.pack[p].at[e]);
-        dy.pack[p].at[e] = narrow<T>(dx);
+        const C u = (x_i[e] - center) * unit_c;
+        // The product is rounded as in its sum, so that equal ones leave nothing.
+        dx[e] = fused(a_c, weight[p * V + e] * dx[e] - rest, q * u);
       }
-    }
+      if (a.dh.data) {
+        C extra[V];
+        dh.pack[p].widen(extra);
+#pragma unroll
+        for (int e = 0; e < V; ++e) dx[e] += extra[e];
+      }
+      dy.pack[p] = Pack<T>::narrowed(dx);
+    });
     dy.store(a.dx.template row<T>(r), n, team);
+    if (kWhole) {
+      x = next_x;
+      dy = next_dy;
+    }
   }
 
   if (a.dweight) {
-    // Teams of a block in turn: a fixed order.
-    C* block_dweight = a.dweight + block * a.n;
-    C* block_dbias = a.dbias + block * a.n;
-    for (int t = 0; t < teams; ++t) {
-      if (t == my_team) {
-        for_held<T, P>(a.n, team, [&](int p, int e, Index i) {
-          block_dweight[i] = (t == 0 ? C(0) : block_dweight[i]) + dweight[p * V + e];
-          block_dbias[i] = (t == 0 ? C(0) : block_dbias[i]) + dbias[p * V + e];
-        });
-      }
-      __syncthreads();
-    }
+    C* table = reinterpret_cast<C*>(team.scratch + Team::kDoubles);
+    sum_over_teams<T, P>(dweight, a.n, team, table, a.dweight + block * a.n);
+    sum_over_teams<T, P>(dbias, a.n, team, table, a.dbias + block * a.n);
   }
-  if (team.cluster > 1) cluster_barrier();
+  if (kCluster) cluster_barrier();
 }
 
-// out[j] = sum over the rows of a table [rows, n], each column in an order that rows alone decides.
-// A block takes 32 columns; its warps take every kSumWarps-th row.
+// out[j] = sum over the rows of a table [rows, n], each column in an order that rows alone decides;
+// blockIdx.y: which of the two. A block takes 32 columns; its warps take every kSumWarps-th row.
 inline constexpr int kSumWarps = 8;
 
 template <class C>
-__global__ void sum_rows(const C* table, Index rows, Index n, double* out) {
+struct ParameterSums {
+  const C* table;
+  Column out;
+};
+template <class C>
+__global__ void sum_parameter_rows(ParameterSums<C> weight, ParameterSums<C> bias, Index rows,
+                                   Index n) {
   double* sums = shared_memory();  // [kSumWarps, 32]
+  const ParameterSums<C>& mine = blockIdx.y == 0 ? weight : bias;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const Index j = Index(blockIdx.x) * 32 + lane;
   double sum = 0;
-  if (j < n) {
-    for (Index r = warp; r < rows; r += kSumWarps) sum += double(table[r * n + j]);
+  if (mine.out.data && j < n) {
+    for (Index r = warp; r < rows; r += kSumWarps) sum += double(mine.table[r * n + j]);
   }
   sums[warp * 32 + lane] = sum;
   __syncthreads();
-  if (warp == 0 && j < n) {
+  if (mine.out.data && warp == 0 && j < n) {
     for (int w = 1; w < kSumWarps; ++w) sum += sums[w * 32 + lane];
-    out[j] = sum;
+    put(mine.out, j, sum);
   }
 }
 

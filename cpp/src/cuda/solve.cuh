@@ -28,10 +28,11 @@ struct Summers {
 };
 
 // The statistics of a pool from the moments of its cells' pieces: the means' mean, then the spread
-// within and between them. `m2_scale`: what makes sums of squares of m2.
+// within and between them. `step`: from one to the next; `m2_scale`: what makes sums of squares of
+// m2.
 static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool raw,
-                                   const double* mean, const double* m2, double m2_scale,
-                                   double* pool_mean, double* pool_var) {
+                                   const double* mean, const double* m2, Index step,
+                                   double m2_scale, double* pool_mean, double* pool_var) {
   const Index entry = by.entry();
   if (entry >= pool.entries()) return;
   const Index parts = pool.cells_of_entry(g) * g.pieces;
@@ -44,15 +45,15 @@ static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool 
   // From the first mean on: equal means have exactly themselves for a mean.
   double center = 0;
   if (!raw) {
-    const double first = mean[pool.cell_of(g, entry, 0) * g.pieces];
-    each([&](Index at, double n) { center += (mean[at] - first) * (n / pool.count); });
+    const double first = mean[pool.cell_of(g, entry, 0) * g.pieces * step];
+    each([&](Index at, double n) { center += (mean[at * step] - first) * (n / pool.count); });
     by.sum(center);
     center += first;
   }
   double squares = 0;
   each([&](Index at, double n) {
-    const double d = raw ? 0 : mean[at] - center;
-    squares += m2[at] * m2_scale + n * (d * d);
+    const double d = raw ? 0 : mean[at * step] - center;
+    squares += m2[at * step] * m2_scale + n * (d * d);
   });
   by.sum(squares);
   if (by.lane() == 0) {
@@ -68,6 +69,10 @@ struct PoolTables {
   PoolShape shape[P];
   const double* mean[P];
   const double* var[P];
+  Index step[P];  // from one entry to the next
+
+  __device__ double mean_of(int i, Index entry) const { return mean[i][entry * step[i]]; }
+  __device__ double var_of(int i, Index entry) const { return var[i][entry * step[i]]; }
 
   // What the method sees of a cell, and the centre that it counts from.
   template <class C>
@@ -75,8 +80,9 @@ struct PoolTables {
     C center = 0;
     for (int i = P - 1; i >= 0; --i) {
       const Index e = shape[i].entry_of(g, cell);
-      if (i == P - 1) center = center_of<Method::raw, C>(mean[i][e], var[i][e], shape[i].count);
-      stats[i] = {from_center<Method::raw>(mean[i][e], center), var[i][e], shape[i].count};
+      if (i == P - 1)
+        center = center_of<Method::raw, C>(mean_of(i, e), var_of(i, e), shape[i].count);
+      stats[i] = {from_center<Method::raw>(mean_of(i, e), center), var_of(i, e), shape[i].count};
     }
     return center;
   }
@@ -103,17 +109,18 @@ __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Met
   shift[cell] = y.shift;
 }
 
-// The statistics of a pool for who asks. out.rstd null: not wanted.
+// The statistics of pool i for who asks.
 template <class Method>
-__global__ void export_statistics(Geometry g, PoolShape shape, const double* mean,
-                                  const double* var, typename Method::Params params,
-                                  RowStatistics out) {
+__global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
+                                  typename Method::Params params, StatisticsColumns out) {
+  const PoolShape& shape = pools.shape[i];
   const Index e = my_cell();
   if (e >= shape.entries()) return;
-  out.mean[e] = mean[e];
-  out.var[e] = var[e];
-  if (out.rstd)
-    out.rstd[e] = Method::rstd({0, var[e], shape.count}, params, shape.cell_of(g, e, 0) % g.cells);
+  const double var = pools.var_of(i, e);
+  const double rstd =
+      out.rstd.data ? Method::rstd({0, var, shape.count}, params, shape.cell_of(g, e, 0) % g.cells)
+                    : 0;
+  write_statistics(out, e, pools.mean_of(i, e), var, rstd);
 }
 
 template <class Method, class C>
@@ -149,7 +156,7 @@ static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u, co
 // dweight = sum dy * (a * (x - center) + b), dbias = sum dy of the channels.
 template <class C>
 __global__ void channel_gradients(Summers by, Geometry g, GradientTable<C> t, const double* sum_u,
-                                  const double* sum_1, double* dweight, double* dbias) {
+                                  const double* sum_1, Column dweight, Column dbias) {
   const Index k = by.entry();
   if (k >= g.cells) return;
   double dw = 0, db = 0;
@@ -160,8 +167,8 @@ __global__ void channel_gradients(Summers by, Geometry g, GradientTable<C> t, co
   }
   by.sum(dw, db);
   if (by.lane() == 0) {
-    dweight[k] = dw;
-    dbias[k] = db;
+    if (dweight.data) put(dweight, k, dw);
+    if (dbias.data) put(dbias, k, db);
   }
 }
 
@@ -230,8 +237,8 @@ __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_comput
   for (int i = first_computed; i < kPoolCount<Method>; ++i) {
     const PoolShape& shape = pools.shape[i];
     const Index e = shape.entry_of(g, cell);
-    const Stats stats{from_center<Method::raw>(pools.mean[i][e], t.center[cell]), pools.var[i][e],
-                      shape.count};
+    const Stats stats{from_center<Method::raw>(pools.mean_of(i, e), t.center[cell]),
+                      pools.var_of(i, e), shape.count};
     if (sum_1) {
       share = Share::by_element<Method::raw>(pooled.var[i][e], sum_1[cell], stats, t.a[cell]);
     } else {

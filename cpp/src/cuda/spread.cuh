@@ -69,12 +69,13 @@ __global__ void __launch_bounds__(512)
     team.scratch = shared_memory();
     int phase = 0;
     const T* row = start + piece.first;
-    RowPacks<T, P> held;
-    held.load(row, piece.n, team);
+    const int n = int(piece.n);
+    RowPacks<T, P, false> held;
+    held.load(row, n, team);
     C acc[kMostTallies] = {0, 0, 0, 0, 0};
-    for_held<T, P>(piece.n, team, [&](int p, int e, Index) {
+    held.each(n, team, [&](C x_i) {
       C v[kMostTallies];
-      f.terms(at, f.centred(at, widen(held.pack[p].at[e])), kPeak, v);
+      f.terms(at, f.centred(at, x_i), kPeak, v);
       for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], v[k]);
     });
     for (int k = 0; k < (kPeak ? 1 : kMostTallies); k += Team::kMostSums) {
@@ -110,38 +111,47 @@ __global__ void __launch_bounds__(512)
   const T* dy_start = dy.cell_start<const T>(g, piece.cell);
   const T* x_start = x.cell_start<const T>(g, piece.cell);
   T* to = dx.cell_start<T>(g, piece.cell);
-  auto value = [&](T dy_i, T x_i) {
-    const C h = spread.slope(at, spread.centred(at, widen(x_i)));
-    return narrow<T>(p_c * widen(dy_i) + (q * h + r));
+  auto value = [&](C dy_i, C x_i) {
+    const C h = spread.slope(at, spread.centred(at, x_i));
+    return fused(p_c, dy_i, fused(q, h, r));
   };
   if constexpr (kPacked) {
-    RowPacks<T, P> x_held, dy_held;
-    x_held.load(x_start + piece.first, piece.n, team);
-    dy_held.load(dy_start + piece.first, piece.n, team);
-    for_held<T, P>(piece.n, team, [&](int p, int e, Index) {
-      dy_held.pack[p].at[e] = value(dy_held.pack[p].at[e], x_held.pack[p].at[e]);
+    const int n = int(piece.n);
+    RowPacks<T, P, false> x_held, dy_held;
+    x_held.load(x_start + piece.first, n, team);
+    dy_held.load(dy_start + piece.first, n, team);
+    dy_held.each_pack(n, team, [&](int p, C(&dx_p)[kPack<T>], int left) {
+      C x_p[kPack<T>];
+      x_held.pack[p].widen(x_p);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) {
+        if (e < left) dx_p[e] = value(dx_p[e], x_p[e]);
+      }
+      dy_held.pack[p] = Pack<T>::narrowed(dx_p);
     });
-    dy_held.store(to + piece.first, piece.n, team);
+    dy_held.store(to + piece.first, n, team);
   } else {
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
-      to[dx.step(g, s)] = value(dy_start[dy.step(g, s)], x_start[x.step(g, s)]);
+      to[dx.step(g, s)] =
+          narrow<T>(value(widen(dy_start[dy.step(g, s)]), widen(x_start[x.step(g, s)])));
     }
   }
 }
 
 // ---- between the sweeps, per coefficient cell, which is an entry of the pool
 
-// Centre and unit of u; `deviation` is a variance, whose root counts as `least` at least, or the
+// Centre and unit of u; found.var is a variance, whose root counts as `least` at least, or the
 // spread itself.
 template <class Method, class C>
-__global__ void prepare_spread(Index cells, double n, const double* mean, const double* deviation,
-                               bool is_variance, double least, SpreadTable<C> t) {
+__global__ void prepare_spread(Index cells, double n, SavedStatistics found, bool is_variance,
+                               double least, SpreadTable<C> t) {
   const Index cell = my_cell();
   if (cell >= cells) return;
-  double size = is_variance ? std::sqrt(deviation[cell]) : deviation[cell];
+  const double mean = found.mean[cell * found.step], deviation = found.var[cell * found.step];
+  double size = is_variance ? std::sqrt(deviation) : deviation;
   if (is_variance && size < least) size = least;
-  t.center[cell] = center_of<Method::raw, C>(mean[cell], deviation[cell], n);
-  t.low[cell] = C(from_center<Method::raw>(mean[cell], t.center[cell]));
+  t.center[cell] = center_of<Method::raw, C>(mean, deviation, n);
+  t.low[cell] = C(from_center<Method::raw>(mean, t.center[cell]));
   t.unit[cell] = C(unit_of<C>(1 / size));
   t.threshold[cell] = t.tie[cell] = 0;
 }
@@ -170,12 +180,12 @@ __global__ void join_tallies(Summers by, Geometry g, const double* sums, double*
 
 // The threshold where it is the one largest: what was found, or the spread that is known.
 template <class C>
-__global__ void take_peak(Index cells, const double* tallies, const double* spread,
+__global__ void take_peak(Index cells, const double* tallies, const double* spread, Index step,
                           SpreadTable<C> t) {
   const Index cell = my_cell();
   if (cell >= cells) return;
   t.threshold[cell] =
-      C(tallies ? tallies[cell * kMostTallies] : spread[cell] * double(t.unit[cell]));
+      C(tallies ? tallies[cell * kMostTallies] : spread[cell * step] * double(t.unit[cell]));
 }
 
 // A step of the search for the k-th largest. `tallies` null: the first.
@@ -209,11 +219,11 @@ __global__ void finish_spread(Index cells, SpreadKind kind, double n, const doub
 // q and r of dx = p * dy + q * h + r, and the share of ties.
 template <class Method, class C>
 __global__ void finish_slopes(Index cells, SpreadKind kind, double n, const double* tallies,
-                              const double* spread, const double* dmean, const double* dspread,
-                              SpreadTable<C> t, C* q, C* r) {
+                              const double* spread, Index step, const double* dmean,
+                              const double* dspread, SpreadTable<C> t, C* q, C* r) {
   const Index cell = my_cell();
   if (cell >= cells) return;
-  const double of_u = spread[cell] * double(t.unit[cell]);
+  const double of_u = spread[cell * step] * double(t.unit[cell]);
   const Slopes s = slopes_of(kind, n, tallies + cell * kMostTallies, of_u);
   const Share share = share_of_slopes<Method::raw>({dmean[cell], dspread[cell]}, s, n);
   t.tie[cell] = C(s.tie);

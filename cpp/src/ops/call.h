@@ -133,13 +133,43 @@ inline void write_stats(const Plan& plan, const StatsTable& table, const StatsOu
   if (out.pooled) write_pairs(plan, table.mean, table.var, out.pooled, memory);
 }
 
-// Statistics that a forward call wrote.
+// The caller's arrays as kernels of a device write them; false where those of the host or a table
+// must do.
+inline bool columns_of(const Plan& plan, const StatsOut& out, const Context& context,
+                       StatisticsColumns* columns) {
+  if (context.device == Device::kCpu) return false;
+  bool even = true;
+  auto column = [&](const Tensor& t, Column* c) {
+    Index step;
+    even = even && statistics_walk(plan, t).even(&step);
+    if (even) *c = {t.data(), t.dtype(), step};
+  };
+  StatisticsColumns all;
+  if (out.mean) column(out.mean, &all.mean);
+  if (out.rstd) column(out.rstd, &all.rstd);
+  if (out.pooled) {
+    column(half_of_pairs(out.pooled, 0), &all.pooled_mean);
+    column(half_of_pairs(out.pooled, 1), &all.pooled_var);
+  }
+  if (even) *columns = all;
+  return even;
+}
+
+// Statistics that a forward call wrote, `step` apart: a device reads them where they are.
 struct PooledValues {
   const double* mean = nullptr;
   const double* var = nullptr;
-  PooledValues(const Plan& plan, const ConstTensor& pooled, Memory& memory) {
+  Index step = 1;
+  PooledValues(const Plan& plan, const ConstTensor& pooled, const Context& context,
+               Memory& memory) {
     if (!pooled) return;
     const ConstTensor means = half_of_pairs(pooled, 0), vars = half_of_pairs(pooled, 1);
+    if (context.device != Device::kCpu && statistics_walk(plan, means).even(&step)) {
+      mean = static_cast<const double*>(means.data());
+      var = static_cast<const double*>(vars.data());
+      return;
+    }
+    step = 1;
     mean = memory.load<double>(means, statistics_walk(plan, means));
     var = memory.load<double>(vars, statistics_walk(plan, vars));
   }

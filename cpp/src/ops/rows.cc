@@ -63,12 +63,20 @@ struct ElementCall {
   template <class C>
   ElementParameter<C> load_parameter(const Plan& plan, const ConstTensor& t, double missing,
                                      double offset, const Context& context, Memory& memory) const {
+    const bool host = context.device == Device::kCpu;
+    if (!host && !plan.parameters_by_row && (!t || parameter_walk(plan, t).contiguous())) {
+      ElementParameter<C> given;
+      given.as_given = true;
+      given.data = t ? t.data() : nullptr;
+      given.dtype = t ? t.dtype() : DTypeOf<C>::value;
+      given.offset = t ? offset : missing;
+      return given;
+    }
     if (t) {
       const Index row = plan.parameters_by_row ? plan.count : 0;
       return {memory.load_shifted<C>(t, parameter_walk(plan, t), offset), 1, row};
     }
     // A tile is a chunk at most; a device's kernels take rows as they come.
-    const bool host = context.device == Device::kCpu;
     const Index n = host ? std::min(plan.count, plan.chunk) : plan.count;
     return {memory.take_filled<C>(n, C(missing)), host ? 0 : 1};
   }
@@ -77,11 +85,16 @@ struct ElementCall {
   // that `store_gradient` brings there.
   template <class C>
   void place_gradient(const Plan& plan, const Tensor& t, const Context& context, Memory& memory,
-                      double** table, C** here) const {
-    const bool fits = t && t.dtype() == DTypeOf<C>::value && parameter_walk(plan, t).contiguous();
-    if (fits && context.device == Device::kCpu) {
+                      double** table, C** here, Column* column) const {
+    if (!t) return;
+    const Walk walk = parameter_walk(plan, t);
+    Index step;
+    if (context.device != Device::kCpu && walk.even(&step)) {
+      *column = {t.data(), t.dtype(), step};
+    } else if (context.device == Device::kCpu && t.dtype() == DTypeOf<C>::value &&
+               walk.contiguous()) {
       *here = static_cast<C*>(t.data());
-    } else if (t || context.device != Device::kCpu) {
+    } else {
       *table = memory.take<double>(plan.parameter_rows() * plan.count);
     }
   }
@@ -135,7 +148,8 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
           call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
       args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, context, memory);
       StatsTable table;
-      if (stats.mean || stats.rstd || stats.pooled) {
+      const bool wanted = stats.mean || stats.rstd || stats.pooled;
+      if (wanted && !columns_of(plan, stats, context, &args.columns)) {
         table = StatsTable(plan.outer * plan.cells, memory);
         args.mean = table.mean;
         args.var = table.var;
@@ -185,12 +199,15 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
       args.element_weight =
           call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
       if (g.dweight || g.dbias) {
-        call.place_gradient(plan, g.dweight, context, memory, &args.dweight, &args.dweight_here);
-        call.place_gradient(plan, g.dbias, context, memory, &args.dbias, &args.dbias_here);
+        call.place_gradient(plan, g.dweight, context, memory, &args.dweight, &args.dweight_here,
+                            &args.dweight_column);
+        call.place_gradient(plan, g.dbias, context, memory, &args.dbias, &args.dbias_here,
+                            &args.dbias_column);
       }
-      const PooledValues forward(plan, pooled, memory);
+      const PooledValues forward(plan, pooled, context, memory);
       args.forward_mean = forward.mean;
       args.forward_var = forward.var;
+      args.forward_step = forward.step;
       run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
       call.store_gradient(plan, args.dweight, g.dweight, memory);
       call.store_gradient(plan, args.dbias, g.dbias, memory);

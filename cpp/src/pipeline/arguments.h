@@ -18,6 +18,21 @@ struct Population {
   double least_count = 0;    // of those
 };
 
+// Numbers in the caller's memory, evenly spaced and of any dtype, where kernels of a device write
+// themselves. data null: not wanted.
+struct Column {
+  void* data = nullptr;
+  DType dtype = DType::kFloat64;
+  Index stride = 1;
+};
+// Statistics of the pools in a plan's order.
+struct StatisticsColumns {
+  Column mean, var, rstd;
+  Column pooled_mean, pooled_var;  // in float64
+
+  NORMCORE_HD explicit operator bool() const { return mean.data || rstd.data || pooled_mean.data; }
+};
+
 template <class C>
 struct ForwardArgs {
   const char* op = nullptr;    // the name of the call, where it is not that of the method
@@ -38,12 +53,15 @@ struct ForwardArgs {
   double* mean = nullptr;
   double* var = nullptr;
   double* rstd = nullptr;
+  StatisticsColumns columns{};  // of a device, in place of these
   // and of the last pool of a method of several, for the backward call.
   double* last_mean = nullptr;
   double* last_var = nullptr;
 
   Population population{};
 
+  static constexpr Index given_step = 1;
+  static constexpr Index forward_step = 1;
   const double* saved_mean() const { return nullptr; }
   const double* saved_var() const { return nullptr; }
 };
@@ -60,8 +78,10 @@ struct BackwardArgs {
 
   const double* given_mean = nullptr;  // [cells]
   const double* given_var = nullptr;
+  Index given_step = 1;                  // from one to the next; as forward_step
   const double* forward_mean = nullptr;  // of the last pool, as the forward call wrote them
   const double* forward_var = nullptr;
+  Index forward_step = 1;  // others than 1 on a device alone
 
   // Gradients of weight and bias, [cells] or [count]; null where nobody asks for either.
   double* dweight = nullptr;
@@ -69,11 +89,16 @@ struct BackwardArgs {
   // Instead of these, the caller's own arrays, where they are of the compute type and in order.
   C* dweight_here = nullptr;
   C* dbias_here = nullptr;
+  Column dweight_column{}, dbias_column{};  // of a device
   // Of the method's own parameters, by channel: [kParameterCount, cells]; null likewise.
   double* dparams = nullptr;
 
   Population population{};
 
+  bool wants_parameters() const {
+    return dweight || dbias || dweight_here || dbias_here || dweight_column.data ||
+           dbias_column.data;
+  }
   const double* saved_mean() const { return forward_mean; }
   const double* saved_var() const { return forward_var; }
 };

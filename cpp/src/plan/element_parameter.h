@@ -13,8 +13,14 @@ struct ElementParameter {
   const C* values = nullptr;
   Index step = 1;
   Index row = 0;
+  // On a device, whose kernels read any dtype: in place of values the caller's own array, in order,
+  // and what is added to it. data null: all are the offset.
+  bool as_given = false;
+  const void* data = nullptr;
+  DType dtype = DTypeOf<C>::value;
+  double offset = 0;
 
-  explicit operator bool() const { return values != nullptr; }
+  explicit operator bool() const { return values != nullptr || as_given; }
   const C* at(Index o, Index element) const { return values + o * row + element * step; }
 };
 

@@ -28,6 +28,18 @@ struct Walk {
     }
     return true;
   }
+  // Whether element i lies at i * step.
+  bool even(Index* step) const {
+    Index expected = 0;
+    *step = 1;
+    for (int i = ndim - 1; i >= 0; --i) {
+      if (size[i] == 1) continue;
+      if (expected == 0) *step = expected = stride[i];
+      if (stride[i] != expected) return false;
+      expected *= size[i];
+    }
+    return true;
+  }
   // Calls f(offset) for every element.
   template <class F>
   void each(F&& f) const {

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -89,6 +91,16 @@ inline int __any_sync(unsigned, int flag) {
   for (int d = 16; d > 0; d /= 2) any |= __shfl_xor_sync(0xffffffffu, any, d);
   return any;
 }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulation::warp_barrier(); }
+inline uint4 __ldcs(const uint4* p) { return *p; }
+inline void __stcs(uint4* p, uint4 v) { *p = v; }
+inline float __uint_as_float(unsigned v) { return std::bit_cast<float>(v); }
+inline unsigned __float_as_uint(float v) { return std::bit_cast<unsigned>(v); }
+inline double __hiloint2double(int high, int low) {
+  return std::bit_cast<double>(std::uint64_t(unsigned(high)) << 32 | unsigned(low));
+}
+inline int __double2hiint(double v) { return int(std::bit_cast<std::uint64_t>(v) >> 32); }
+inline int __double2loint(double v) { return int(std::bit_cast<std::uint64_t>(v)); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
   return unsigned((std::uint64_t(high) << 32 | low) >> (bits & 31));
 }
@@ -179,6 +191,18 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
   return a->ptxVersion = 90, cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+// Four small blocks, so that those of small grids have several rows to walk.
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*,
+                                                                 int threads, std::size_t) {
+  *blocks = std::max(1, 512 / threads);
+  return cudaSuccess;
+}
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                                  const cudaLaunchConfig_t*) {
+  *clusters = 1;
+  return cudaSuccess;
+}
 
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Params...),
