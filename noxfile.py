@@ -303,7 +303,7 @@ def generic(session: nox.Session) -> None:
 
 @nox.session
 def cuda(session: nox.Session) -> None:
-    """Compile and link the CUDA backend, where there is a CUDA compiler; needs no device."""
+    """Compile the CUDA backend where there is a CUDA compiler, and read its machine code."""
     compiler = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if compiler is None:
         session.skip("no nvcc on PATH or in /usr/local/cuda/bin")
@@ -317,6 +317,9 @@ def cuda(session: nox.Session) -> None:
         "import _core; print('built with CUDA:', _core.cuda_is_built(), _core.cuda_is_available())"
     )
     session.run("python", "-c", code, env={"PYTHONPATH": str(ROOT / "build/cuda")})
+    session.install("nvidia-cuda-cuobjdump==13.*", "nvidia-cuda-nvdisasm==13.*")
+    objects = sorted(str(p) for p in (ROOT / "build/cuda").glob("**/pipeline_*.o"))
+    session.run("python", "tests/cuda/machine_code.py", *objects)
 
 
 @nox.session

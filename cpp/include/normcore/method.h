@@ -24,6 +24,16 @@
 
 namespace normcore {
 
+// 1 / sqrt(v). A device has one instruction and a few Newton steps for it, within a unit in the
+// last place, where a root and a division would take six times as many.
+NORMCORE_HD inline double reciprocal_root(double v) {
+#if defined(__CUDA_ARCH__) && defined(__CUDACC__)
+  return ::rsqrt(v);
+#else
+  return 1 / std::sqrt(v);
+#endif
+}
+
 // Which elements of [N, C, S] share one mean and one variance.
 enum class Pool {
   instance,  // (n, c)

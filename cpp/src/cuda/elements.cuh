@@ -121,6 +121,33 @@ __device__ inline void store_words(void* to, const uint4& bits) {
   __stcs(static_cast<uint4*>(to), bits);
 }
 
+// 16 bytes on their way into shared memory, where they need no register to wait in; zeros where not
+// `inside`. A thread waits for its own copies, and may then read what they brought.
+__device__ inline void copy_words_async(void* shared, const void* from, bool inside) {
+#if defined(__CUDA_ARCH__) && defined(__CUDACC__)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(
+                   unsigned(__cvta_generic_to_shared(shared))),
+               "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+#else
+  uint4 bits{};
+  if (inside) bits = *static_cast<const uint4*>(from);
+  *static_cast<uint4*>(shared) = bits;
+#endif
+}
+// Ends a group of copies, and waits until no more than the newest kGroups of them are on their way.
+__device__ inline void end_of_copies() {
+#if defined(__CUDA_ARCH__) && defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+template <int kGroups>
+__device__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
+#endif
+}
+
 template <class T>
 __device__ bool on_pack_boundary(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;

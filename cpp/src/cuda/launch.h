@@ -40,6 +40,9 @@ const DeviceFacts& facts_of(int device);
 // Stream-ordered memory of our own pool, which keeps what is freed.
 void* allocate(std::size_t bytes, int device, cudaStream_t stream);
 
+// Shared memory that a block has without asking.
+inline constexpr int kSharedBytes = 48 << 10;
+
 struct Launch {
   std::int64_t blocks;
   int threads;
@@ -82,7 +85,8 @@ void launch(const Launch& l, cudaStream_t stream, void (*kernel)(Params...), Arg
   check(cudaLaunchKernelEx(&config.config, kernel, Params(args)...), "cudaLaunchKernelEx");
 }
 
-// Clusters of a kernel, or blocks where it has none, that a device runs at once.
+// Clusters of a kernel, or blocks where it has none, that a device runs at once. Also asks for more
+// shared memory where a launch needs it.
 Index resident_clusters(const void* kernel, const Launch& l, int device);
 template <class... Params>
 Index resident_clusters(void (*kernel)(Params...), const Launch& l, int device) {

@@ -157,6 +157,10 @@ Index resident_clusters(const void* kernel, const Launch& l, int device) {
   const auto [it, is_new] =
       known.try_emplace({kernel, device, l.cluster, l.threads, l.shared_bytes}, 0);
   if (!is_new) return it->second;
+  if (l.shared_bytes > kSharedBytes) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.shared_bytes),
+          "cudaFuncSetAttribute");
+  }
   int count = 0;
   if (l.cluster == 1) {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, l.threads,

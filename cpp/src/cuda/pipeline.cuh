@@ -27,11 +27,13 @@ template <class T>
 constexpr int kForwardPacks = 32 / kPack<T> < 8 ? 32 / kPack<T> : 8;
 template <class T>
 constexpr int kBackwardPacks = 16 / kPack<T> < 4 ? 16 / kPack<T> : 4;
+// The rows' backward also holds the weights: 16 elements of 16 bits, 8 of others.
+template <class T>
+constexpr int kRowBackwardPacks = sizeof(T) == 8 ? 4 : 2;
 constexpr int kCellPacks = 4;
 // Blocks that may share a pool of channels: of larger clusters few fit a device at a time.
 constexpr int kPoolCluster = 4;
-// Shared memory that a block has without asking.
-constexpr int kSharedBytes = 48 << 10;
+
 // Elements of a piece where threads take pieces alone.
 constexpr Index kLonePiece = 256;
 constexpr int kLoneThreads = 128;
@@ -357,7 +359,7 @@ class Pipeline {
     Index stride[kMaxOperands];
     if (!row_shape(args.dh ? std::initializer_list<int>{kX, kDy, kDx, kDh}
                            : std::initializer_list<int>{kX, kDy, kDx},
-                   kBackwardPacks<T>, &policy, stride)) {
+                   kRowBackwardPacks<T>, &policy, stride)) {
       return false;
     }
     RowsBackward<C> a{};
@@ -373,11 +375,11 @@ class Pipeline {
     const bool is_whole = plan_.count % V == 0 && whole(a.x) && whole(a.dy) && whole(a.dx) &&
                           whole(a.parameters) && (!args.dh || whole(a.dh));
     const bool wanted = args.wants_parameters();
+    if (Method::raw && dbias_of(args).data) return false;
     Launch l{0, policy.block_threads(), kTeamBytes, policy.cluster};
-    if (wanted) {
-      l.shared_bytes += gradient_bytes<C>(log2_of(policy.threads), policy.block_threads(), a.n);
-    }
-    with_row_kernel<kBackwardPacks<T>>(policy, is_whole, [&](auto p, auto all, auto cluster) {
+    l.shared_bytes += backward_bytes<C>(log2_of(policy.threads), policy.block_threads(), a.n,
+                                        policy.packs, args.dh != nullptr);
+    with_row_kernel<kRowBackwardPacks<T>>(policy, is_whole, [&](auto p, auto all, auto cluster) {
       const auto kernel = rows_backward<Formula, T, p(), all(), cluster()>;
       // As many blocks as run at once: what follows from the device, the length of a row and its
       // alignment decides the order of the parameters' sums, unless there are fewer rows.
@@ -386,7 +388,7 @@ class Pipeline {
       l.blocks = blocks * policy.cluster;
       if (wanted) {
         a.dweight = memory_.template take<C>(blocks * a.n);
-        a.dbias = memory_.template take<C>(blocks * a.n);
+        if (!Method::raw) a.dbias = memory_.template take<C>(blocks * a.n);
       }
       launch(l, stream(), kernel, a, params_, team_of(policy));
       if (wanted) sum_parts(a.dweight, a.dbias, blocks, a.n, args);

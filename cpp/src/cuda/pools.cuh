@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(512)
   Share share;
   share.add<Method::raw>(ds[0], stats[0]);
   const bool zero = is_always_zero<Method>(stats[0].count);
-  const C q = zero ? C(0) : C(share.q / unit), r = zero ? C(0) : C(share.r);
+  const C q = zero ? C(0) : C(share.q * inverse_of_unit(unit)), r = zero ? C(0) : C(share.r);
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const double w_p = weight ? weight[pools.channel(entry, at.member[p])] : 1;

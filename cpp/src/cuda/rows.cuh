@@ -88,6 +88,18 @@ struct RowPacks {
       }
     }
   }
+  // The same in two steps: begun, and when the copies are there, taken from where they are.
+  // `slots`: P packs for each thread of the block.
+  __device__ static void begin_load(uint4* slots, const T* row, int n, const Team& team) {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      copy_words_async(&slots[p * blockDim.x + threadIdx.x], row + at(p, team), at(p, team) < n);
+    }
+  }
+  __device__ void take(const uint4* slots) {
+#pragma unroll
+    for (int p = 0; p < P; ++p) pack[p].bits = slots[p * blockDim.x + threadIdx.x];
+  }
   __device__ void store(T* row, int n, const Team& team) const {
 #pragma unroll
     for (int p = 0; p < P; ++p) {
@@ -258,12 +270,14 @@ __global__ void __launch_bounds__(512)
   if (kCluster) cluster_barrier();
 }
 
-// Shared memory of rows_backward beyond the team's, where several teams of a block have gradients
-// of the parameters: a table of rows of warps, or of teams that are larger.
+// Shared memory of rows_backward beyond the team's. First, of whole rows, what is on its way: x and
+// dy of the next ones, and dh; in the end, where several teams of a block have gradients of the
+// parameters, a table of rows of warps, or of teams that are larger.
 template <class C>
-int gradient_bytes(int log_threads, int block_threads, int n) {
+int backward_bytes(int log_threads, int block_threads, int n, int packs, bool has_dh) {
   const int groups = block_threads >> (log_threads < 5 ? 5 : log_threads);
-  return groups > 1 ? groups * n * int(sizeof(C)) : 0;
+  const int table = groups > 1 ? groups * n * int(sizeof(C)) : 0;
+  return std::max(table, (has_dh ? 3 : 2) * packs * block_threads * 16);
 }
 
 // The sum over the teams of a block of what each holds by element of a row, in a fixed order: first
@@ -303,7 +317,8 @@ __device__ void sum_over_teams(Compute<T> (&v)[P * kPack<T>], int n, const Team&
 }
 
 // Teams walk the rows with the stride of the grid. Each block sums its rows' gradients of the
-// parameters, in registers and then over its teams; `sum_parameter_rows` adds up the blocks.
+// parameters, in registers and then over its teams; `sum_parameter_rows` adds up the blocks. What
+// is not centred has no bias.
 template <class Method, class T, int P, bool kWhole, bool kCluster>
 __global__ void __launch_bounds__(512)
     rows_backward(RowsBackward<Compute<T>> a, typename Method::Params params, Team shape) {
@@ -334,25 +349,34 @@ __global__ void __launch_bounds__(512)
 #pragma unroll
   for (int j = 0; j < P * V; ++j) dweight[j] = dbias[j] = 0;
 
-  Packs x, dy;
-  auto load_row = [&](Index row, Packs& x_packs, Packs& dy_packs) {
+  auto* x_slots = reinterpret_cast<uint4*>(team.scratch + Team::kDoubles);
+  uint4* dy_slots = x_slots + P * blockDim.x;
+  uint4* dh_slots = dy_slots + P * blockDim.x;
+  auto begin_row = [&](Index row) {
     const int n = row < a.rows ? a.n : 0;
     const Index r = row < a.rows ? row : 0;
-    x_packs.load(a.x.template row<T>(r), n, team);
-    dy_packs.load(a.dy.template row<T>(r), n, team);
+    Packs::begin_load(x_slots, a.x.template row<T>(r), n, team);
+    Packs::begin_load(dy_slots, a.dy.template row<T>(r), n, team);
+    end_of_copies();
   };
-  if (kWhole) load_row(block * teams + team.number(), x, dy);
+  if (kWhole) begin_row(block * teams + team.number());
   for (Index first = block * teams; first < a.rows; first += stride) {
     const Index row = first + team.number();
     const bool active = row < a.rows;
     const int n = active ? a.n : 0;
     const Index r = active ? row : 0;
-    // The next row is on its way while this one is worked on.
-    Packs next_x, next_dy;
-    if (kWhole) {
-      load_row(row + stride, next_x, next_dy);
+    Packs x, dy;
+    if constexpr (kWhole) {
+      wait_for_copies<0>();
+      x.take(x_slots);
+      dy.take(dy_slots);
+      if (a.dh.data) Packs::begin_load(dh_slots, a.dh.template row<T>(r), n, team);
+      end_of_copies();
+      // The next row is on its way while this one is worked on.
+      begin_row(row + stride);
     } else {
-      load_row(row, x, dy);
+      x.load(a.x.template row<T>(r), n, team);
+      dy.load(a.dy.template row<T>(r), n, team);
     }
 
     Stats stats[1];
@@ -384,7 +408,7 @@ __global__ void __launch_bounds__(512)
       sums[1] += g;
       if (a.dweight) {
         dweight[p * V + e] = fused(dy_i, fused(a_c, d, b_c), dweight[p * V + e]);
-        dbias[p * V + e] += dy_i;
+        if (!Method::raw) dbias[p * V + e] += dy_i;
       }
     });
     team_sum(sums, team, phase);
@@ -393,10 +417,14 @@ __global__ void __launch_bounds__(512)
     const double dy_u = double(sums[0]), dy_1 = double(sums[1]);
     Method::pullback(stats, params, 0, coefficient_gradient(1, dy_u, dy_1, unit), ds, none);
     const Share share = Share::by_element<Method::raw>(ds[0].var, dy_1, stats[0], f.a);
-    const C q = C(share.q / unit), rest = C(share.r);
+    const C q = C(share.q * inverse_of_unit(unit)), rest = C(share.r);
 
     Packs dh;
-    if (a.dh.data) dh.load(a.dh.template row<T>(r), n, team);
+    if constexpr (kWhole) {
+      wait_for_copies<1>();
+    } else if (a.dh.data) {
+      dh.load(a.dh.template row<T>(r), n, team);
+    }
     x.each_pack(n, team, [&](int p, const C(&x_i)[V], int) {
       C dx[V];
       dy.pack[p].widen(dx);
@@ -408,6 +436,7 @@ __global__ void __launch_bounds__(512)
       }
       if (a.dh.data) {
         C extra[V];
+        if constexpr (kWhole) dh.pack[p].bits = dh_slots[p * blockDim.x + threadIdx.x];
         dh.pack[p].widen(extra);
 #pragma unroll
         for (int e = 0; e < V; ++e) dx[e] += extra[e];
@@ -415,16 +444,18 @@ __global__ void __launch_bounds__(512)
       dy.pack[p] = Pack<T>::narrowed(dx);
     });
     dy.store(a.dx.template row<T>(r), n, team);
-    if (kWhole) {
-      x = next_x;
-      dy = next_dy;
-    }
   }
 
   if (a.dweight) {
+    if (kWhole) {  // the table lies where rows were to come
+      wait_for_copies<0>();
+      __syncthreads();
+    }
     C* table = reinterpret_cast<C*>(team.scratch + Team::kDoubles);
     sum_over_teams<T, P>(dweight, a.n, team, table, a.dweight + block * a.n);
-    sum_over_teams<T, P>(dbias, a.n, team, table, a.dbias + block * a.n);
+    if constexpr (!Method::raw) {
+      sum_over_teams<T, P>(dbias, a.n, team, table, a.dbias + block * a.n);
+    }
   }
   if (kCluster) cluster_barrier();
 }

@@ -108,7 +108,7 @@ struct GradientTable {
     p[cell] = C(weight * f.a);
   }
   NORMCORE_HD void share(Index cell, const Share& share) const {
-    q[cell] = C(share.q / unit[cell]);
+    q[cell] = C(share.q * inverse_of_unit(unit[cell]));
     r[cell] = C(share.r);
   }
 };
@@ -116,10 +116,10 @@ struct GradientTable {
 // From the sums of dy * u and dy over a cell.
 NORMCORE_HD inline CoefGrad coefficient_gradient(double weight, double dy_u, double dy_1,
                                                  double unit) {
-  return {weight * dy_u / unit, weight * dy_1};
+  return {weight * dy_u * inverse_of_unit(unit), weight * dy_1};
 }
 NORMCORE_HD inline double weight_gradient(const Coef& f, double dy_u, double dy_1, double unit) {
-  return f.a * (dy_u / unit) + f.b * dy_1;
+  return f.a * (dy_u * inverse_of_unit(unit)) + f.b * dy_1;
 }
 
 // A pool of one element is 0 whatever that holds, and has no gradient.

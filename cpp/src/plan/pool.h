@@ -143,5 +143,9 @@ NORMCORE_HD double unit_of(double a) {
   constexpr std::uint64_t kExponent = 0x7ff0000000000000;
   return std::bit_cast<double>(std::bit_cast<std::uint64_t>(bounded) & kExponent);
 }
+// 1 / unit, as exact and without a division: the exponent's distance from that of 1, turned round.
+NORMCORE_HD inline double inverse_of_unit(double unit) {
+  return std::bit_cast<double>((std::uint64_t{2046} << 52) - std::bit_cast<std::uint64_t>(unit));
+}
 
 }  // namespace normcore

@@ -113,7 +113,10 @@ using cudaEvent_t = struct CUevent_st*;
 enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
-enum cudaFuncAttribute { cudaFuncAttributeNonPortableClusterSizeAllowed };
+enum cudaFuncAttribute {
+  cudaFuncAttributeNonPortableClusterSizeAllowed,
+  cudaFuncAttributeMaxDynamicSharedMemorySize
+};
 enum cudaMemAllocationType { cudaMemAllocationTypePinned };
 enum cudaMemLocationType { cudaMemLocationTypeDevice };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };

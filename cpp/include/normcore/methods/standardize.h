@@ -13,7 +13,7 @@ struct EpsParams {
 
 // 1 / sqrt(var + eps)
 NORMCORE_HD inline double reciprocal_deviation(const Stats& s, double eps) {
-  return 1 / std::sqrt(s.var + eps);
+  return reciprocal_root(s.var + eps);
 }
 
 template <Pool kPool, bool kRaw = false>

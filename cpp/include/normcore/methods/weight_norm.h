@@ -18,7 +18,7 @@ struct WeightNorm {
 
   NORMCORE_HD static double rstd(const Stats& s, const Params& p, Index) {
     const double squares = s.var * s.count + p.eps;
-    return squares > 0 ? 1 / std::sqrt(squares) : squares == 0 ? 0 : squares;  // NaN stays NaN
+    return squares > 0 ? reciprocal_root(squares) : squares == 0 ? 0 : squares;  // NaN stays NaN
   }
 
   NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index channel) {

@@ -22,7 +22,7 @@ struct WideWeightNorm {
     // The larger is taken out of the root, so that no square leaves the range.
     const double large = norm < floor ? floor : norm, small = norm < floor ? norm : floor;
     const double ratio = small / large;
-    return 1 / std::sqrt(1 + ratio * ratio) / large;
+    return reciprocal_root(1 + ratio * ratio) / large;
   }
 
   NORMCORE_HD static Coef coefficients(const Stats (&s)[1], const Params& p, Index channel) {
