@@ -11,6 +11,7 @@ import zlib
 import hypothesis
 import numpy as np
 import pytest
+from cuda_support import pytest_runtest_protocol as pytest_runtest_protocol
 from support import DTYPES
 
 import normcore as nc

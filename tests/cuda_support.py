@@ -2,6 +2,7 @@
 
 ``emulated``: the kernels compiled for the host, threads as fibers (tests/cuda); the memory of NumPy
 is the device's. ``cuda``: a real device; arrays travel as torch tensors of the same strides.
+NORMCORE_TEST_DEVICE=cpu puts torch's CPU in its place, to try these tests themselves.
 """
 
 import functools
@@ -10,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import os
 import pkgutil
+import sys
 from contextlib import contextmanager
 
 import ml_dtypes
@@ -34,6 +36,11 @@ def emulated_core():
     return None
 
 
+TEST_DEVICE = os.environ.get("NORMCORE_TEST_DEVICE", "cuda")
+# Bytes beside an array on a device, NaN in any dtype: stray reads and writes show.
+MARGIN, POISON = 128, 0xFF
+
+
 class TorchCore:
     """normcore._core on tensors of a torch device; NumPy in and out."""
 
@@ -42,18 +49,30 @@ class TorchCore:
         self.device = device
 
     def to_device(self, array):
-        """A tensor of the same strides. torch has no negative ones: those become a fresh order."""
+        """A tensor of the same strides whose address is the same within 64 bytes: the path of a
+        kernel depends on it. torch has no negative strides: those become a fresh order."""
         if any(s < 0 for s in array.strides):
             array = np.ascontiguousarray(array)
-        span = 1 + sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-        count = 0 if array.size == 0 else (span - 1) // array.itemsize + 1
-        flat = np.lib.stride_tricks.as_strided(array, (count,), (array.itemsize,))
-        half = array.dtype == ml_dtypes.bfloat16
-        memory = self.torch.from_numpy(flat.view(np.int16).copy() if half else flat.copy())
-        memory = memory.to(self.device)
-        if half:
-            memory = memory.view(self.torch.bfloat16)
-        return memory.as_strided(array.shape, [s // array.itemsize for s in array.strides])
+        span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+        count = span // array.itemsize + 1 if array.size else 0
+        flat = np.lib.stride_tricks.as_strided(array, (count,), (array.itemsize,)).copy()
+        room = self.torch.full(
+            (flat.nbytes + MARGIN,), POISON, dtype=self.torch.uint8, device=self.device
+        )
+        start = (array.ctypes.data - room.data_ptr()) % 64
+        memory = room[start : start + flat.nbytes]
+        memory.copy_(self.torch.from_numpy(flat.view(np.uint8)))
+        memory = memory.view(getattr(self.torch, array.dtype.name))
+        strides = [s // array.itemsize for s in array.strides]
+        return memory.as_strided(array.shape, strides, memory.storage_offset())
+
+    def check_margins(self, tensor):
+        """Nothing was written before and behind what `to_device` gave."""
+        room = self.torch.empty(0, dtype=self.torch.uint8, device=self.device)
+        room.set_(tensor.untyped_storage())
+        start = tensor.storage_offset() * tensor.element_size()
+        margins = self.torch.cat([room[:start], room[start + len(room) - MARGIN :]])
+        assert bool((margins == POISON).all()), "written outside of the array"
 
     def to_numpy(self, value):
         if isinstance(value, tuple):
@@ -69,8 +88,10 @@ class TorchCore:
         there = {id(a): self.to_device(a) for a in args if isinstance(a, np.ndarray)}
         result = getattr(nc._core, name)(*(there.get(id(a), a) for a in args))
         for array in args:  # what was written in place
-            if isinstance(array, np.ndarray) and array.flags.writeable:
-                array[...] = self.to_numpy(there[id(array)])
+            if isinstance(array, np.ndarray):
+                self.check_margins(there[id(array)])
+                if array.flags.writeable:
+                    array[...] = self.to_numpy(there[id(array)])
         hosts = {id(there[id(a)]): a for a in args if isinstance(a, np.ndarray)}
 
         def home(value):
@@ -105,3 +126,33 @@ def running_on(core):
     finally:
         for module, attribute, name in bound:
             setattr(module, attribute, getattr(nc._core, name))
+
+
+def device_fault():
+    """What is wrong with the CUDA context of this process, "" for nothing.
+
+    After a fault of a kernel (an illegal address) every later call of the process fails.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except Exception as e:  # of several kinds, by the version of torch
+        return str(e).partition("\n")[0] or type(e).__name__
+    return ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Ends the process after the test that has spoilt its CUDA context.
+
+    A worker of pytest-xdist is replaced, and the others' tests go on; without it the run ends here.
+    """
+    ran = yield
+    fault = device_fault() if item.get_closest_marker("cuda") else ""
+    if fault and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(1)  # the report of the test has been sent
+    if fault:
+        item.session.shouldstop = f"{item.nodeid} has spoilt the device: {fault}"
+    return ran

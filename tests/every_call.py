@@ -4,6 +4,7 @@ For tests of what holds for all of them, whatever they compute. A Case names the
 which `make` draws and `call` hands over by these names; the first ones have the shape of x.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,12 +49,21 @@ class Case:
 
     def make(self, rng, shape, dtype):
         """Draw the arrays of a call; running buffers and given statistics among them."""
-        values = {name: self._draw(rng, name, shape, dtype) for name in self.arrays}
+        return self.complete(self.draw(rng, shape, dtype), shape)
+
+    def draw(self, rng, shape, dtype):
+        """Draw the arrays from which `complete` makes those of the call."""
+        return {name: self._draw(rng, name, shape, dtype) for name in self.arrays}
+
+    def complete(self, values, shape):
+        """Add what a backward call takes of a forward one, which runs on arrays of any library."""
+        values = dict(values)
         if self.function == "spectral_norm_backward":
-            values["result"] = nc.spectral_norm(values["dw"][::-1], np.ones(shape[0], np.float32))
+            values["result"] = nc.spectral_norm(values.pop("weight"), values.pop("u"))
         if self.stats:
             forward = getattr(nc, self.function.removesuffix("_backward"))
-            given = {k: v.copy() for k, v in values.items() if k not in ("dy", "dh")}
+            given = {k: v for k, v in values.items() if k not in ("dy", "dh")}
+            given |= {k: deepcopy(v) for k, v in given.items() if k.startswith("running")}
             stats = forward(**given, **self.settings(shape), return_stats=True)[-1]
             values["stats"] = stats
         return values
@@ -64,7 +74,11 @@ class Case:
         return {"num_groups": next(n for n in (3, 2, 1) if shape[1] % n == 0)}
 
     def call(self, values, shape, out=None):
-        """All results, as a flat list of arrays, and the running buffers that have moved."""
+        """All results, as a flat list of NumPy arrays, and the running buffers that have moved."""
+        return [np.asarray(result) for result in self.results(values, shape, out)]
+
+    def results(self, values, shape, out=None):
+        """The same as the library gives them."""
         extra = {} if out is None else {"out": out}
         result = getattr(nc, self.function)(**values, **self.settings(shape), **extra)
         moved = [v for k, v in values.items() if k.startswith("running")]
@@ -72,7 +86,7 @@ class Case:
 
     def _draw(self, rng, name, shape, dtype):
         channels = shape[1]
-        if self.function == "spectral_norm" and name == "weight":
+        if self.function.startswith("spectral_norm") and name == "weight":
             return rng.normal(0, 1, shape).astype(dtype)
         if name == "a":
             return rng.normal(0, 1, (channels, shape[0] * shape[-1])).astype(dtype)
@@ -105,7 +119,7 @@ def _flat(result):
         for part in result:
             yield from _flat(part)
     else:
-        yield np.asarray(result)
+        yield result
 
 
 def _pair(function, names, options=None, *, stats=False, least=2, forward_only=""):
@@ -156,7 +170,7 @@ def _cases():
     yield Case("moments", "x", {"axis": 0})
     yield from _pair("weight_norm", "v g")
     yield Case("spectral_norm", "weight u", {"n_power_iterations": 2})
-    yield Case("spectral_norm_backward", "dw")
+    yield Case("spectral_norm_backward", "dw weight u")
     yield Case("power_method", "a", {"n_iterations": 3})
     yield from _pair("divisive_norm", "x weights sigma gain", {"exponent": 1.5})
     yield from _pair("gdn", "x beta gamma")

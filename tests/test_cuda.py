@@ -8,7 +8,7 @@ streamed. The emulation cannot show races within a warp, memory ordering or spee
 import numpy as np
 import pytest
 import reference
-from cuda_support import TorchCore, emulated_core, running_on
+from cuda_support import TEST_DEVICE, TorchCore, emulated_core, running_on
 from support import (
     CENTRED,
     DIVIDING,
@@ -40,9 +40,9 @@ row_methods = pytest.mark.parametrize("method", ["layer_norm", "rms_norm"])
 )
 def device(request):
     if request.param == "cuda":
-        if not nc.cuda.is_available():
+        if TEST_DEVICE == "cuda" and not nc.cuda.is_available():
             pytest.skip("needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
-        core = TorchCore("cuda")
+        core = TorchCore(TEST_DEVICE)
     else:
         core = emulated_core()
         if core is None:
