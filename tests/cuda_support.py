@@ -37,16 +37,17 @@ def emulated_core():
 
 
 TEST_DEVICE = os.environ.get("NORMCORE_TEST_DEVICE", "cuda")
-# Bytes beside an array on a device, NaN in any dtype: stray reads and writes show.
-MARGIN, POISON = 128, 0xFF
+POISON = 0xFF  # bytes that are NaN in any dtype
 
 
 class TorchCore:
     """normcore._core on tensors of a torch device; NumPy in and out."""
 
-    def __init__(self, device):
+    def __init__(self, device, margin=64):
+        """With poisoned bytes before and behind each array, where stray reads and writes show."""
         self.torch = pytest.importorskip("torch")
         self.device = device
+        self.margin = margin
 
     def to_device(self, array):
         """A tensor of the same strides whose address is the same within 64 bytes: the path of a
@@ -56,10 +57,10 @@ class TorchCore:
         span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
         count = span // array.itemsize + 1 if array.size else 0
         flat = np.lib.stride_tricks.as_strided(array, (count,), (array.itemsize,)).copy()
-        room = self.torch.full(
-            (flat.nbytes + MARGIN,), POISON, dtype=self.torch.uint8, device=self.device
-        )
-        start = (array.ctypes.data - room.data_ptr()) % 64
+        start = self.margin + array.ctypes.data % 64
+        size = start + flat.nbytes + self.margin
+        room = self.torch.full((size,), POISON, dtype=self.torch.uint8, device=self.device)
+        assert room.data_ptr() % 64 == 0
         memory = room[start : start + flat.nbytes]
         memory.copy_(self.torch.from_numpy(flat.view(np.uint8)))
         memory = memory.view(getattr(self.torch, array.dtype.name))
@@ -71,7 +72,7 @@ class TorchCore:
         room = self.torch.empty(0, dtype=self.torch.uint8, device=self.device)
         room.set_(tensor.untyped_storage())
         start = tensor.storage_offset() * tensor.element_size()
-        margins = self.torch.cat([room[:start], room[start + len(room) - MARGIN :]])
+        margins = self.torch.cat([room[:start], room[len(room) - self.margin :]])
         assert bool((margins == POISON).all()), "written outside of the array"
 
     def to_numpy(self, value):
