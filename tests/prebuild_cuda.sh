@@ -11,6 +11,7 @@ unset NORMCORE_TEST_DEVICE # no build without CUDA
 find_tools
 architecture=${1:-90}
 folder=build/cuda-prebuild
+digest="$(library_digest) sm_$architecture $(uname -m)" # of the sources as they are now
 configure "$folder" "$architecture"
 cmake --build "$folder" --parallel "${CMAKE_BUILD_PARALLEL_LEVEL:-$(processors)}" --target normcore
 rm -rf "$prebuilt"
@@ -21,5 +22,5 @@ cp "$(sed -n 's/^CUDA_cudart_static_LIBRARY:[A-Z]*=//p' "$folder/CMakeCache.txt"
 pybind11=$("$python" -c 'import pathlib, pybind11; print(pathlib.Path(pybind11.__file__).parent)')
 cp -r "$pybind11/include" "$pybind11/share" "$prebuilt/pybind11/"
 # Last, so that what is not whole is not taken.
-echo "$(library_digest) sm_$architecture $(uname -m)" >"$prebuilt/digest"
+echo "$digest" >"$prebuilt/digest"
 du -sh "$prebuilt"
