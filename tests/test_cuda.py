@@ -74,6 +74,109 @@ def test_cells_of_one_and_of_many_pieces(rng, variant, dtype):
             make_problem(rng, variant, dtype, (2, 3, size)).check()
 
 
+# Channels-last: tiles as wide as some packs and narrower, whole packs and odd ends, one row of a
+# tile and odd numbers of them;
+TILES = [(2, 24, 3, 5), (1, 144, 1, 7), (2, 66, 5, 9), (5, 48, 1, 1), (2, 24, 3, 2, 5), (2, 6, 19)]
+# and more rows than a piece has.
+TALL_TILES = [(1, 72, 23, 23), (1, 3, 67, 62)]
+
+
+def misaligned(a, offset):
+    """A copy of a, in the same order in memory, that begins `offset` elements past 64 bytes."""
+    order = sorted(range(a.ndim), key=lambda i: -a.strides[i])
+    memory = np.empty(a.size + 128, a.dtype)
+    start = -memory.ctypes.data % 64 // memory.itemsize + offset
+    copy = memory[start : start + a.size].reshape([a.shape[i] for i in order])
+    copy = copy.transpose(np.argsort(order))
+    copy[...] = a
+    return copy
+
+
+@each_variant
+@pytest.mark.parametrize("shape", TILES, ids=str)
+def test_tiles_of_channels(rng, variant, shape):
+    if variant.takes(shape):
+        make_problem(rng, variant, bfloat16, shape, layout="channels_last").check()
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64], ids=str)
+def test_tiles_of_other_types(rng, variant, dtype):
+    for shape in TILES[:2]:
+        if variant.takes(shape):
+            make_problem(rng, variant, dtype, shape, layout="channels_last").check()
+
+
+@pytest.mark.parametrize("variant", PLAIN_VARIANTS, ids=str)
+@pytest.mark.parametrize("shape", TALL_TILES, ids=str)
+def test_tall_tiles(rng, variant, shape):
+    if variant.takes(shape):
+        make_problem(rng, variant, bfloat16, shape, layout="channels_last").check()
+
+
+@each_variant
+def test_tiles_off_the_boundary_have_the_same_bits(rng, variant):
+    for dtype in (bfloat16, np.float32):
+        p = make_problem(rng, variant, dtype, (2, 24, 3, 9), layout="channels_last")
+        p.x, p.dy = misaligned(p.x, 0), misaligned(p.dy, 0)
+        y, dx = p.forward(), p.backward()
+        for x_offset, dy_offset in ((1, 1), (3, 0), (0, 2)):
+            moved = Problem(
+                p.method,
+                misaligned(p.x, x_offset),
+                misaligned(p.dy, dy_offset),
+                p.params,
+                p.options,
+            )
+            assert_same_bits((moved.forward(),), (y,), f"y of x {x_offset} off")
+            assert_same_bits(moved.backward(), dx, f"gradients of dy {dy_offset} off")
+
+
+@pytest.mark.parametrize("method", ["instance_norm", "group_norm"])
+@pytest.mark.parametrize("channels", [18, 48])
+def test_a_sample_of_tiles_has_the_same_bits_alone_and_among_others(rng, method, channels):
+    variant = next(v for v in PLAIN_VARIANTS if v.method == method)
+    p = make_problem(rng, variant, bfloat16, (5, channels, 7, 23), layout="channels_last")
+    y, dx = p.forward(), p.backward().dx
+    for n in (0, 3):
+        x, dy = (misaligned(a[n : n + 1], 1) for a in (p.x, p.dy))
+        alone = Problem(method, x, dy, p.params, p.options)
+        assert_same_bits((alone.forward(),), (y[n : n + 1],), "y")
+        assert_same_bits((alone.backward().dx,), (dx[n : n + 1],), "dx")
+
+
+@pytest.mark.parametrize("variant", CENTRED, ids=str)
+@pytest.mark.parametrize("channels", [6, 48])
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+def test_large_means_of_tiles(rng, variant, channels, mean):
+    shape = (3, channels, 20, 15)
+    make_problem(rng, variant, shape=shape, mean=mean, layout="channels_last").check()
+
+
+@pytest.mark.parametrize("variant", DIVIDING, ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_magnitudes_of_tiles(rng, variant, scale):
+    p = make_problem(rng, variant, shape=(3, 24, 9, 8), layout="channels_last")
+    p.x = misaligned((p.x * np.float32(scale)).astype(np.float32), 0)
+    without_eps(p)
+    p.check()
+
+
+@each_dtype
+def test_weight_norm_by_tiles(rng, dtype):
+    for shape, axis in [((300, 48), 1), ((3, 70, 33), 2), ((2, 600, 16), 2), ((7, 1), 1)]:
+        check_weight_norm(*make_weight(rng, dtype, shape, axis=axis), axis=axis)
+
+
+@each_dtype
+def test_normalize_and_norm_by_tiles(rng, dtype):
+    for shape, axis in [((600, 48), 0), ((3, 70, 33), 1), ((4, 1, 5), 0), ((3, 5, 4, 16), (1, 2))]:
+        x, dy, _ = make_weight(rng, dtype, shape)
+        for order in (2, 1, np.inf):
+            check_normalize(x, dy, axis=axis, ord=order)
+            check_norm(x, axis=axis, ord=order)
+
+
 # Pools of three members (batch: samples, group: channels) that a part of a warp, a block, and
 # clusters of 2 and 4 blocks hold, in forward or backward, and larger ones; instance norm has one.
 @pytest.mark.parametrize("pool", [60, 501, 3003, 10002, 18003, 39000, 70002])

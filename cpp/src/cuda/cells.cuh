@@ -3,8 +3,8 @@
 // one entry per cell and piece, and are merged in a fixed order (solve.cuh).
 //
 // Where the elements of a cell follow each other (kPacked) a team of threads takes a piece and
-// moves packs of 16 bytes; otherwise (channels-last, any strides) a thread takes a piece alone,
-// neighbouring threads neighbouring cells.
+// moves packs of 16 bytes; where cells are neighbours, element for element, tiles do (columns.cuh);
+// with other strides a thread takes a piece alone, neighbouring threads neighbouring cells.
 #pragma once
 
 #include "cuda/geometry.cuh"

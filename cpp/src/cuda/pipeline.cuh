@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cuda/cells.cuh"
+#include "cuda/columns.cuh"
 #include "cuda/launch.h"
 #include "cuda/policy.h"
 #include "cuda/pools.cuh"
@@ -140,14 +141,24 @@ class Pipeline {
     if constexpr (kHeld && !kRowFamily) {
       if (args.y && forward_pools(args)) return;
     }
-    settle_pieces(args.residual ? std::initializer_list<int>{kX, kY, kResidual, kXIn}
-                  : args.y      ? std::initializer_list<int>{kX, kY}
-                                : std::initializer_list<int>{kX});
     if (args.residual) {
-      on_pieces([&](auto p, auto packed) {
-        launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, view(kXIn, args.x_in),
-               view(kResidual, args.residual), view(kX, args.x), team_);
-      });
+      settle_pieces({kX, kY, kResidual, kXIn}, {args.x, args.y, args.residual, args.x_in});
+    } else if (args.y) {
+      settle_pieces({kX, kY}, {args.x, args.y});
+    } else {
+      settle_pieces({kX}, {args.x});
+    }
+    if (args.residual) {
+      const View x = view(kXIn, args.x_in), residual = view(kResidual, args.residual);
+      on_pieces(
+          [&](auto p, auto packed) {
+            launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, x, residual, view(kX, args.x),
+                   team_);
+          },
+          [&](auto whole) {
+            launch(pieces_, stream(), tile_add<T, whole()>, g_, tiles_, x, residual,
+                   view(kX, args.x));
+          });
     }
     PoolTables<Formula> pools = statistics(args);
     auto show = [&](int pool, const StatisticsColumns& out) {
@@ -164,11 +175,17 @@ class Pipeline {
     C* shift = memory_.take<C>(cells);
     launch(each(cells), stream(), solve_forward<Formula, C>, g_, pools, params_,
            args.channel_weight, args.channel_bias, a, center, shift);
-    on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, view(kX, args.x),
-             view(kY, args.y), team_, Coefficients<C>{a, center, shift}, table(args.element_weight),
-             table(args.element_bias));
-    });
+    const View x = view(kX, args.x), y = view(kY, args.y);
+    const Coefficients<C> f{a, center, shift};
+    const C* weight = table(args.element_weight);
+    const C* bias = table(args.element_bias);
+    on_pieces(
+        [&](auto p, auto packed) {
+          launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, x, y, team_, f, weight, bias);
+        },
+        [&](auto whole) {
+          launch(pieces_, stream(), tile_apply<T, whole()>, g_, tiles_, x, y, f, weight, bias);
+        });
   }
 
   void backward(const BackwardArgs<C>& args) {
@@ -178,9 +195,14 @@ class Pipeline {
     if constexpr (kHeld && !kRowFamily) {
       if (backward_pools(args)) return;
     }
-    settle_pieces(args.dh ? std::initializer_list<int>{kX, kDy, kDx, kDh}
-                          : std::initializer_list<int>{kX, kDy, kDx});
+    if (args.dh) {
+      settle_pieces({kX, kDy, kDx, kDh}, {args.x, args.dy, args.dx, args.dh});
+    } else {
+      settle_pieces({kX, kDy, kDx}, {args.x, args.dy, args.dx});
+    }
     const PoolTables<Formula> pools = statistics(args);
+    const View x = view(kX, args.x), dy = view(kDy, args.dy);
+    const View dx = view(kDx, args.dx), dh = view(kDh, args.dh);
     const Index cells = g_.coefficient_cells();
     GradientTable<C> t{};
     t.each([&]<class N>(N*& array) { array = memory_.take<N>(cells); });
@@ -198,10 +220,15 @@ class Pipeline {
       const Index parts = g_.outer * g_.cells * g_.pieces;
       double* dy_u = memory_.take<double>(parts);
       double* dy_1 = memory_.take<double>(parts);
-      on_pieces([&](auto p, auto packed) {
-        launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, view(kDy, args.dy),
-               view(kX, args.x), team_, t.center, t.unit_c, element_weight, dy_u, dy_1);
-      });
+      on_pieces(
+          [&](auto p, auto packed) {
+            launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, dy, x, team_, t.center,
+                   t.unit_c, element_weight, dy_u, dy_1);
+          },
+          [&](auto whole) {
+            launch(pieces_, stream(), tile_sums<T, whole()>, g_, tiles_, dy, x, t.center, t.unit_c,
+                   element_weight, dy_u, dy_1);
+          });
       const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
       launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
              sum_1);
@@ -217,12 +244,16 @@ class Pipeline {
       return;
     }
     if (!given) pull_back_through(pools, args, t, sum_u, sum_1);
-    on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, view(kDy, args.dy),
-             view(kX, args.x), view(kDh, args.dh), view(kDx, args.dx), team_,
-             GradientCoefficients<C>{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c},
-             element_weight);
-    });
+    const GradientCoefficients<C> f{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c};
+    on_pieces(
+        [&](auto p, auto packed) {
+          launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, dy, x, dh, dx, team_, f,
+                 element_weight);
+        },
+        [&](auto whole) {
+          launch(pieces_, stream(), tile_grad<T, whole()>, g_, tiles_, dy, x, dh, dx, f,
+                 element_weight);
+        });
   }
 
  private:
@@ -479,31 +510,63 @@ class Pipeline {
 
   // ---- two sweeps with tables between them
 
-  // Chooses who takes which piece of a cell.
-  void settle_pieces(std::initializer_list<int> operands) {
-    packed_ = plan_.layout == Layout::rows;
-    for (const int i : operands) packed_ = packed_ && plan_.access[i].direct;
+  // Chooses who takes which piece of a cell: teams, tiles or lone threads.
+  void settle_pieces(std::initializer_list<int> operands, std::initializer_list<const void*> data) {
+    const bool rows = plan_.layout == Layout::rows;
+    bool direct = true;
+    for (const int i : operands) direct = direct && plan_.access[i].direct;
     const Index cells = g_.outer * g_.cells;
-    if (packed_) {
+    pieces_of_ = !direct ? Pieces::lone : rows ? Pieces::packed : Pieces::tiled;
+    if (pieces_of_ == Pieces::packed) {
       const RowPolicy longest = row_policy(256 * kCellPacks, kCellPacks, 1);
-      g_.piece = std::min<Index>(std::max<Index>(1, g_.count), 256 * kCellPacks * V);
-      g_.pieces = ceil_div(g_.count, g_.piece);
+      settle_length(256 * kCellPacks * V);
       policy_ = g_.pieces > 1 ? longest : row_policy(ceil_div(g_.count, V), kCellPacks, 1);
       team_ = team_of(policy_);
       pieces_ = {ceil_div(cells * g_.pieces, policy_.rows_per_block), policy_.block_threads(),
                  kTeamBytes};
+    } else if (pieces_of_ == Pieces::tiled) {
+      // By the table and the type alone, whatever the alignment and the number of samples.
+      const int across =
+          std::min<int>(kMostAcross, int(std::bit_ceil(std::size_t(ceil_div(g_.cells, V)))));
+      const Index down = Index(std::bit_ceil(std::size_t(std::max<Index>(1, g_.count))));
+      const int rows_at_once = int(std::clamp<Index>(down, 32 / across, kTileThreads / across));
+      settle_length(Index(rows_at_once) * kRowsOfThread);
+      tiles_ = {log2_of(across), log2_of(rows_at_once),
+                unsigned(ceil_div(g_.cells, Index(across) * V))};
+      const int threads = across * rows_at_once;
+      pieces_ = {g_.outer * g_.pieces * tiles_.tiles, threads,
+                 std::max(fold_bytes<double>(2, V, threads),
+                          fold_bytes<C>(MeasuresSpread<Method> ? kMostTallies : 2, V, threads))};
+      whole_ = g_.cells % V == 0;
+      auto at = data.begin();
+      for (const int i : operands) whole_ = whole_ && whole_rows(plan_.access[i], *at++);
     } else {
-      g_.piece = std::min<Index>(std::max<Index>(1, g_.count), kLonePiece);
-      g_.pieces = ceil_div(g_.count, g_.piece);
+      settle_length(kLonePiece);
       pieces_ = {ceil_div(cells * g_.pieces, kLoneThreads), kLoneThreads};
     }
   }
-  template <class F>
-  void on_pieces(F f) const {
-    if (packed_) {
-      with_packs<kCellPacks>(policy_.packs, [&](auto p) { f(p, std::true_type{}); });
+  void settle_length(Index most) {
+    g_.piece = std::min<Index>(std::max<Index>(1, g_.count), most);
+    g_.pieces = ceil_div(g_.count, g_.piece);
+  }
+  // Whether all rows of a tile begin on a boundary of 16 bytes.
+  bool whole_rows(const Access& a, const void* data) const {
+    bool is = aligned(data);
+    for (int d = 0; d < plan_.outer_dims; ++d) is = is && a.outer[d] % V == 0;
+    for (int d = 0; d < plan_.space_dims; ++d) is = is && a.space[d] % V == 0;
+    return is;
+  }
+  // cells(packs, packed) or tiles(whole), integral constants.
+  template <class Cells, class Tiles>
+  void on_pieces(Cells cells, Tiles tiles) const {
+    if (pieces_of_ == Pieces::packed) {
+      with_packs<kCellPacks>(policy_.packs, [&](auto p) { cells(p, std::true_type{}); });
+    } else if (pieces_of_ == Pieces::lone) {
+      cells(std::integral_constant<int, 1>{}, std::false_type{});
+    } else if (whole_) {
+      tiles(std::true_type{});
     } else {
-      f(std::integral_constant<int, 1>{}, std::false_type{});
+      tiles(std::false_type{});
     }
   }
 
@@ -530,10 +593,16 @@ class Pipeline {
       const Index parts = g_.outer * g_.cells * g_.pieces;
       double* mean = memory_.take<double>(parts);
       double* m2 = memory_.take<double>(parts);
-      on_pieces([&](auto p, auto packed) {
-        launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, view(kX, args.x),
-               team_, mean, m2);
-      });
+      const View x = view(kX, args.x);
+      on_pieces(
+          [&](auto p, auto packed) {
+            launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, x, team_,
+                   mean, m2);
+          },
+          [&](auto whole) {
+            launch(pieces_, stream(), tile_moments<Method::raw, T, whole()>, g_, tiles_, x, mean,
+                   m2);
+          });
       merge(pools, P - 1, g_, mean, m2, 1, 1);
       if constexpr (MeasuresSpread<Method>) measure_spread(pools, args.x);
     }
@@ -575,10 +644,15 @@ class Pipeline {
 
   template <bool kPeak>
   const double* tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
-    on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(kX, x), team_, t,
-             sums);
-    });
+    on_pieces(
+        [&](auto p, auto packed) {
+          launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(kX, x), team_, t,
+                 sums);
+        },
+        [&](auto whole) {
+          launch(pieces_, stream(), tile_tally<T, whole(), kPeak>, g_, tiles_, view(kX, x), t,
+                 sums);
+        });
     const Summers by((g_.shared_rows ? g_.outer : 1) * g_.pieces);
     launch(each_by(by, g_.coefficient_cells()), stream(), join_tallies<kPeak>, by, g_, sums, out);
     return out;
@@ -636,11 +710,16 @@ class Pipeline {
     const double* tallies = tally_spread(spread, args.x, n, pools.var[0], pools.step[0]);
     launch(each(cells), stream(), finish_slopes<Method, C>, cells, params_.spread, n, tallies,
            pools.var[0], pools.step[0], d.mean[0], d.var[0], spread, t.q, t.r);
-    on_pieces([&](auto p, auto packed) {
-      launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, view(kDy, args.dy),
-             view(kX, args.x), view(kDx, args.dx), team_,
-             GradientCoefficients<C>{t.p, t.q, t.r, nullptr, nullptr}, spread);
-    });
+    const View x = view(kX, args.x), dy = view(kDy, args.dy), dx = view(kDx, args.dx);
+    const GradientCoefficients<C> f{t.p, t.q, t.r, nullptr, nullptr};
+    on_pieces(
+        [&](auto p, auto packed) {
+          launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, dy, x, dx, team_, f,
+                 spread);
+        },
+        [&](auto whole) {
+          launch(pieces_, stream(), tile_slope_grad<T, whole()>, g_, tiles_, dy, x, dx, f, spread);
+        });
   }
 
   void pull_back_through(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
@@ -687,9 +766,11 @@ class Pipeline {
   DeviceMemory& memory_;
   const Params params_;
   Geometry g_;
-  bool packed_ = false;
+  enum class Pieces { packed, tiled, lone } pieces_of_ = Pieces::lone;
   RowPolicy policy_;
   Team team_{};
+  TileShape tiles_{};
+  bool whole_ = false;  // tiles
   Launch pieces_{};
 };
 

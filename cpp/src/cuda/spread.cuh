@@ -2,7 +2,7 @@
 // the deviations or the largest of them, and the small steps on one entry per pool between them.
 #pragma once
 
-#include "cuda/cells.cuh"
+#include "cuda/columns.cuh"
 #include "cuda/solve.cuh"
 #include "pipeline/step.h"
 
@@ -10,13 +10,20 @@ namespace normcore::cuda {
 
 inline constexpr int kMostTallies = 5;
 
-// Per coefficient cell: u = (x - center - low) * unit, and what is known of the spread.
+// Called, not inlined: orders beyond 4 are rare, and a kernel has a power for each of many
+// elements.
 template <class C>
-struct SpreadTable {
-  C *center, *low, *unit, *threshold, *tie;
+__device__ __attribute__((noinline)) C power_of(C base, C exponent) {
+  return pow(base, exponent);
+}
+
+// What a cell's elements need: u = (x - center - low) * unit, and what is known of the spread.
+template <class C>
+struct SpreadCell {
+  C center, low, unit, threshold, tie;
   C order;  // 0: by the largest
 
-  __device__ C centred(Index at, C x) const { return (x - center[at] - low[at]) * unit[at]; }
+  __device__ C centred(C x) const { return (x - center - low) * unit; }
   __device__ static C sign_of(C u) { return u > 0 ? C(1) : u < 0 ? C(-1) : C(0); }
   // |u|^(order - 1)
   __device__ C power(C m) const {
@@ -25,16 +32,15 @@ struct SpreadTable {
     if (e == 1) return m;
     if (e == 2) return m * m;
     if (e == 3) return m * m * m;
-    return pow(m, e);
+    return power_of(m, e);
   }
-  __device__ C slope(Index at, C u) const {
+  __device__ C slope(C u) const {
     const C m = u < 0 ? -u : u;
     if (order > 0) return sign_of(u) * power(m);
-    const C t = threshold[at];
-    return sign_of(u) * (m > t ? C(1) : m == t ? tie[at] : C(0));
+    return sign_of(u) * (m > threshold ? C(1) : m == threshold ? tie : C(0));
   }
   // What is summed of an element, see cpu/kernels.h; its size where `peak` is asked for.
-  __device__ void terms(Index at, C u, bool peak, C (&out)[kMostTallies]) const {
+  __device__ void terms(C u, bool peak, C (&out)[kMostTallies]) const {
     const C m = u < 0 ? -u : u, s = sign_of(u);
     for (C& v : out) v = 0;
     if (peak) {
@@ -43,24 +49,53 @@ struct SpreadTable {
       const C slope = power(m);
       out[0] = slope * m;
       out[1] = s * slope;
-    } else if (m > threshold[at]) {
+    } else if (m > threshold) {
       out[0] = 1;
       out[1] = m;
       out[2] = s;
-    } else if (m == threshold[at]) {
+    } else if (m == threshold) {
       out[3] = 1;
       out[4] = s;
     }
   }
 };
 
+// By coefficient cell.
+template <class C>
+struct SpreadTable {
+  C *center, *low, *unit, *threshold, *tie;
+  C order;
+
+  __device__ SpreadCell<C> of(Index at) const {
+    return {center[at], low[at], unit[at], threshold[at], tie[at], order};
+  }
+  template <class T, bool kWhole>
+  __device__ void of(const Tile<T, kWhole>& tile, Index at, SpreadCell<C> (&out)[kPack<T>]) const {
+    constexpr int V = kPack<T>;
+    auto take = [&](const C* table, C SpreadCell<C>::* member) {
+      C values[V];
+      tile.coefficients(table, at, values);
+#pragma unroll
+      for (int e = 0; e < V; ++e) out[e].*member = values[e];
+    };
+    take(center, &SpreadCell<C>::center);
+    take(low, &SpreadCell<C>::low);
+    take(unit, &SpreadCell<C>::unit);
+    take(threshold, &SpreadCell<C>::threshold);
+    take(tie, &SpreadCell<C>::tie);
+#pragma unroll
+    for (int e = 0; e < V; ++e) out[e].order = order;
+  }
+};
+
 // sums: [kMostTallies, cells, pieces]; with kPeak the largest in the first.
 template <class T, int P, bool kPacked, bool kPeak>
 __global__ void __launch_bounds__(512)
-    cell_tally(Geometry g, View x, Team team, SpreadTable<Compute<T>> f, double* sums) {
+    cell_tally(Geometry g, View x, Team team, SpreadTable<Compute<T>> table, double* sums) {
   using C = Compute<T>;
   const Piece piece = my_piece<kPacked>(g, team);
-  const Index at = g.coefficient_of(piece.cell), to = piece.cell * g.pieces + piece.index;
+  const SpreadCell<C> f = table.of(g.coefficient_of(piece.cell));
+  const Index to = piece.cell * g.pieces + piece.index;
   const Index parts = g.outer * g.cells * g.pieces;
   const T* start = x.cell_start<const T>(g, piece.cell);
   using Join = std::conditional_t<kPeak, Largest, Sum>;
@@ -75,7 +110,7 @@ __global__ void __launch_bounds__(512)
     C acc[kMostTallies] = {0, 0, 0, 0, 0};
     held.each(n, team, [&](C x_i) {
       C v[kMostTallies];
-      f.terms(at, f.centred(at, x_i), kPeak, v);
+      f.terms(f.centred(x_i), kPeak, v);
       for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], v[k]);
     });
     for (int k = 0; k < (kPeak ? 1 : kMostTallies); k += Team::kMostSums) {
@@ -92,7 +127,7 @@ __global__ void __launch_bounds__(512)
     double acc[kMostTallies] = {0, 0, 0, 0, 0};
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
       C v[kMostTallies];
-      f.terms(at, f.centred(at, widen(start[x.step(g, s)])), kPeak, v);
+      f.terms(f.centred(widen(start[x.step(g, s)])), kPeak, v);
       for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], double(v[k]));
     }
     for (int k = 0; k < (kPeak ? 1 : kMostTallies); ++k) sums[k * parts + to] = acc[k];
@@ -103,16 +138,17 @@ __global__ void __launch_bounds__(512)
 template <class T, int P, bool kPacked>
 __global__ void __launch_bounds__(512)
     cell_slope_grad(Geometry g, View dy, View x, View dx, Team team,
-                    GradientCoefficients<Compute<T>> f, SpreadTable<Compute<T>> spread) {
+                    GradientCoefficients<Compute<T>> f, SpreadTable<Compute<T>> table) {
   using C = Compute<T>;
   const Piece piece = my_piece<kPacked>(g, team);
   const Index at = g.coefficient_of(piece.cell);
+  const SpreadCell<C> spread = table.of(at);
   const C p_c = f.p[at], q = f.q[at], r = f.r[at];
   const T* dy_start = dy.cell_start<const T>(g, piece.cell);
   const T* x_start = x.cell_start<const T>(g, piece.cell);
   T* to = dx.cell_start<T>(g, piece.cell);
   auto value = [&](C dy_i, C x_i) {
-    const C h = spread.slope(at, spread.centred(at, x_i));
+    const C h = spread.slope(spread.centred(x_i));
     return fused(p_c, dy_i, fused(q, h, r));
   };
   if constexpr (kPacked) {
@@ -136,6 +172,77 @@ __global__ void __launch_bounds__(512)
           narrow<T>(value(widen(dy_start[dy.step(g, s)]), widen(x_start[x.step(g, s)])));
     }
   }
+}
+
+// As cell_tally, by tiles.
+template <class T, bool kWhole, bool kPeak>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_tally(Geometry g, TileShape shape, View x, SpreadTable<Compute<T>> table, double* sums) {
+  using C = Compute<T>;
+  constexpr int V = kPack<T>, N = kTilePacksOfMany, K = kPeak ? 1 : kMostTallies;
+  using Join = std::conditional_t<kPeak, Largest, Sum>;
+  const Tile<T, kWhole> tile(g, shape, false);
+  const TileRows<const T> from(tile, g, x);
+  SpreadCell<C> f[V];
+  table.of(tile, tile.coefficient(g), f);
+  C acc[K][V] = {};
+  tile.template each_rows<N>([&](int r) {
+    Pack<T> held[N];
+    from.template load<N, false>(tile, r, held);
+#pragma unroll
+    for (int p = 0; p < N; ++p) {
+      if (r + (p << tile.log_rows) >= tile.rows) continue;
+      C x_p[V];
+      held[p].widen(x_p);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        C v[kMostTallies];
+        f[e].terms(f[e].centred(x_p[e]), kPeak, v);
+#pragma unroll
+        for (int k = 0; k < K; ++k) acc[k][e] = Join{}(acc[k][e], v[k]);
+      }
+    }
+  });
+  const Index parts = g.outer * g.cells * g.pieces;
+  join_tile(tile, acc, Join{},
+            [&](int k, int cell, double v) { sums[k * parts + tile.part(g, cell)] = v; });
+}
+
+// As cell_slope_grad, by tiles.
+template <class T, bool kWhole>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_slope_grad(Geometry g, TileShape shape, View dy, View x, View dx,
+                    GradientCoefficients<Compute<T>> f, SpreadTable<Compute<T>> table) {
+  using C = Compute<T>;
+  constexpr int V = kPack<T>, N = kTilePacksOfMany;
+  const Tile<T, kWhole> tile(g, shape, true);
+  const TileRows<const T> dy_rows(tile, g, dy), x_rows(tile, g, x);
+  const TileRows<T> to(tile, g, dx);
+  SpreadCell<C> spread[V];
+  C p_c[V], q[V], r_c[V];
+  const Index at = tile.coefficient(g);
+  table.of(tile, at, spread);
+  tile.coefficients(f.p, at, p_c);
+  tile.coefficients(f.q, at, q);
+  tile.coefficients(f.r, at, r_c);
+  tile.template each_rows<N>([&](int r) {
+    Pack<T> dy_held[N], x_held[N];
+    dy_rows.template load<N, true>(tile, r, dy_held);
+    x_rows.template load<N, true>(tile, r, x_held);
+#pragma unroll
+    for (int p = 0; p < N; ++p) {
+      C d[V], x_p[V];
+      dy_held[p].widen(d);
+      x_held[p].widen(x_p);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const C h = spread[e].slope(spread[e].centred(x_p[e]));
+        d[e] = fused(p_c[e], d[e], fused(q[e], h, r_c[e]));
+      }
+      dy_held[p] = Pack<T>::narrowed(d);
+    }
+    to.store(tile, r, dy_held);
+  });
 }
 
 // ---- between the sweeps, per coefficient cell, which is an entry of the pool
