@@ -247,7 +247,8 @@ def test_rows_of_any_alignment(rng, method, dtype, offset):
 @row_methods
 @pytest.mark.parametrize("dtype", [bfloat16, np.float32], ids=str)
 def test_a_row_has_the_same_bits_alone_and_among_others(rng, method, dtype):
-    for n in (24, 100, 769, 4097):
+    # 24, 2048 and 8192 are whole packs: alone on the boundary, which has kernels of its own.
+    for n in (24, 100, 769, 2048, 4097, 8192):
         p = row_problem(rng, method, dtype, 6, n, offset=1)
         y, dx = p.forward(), p.backward().dx
         for r in (0, 3, 5):
@@ -256,6 +257,21 @@ def test_a_row_has_the_same_bits_alone_and_among_others(rng, method, dtype):
             )
             assert_same_bits((alone.forward(),), (y[r : r + 1],), f"y of row {r} of {n}")
             assert_same_bits((alone.backward().dx,), (dx[r : r + 1],), f"dx of row {r} of {n}")
+
+
+@each_dtype
+@pytest.mark.parametrize("n", [16, 77, 1024])
+def test_row_parameters_of_any_type(rng, dtype, n):
+    # Kernels read parameters of x's type and of float32 themselves; others are brought to a table.
+    x, dy = rng.normal(0.5, 2, (2, 3, n)).astype(dtype)
+    for weight_type in DTYPES.values():
+        w = rng.normal(1, 0.5, n).astype(weight_type)
+        for bias_type in DTYPES.values():
+            b = rng.normal(0, 0.5, n).astype(bias_type)
+            Problem("layer_norm", x, dy, {"weight": w, "bias": b}, {"axis": -1}).check()
+        Problem("layer_norm", x, dy, {"weight": w}, {"axis": -1}).check()
+        Problem("rms_norm", x, dy, {"weight": w}, {"axis": -1, "weight_offset": 1.0}).check()
+    Problem("layer_norm", x, dy, {}, {"axis": -1}).check()
 
 
 @each_variant
