@@ -3,9 +3,9 @@
     python tests/cuda/machine_code.py build/cuda/CMakeFiles/normcore.dir/cpp/src/cuda/*.o
 
 Reads the objects by cuobjdump, walks through each hot kernel along the way that full, aligned rows
-take, and prints a table: registers, spills, how many loads of 16 bytes are under way before the
-first of them is used, instructions per element, and the traffic at which issuing them is the
-limit. Fails where a kernel is behind its budget, or where one is missing.
+take, and prints a table: registers, spills, accesses of 16 bytes, how many of these loads are
+under way before the first of them is used, instructions per element, and the traffic at which
+issuing them is the limit. Fails where a kernel is behind its budget, or where one is missing.
 
 The walk is an estimate: at a conditional branch it keeps off calls, single elements, sums in
 float64 and what stores more packs than the result has (the residual's sum); loops run once.
@@ -49,6 +49,10 @@ def rows(kernel, formula, packs):
     return f"normcore::cuda::{kernel}<{formula}, {{T}}, {packs}, true, false>"
 
 
+def tiles(kernel, arguments="{T}"):
+    return f"normcore::cuda::{kernel}<{arguments}, true>"
+
+
 BF16, F32 = "__nv_bfloat16", "float"
 BUDGETS = [
     Budget("layer norm", rows("rows_forward", LAYER_NORM, 4), 4, 4, 2, {BF16: 30}),
@@ -72,6 +76,10 @@ BUDGETS = [
     ),
     Budget("RMS norm backward", rows("rows_backward", RMS_NORM, 2), 2, 4, 3, {BF16: 64}, loop=True),
     Budget("RMS norm backward", rows("rows_backward", RMS_NORM, 2), 2, 4, 3, {F32: 96}, loop=True),
+    Budget("moments of tiles", tiles("tile_moments", "false, {T}"), 8, 8, 1, {BF16: 21}, loop=True),
+    Budget("tiles applied", tiles("tile_apply"), 8, 8, 2, {BF16: 30, F32: 30}, loop=True),
+    Budget("sums of tiles", tiles("tile_sums"), 4, 4, 2, {BF16: 30, F32: 30}, loop=True),
+    Budget("dx of tiles", tiles("tile_grad"), 4, 4, 3, {BF16: 43, F32: 43}, loop=True),
 ]
 
 
@@ -239,10 +247,12 @@ def examine(kernels, budget, dtype):
     elements = budget.packs * 16 // TYPES[dtype]
     per_element = len(path) / elements
     loads = loads_together(path)
-    spills = sum(opcode(t).startswith(("LDL", "STL")) for t in path)
+    ops = [opcode(text) for text in path]
+    spills = sum(op.startswith(("LDL", "STL")) for op in ops)
+    packs = sum(is_load(op) or is_copy(op) or is_store(op) for op in ops)
     bound = ISSUE_RATE / per_element * budget.traffic * TYPES[dtype] / 1e12
     line = (
-        f"{label:40} {kernel.registers:4} {spills:6} {loads:6} {per_element:12.1f}"
+        f"{label:40} {kernel.registers:4} {spills:6} {packs:7} {loads:6} {per_element:12.1f}"
         f" {budget.most[dtype]:7} {bound:8.1f}"
     )
     faults = []
@@ -264,8 +274,8 @@ def main():
     if tool is None:
         sys.exit("machine_code.py needs cuobjdump (PyPI: nvidia-cuda-cuobjdump and -nvdisasm)")
     kernels = [k for path in options.objects for k in read_object(tool, path)]
-    head = ("kernel", "regs", "spills", "loads", "instructions", "budget", "TB/s")
-    print("{:40} {:>4} {:>6} {:>6} {:>12} {:>7} {:>8}".format(*head))
+    head = ("kernel", "regs", "spills", "16-byte", "loads", "instructions", "budget", "TB/s")
+    print("{:40} {:>4} {:>6} {:>7} {:>6} {:>12} {:>7} {:>8}".format(*head))
     faults = []
     for budget in BUDGETS:
         for dtype in budget.most:
