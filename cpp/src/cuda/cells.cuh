@@ -2,9 +2,9 @@
 // small kernels on the table of cells between them. A cell is cut into pieces; partial results have
 // one entry per cell and piece, and are merged in a fixed order (solve.cuh).
 //
-// Where the elements of a cell follow each other (kPacked) a team of threads takes a piece and
-// moves packs of 16 bytes; where cells are neighbours, element for element, tiles do (columns.cuh);
-// with other strides a thread takes a piece alone, neighbouring threads neighbouring cells.
+// Where the elements of a cell follow each other a team of threads takes a piece and moves packs of
+// 16 bytes; where cells are neighbours, element for element, tiles do (columns.cuh); with other
+// strides a thread takes a piece alone, neighbouring threads neighbouring cells.
 #pragma once
 
 #include "cuda/geometry.cuh"
@@ -12,11 +12,29 @@
 
 namespace normcore::cuda {
 
+// Who takes a piece. whole: a team, and all packs are whole and lie on their boundary; packed: a
+// team, wherever they lie.
+enum class Form { lone, packed, whole };
+
+// Per coefficient cell; see Geometry::coefficient_of.
 template <class C>
 struct Coefficients {
-  const C* a;  // per coefficient cell; see Geometry::coefficient_of
+  const C* a;
   const C* center;
   const C* b;
+
+  __device__ void of_cell(Index at, C& a_of, C& center_of, C& b_of) const {
+    a_of = a[at];
+    center_of = center[at];
+    b_of = b[at];
+  }
+  template <class Tile, int V>
+  __device__ void of_tile(const Tile& tile, Index at, C (&a_of)[V], C (&center_of)[V],
+                          C (&b_of)[V]) const {
+    tile.coefficients(a, at, a_of);
+    tile.coefficients(center, at, center_of);
+    tile.coefficients(b, at, b_of);
+  }
 };
 template <class C>
 struct GradientCoefficients {
@@ -29,38 +47,49 @@ struct GradientCoefficients {
 
 // Which piece of which cell a thread, or its team, works on.
 struct Piece {
-  Index cell, index, first, n;  // n = 0: none
+  Index cell, index, first;
+  int n;  // 0: none
 };
-template <bool kPacked>
-__device__ Piece my_piece(const Geometry& g, const Team& team) {
+// `backwards`: the last blocks first, for what the sweep before has left in the cache.
+template <Form kForm>
+__device__ Piece my_piece(const Geometry& g, const Team& team, bool backwards = false) {
+  const unsigned block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const Index cells = g.outer * g.cells;
-  const Index at = kPacked ? first_row(team) : Index(blockIdx.x) * blockDim.x + threadIdx.x;
-  // Cells run fastest where threads work alone, so that neighbours read neighbours.
-  const Index cell = kPacked ? at / g.pieces : at % cells;
-  const Index index = kPacked ? at % g.pieces : at / cells;
-  if (at >= cells * g.pieces) return {0, 0, 0, 0};
-  return {cell, index, index * g.piece, g.elements_of(index)};
+  Index cell, index;
+  if constexpr (kForm == Form::lone) {
+    // Cells run fastest where threads work alone, so that neighbours read neighbours.
+    const Index at = Index(block) * blockDim.x + threadIdx.x;
+    index = at / cells;
+    cell = at - index * cells;
+    if (index >= g.pieces) return {0, 0, 0, 0};
+  } else {
+    const Index at = Index(block) * team.teams() + team.number();
+    if (at >= cells * g.pieces) return {0, 0, 0, 0};
+    const auto [c, i] = g.by_pieces(at);
+    cell = c;
+    index = i;
+  }
+  return {cell, index, index * g.piece, int(g.elements_of(index))};
 }
 
-template <bool kRaw, class T, int P, bool kPacked>
+template <bool kRaw, class T, int P, Form kForm>
 __global__ void __launch_bounds__(512)
     cell_moments(Geometry g, View x, Team team, double* mean, double* m2) {
   using C = Compute<T>;
-  const Piece piece = my_piece<kPacked>(g, team);
+  const Piece piece = my_piece<kForm>(g, team);
   const T* start = x.cell_start<const T>(g, piece.cell);
   const Index to = piece.cell * g.pieces + piece.index;
-  if constexpr (kPacked) {
+  if constexpr (kForm != Form::lone) {
     team.scratch = shared_memory();
     int phase = 0;
-    const T* row = start + piece.first;
-    const int n = int(piece.n);
-    RowPacks<T, P, false> held;
-    held.load(row, n, team);
+    const int n = piece.n;
+    RowPacks<T, P, kForm == Form::whole> held;
+    held.template load<false>(start + piece.first, n, team);
     C center;
     const Stats s = row_statistics<kRaw>(held, n, 1 / double(n), n, team, phase, center);
-    if (piece.n > 0 && team.index() == 0) {
+    if (n > 0 && team.index() == 0) {
       mean[to] = double(center) + s.mean;
-      m2[to] = s.var * double(piece.n);
+      m2[to] = s.var * double(n);
     }
   } else if (piece.n > 0) {
     // In float64, which holds the square of any float; twice, for an exact centre.
@@ -82,36 +111,38 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// y = a * (x - center) + b, and with elementwise parameters weight * that + bias.
-template <class T, int P, bool kPacked>
+// y = a * (x - center) + b, and with elementwise parameters weight * that + bias. F: the
+// coefficients, or what makes them.
+template <class T, int P, Form kForm, class F>
 __global__ void __launch_bounds__(512)
-    cell_apply(Geometry g, View x, View y, Team team, Coefficients<Compute<T>> f,
-               const Compute<T>* weight, const Compute<T>* bias) {
+    cell_apply(Geometry g, View x, View y, Team team, F f, const Compute<T>* weight,
+               const Compute<T>* bias) {
   using C = Compute<T>;
-  const Piece piece = my_piece<kPacked>(g, team);
-  const Index at = g.coefficient_of(piece.cell);
-  const C a = f.a[at], center = f.center[at], b = f.b[at];
+  constexpr bool kWhole = kForm == Form::whole;
+  const Piece piece = my_piece<kForm>(g, team, true);
   const T* from = x.cell_start<const T>(g, piece.cell);
   T* to = y.cell_start<T>(g, piece.cell);
+  C a, center, b;
   auto value = [&](C v, Index s) {
     const C normalized = fused(a, v - center, b);
     return weight ? fused(weight[s], normalized, bias[s]) : normalized;
   };
-  if constexpr (kPacked) {
-    const T* row = from + piece.first;
-    const int n = int(piece.n);
-    RowPacks<T, P, false> held;
-    held.load(row, n, team);
+  if constexpr (kForm != Form::lone) {
+    const int n = piece.n;
+    RowPacks<T, P, kWhole> held;
+    held.load(from + piece.first, n, team);
+    f.of_cell(g.coefficient_of(piece.cell), a, center, b);
     held.each_pack(n, team, [&](int p, C(&v)[kPack<T>], int left) {
       const Index first = piece.first + held.at(p, team);
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) {
-        if (e < left) v[e] = value(v[e], first + e);
+        if (kWhole || e < left) v[e] = value(v[e], first + e);
       }
       held.pack[p] = Pack<T>::narrowed(v);
     });
     held.store(to + piece.first, n, team);
   } else {
+    f.of_cell(g.coefficient_of(piece.cell), a, center, b);
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
       to[y.step(g, s)] = narrow<T>(value(widen(from[x.step(g, s)]), s));
     }
@@ -119,16 +150,16 @@ __global__ void __launch_bounds__(512)
 }
 
 // h = x + residual
-template <class T, int P, bool kPacked>
+template <class T, int P, Form kForm>
 __global__ void __launch_bounds__(512)
     cell_add(Geometry g, View x, View residual, View h, Team team) {
-  const Piece piece = my_piece<kPacked>(g, team);
+  const Piece piece = my_piece<kForm>(g, team);
   const T* a = x.cell_start<const T>(g, piece.cell);
   const T* b = residual.cell_start<const T>(g, piece.cell);
   T* to = h.cell_start<T>(g, piece.cell);
-  if constexpr (kPacked) {
-    const int n = int(piece.n);
-    RowPacks<T, P, false> terms, others;
+  if constexpr (kForm != Form::lone) {
+    const int n = piece.n;
+    RowPacks<T, P, kForm == Form::whole> terms, others;
     terms.load(a + piece.first, n, team);
     others.load(b + piece.first, n, team);
     terms.each_pack(n, team, [&](int p, Compute<T>(&v)[kPack<T>], int) {
@@ -147,24 +178,25 @@ __global__ void __launch_bounds__(512)
 }
 
 // sum dy * u and sum dy of every piece, u = (x - center) * unit; weight as in cell_apply.
-template <class T, int P, bool kPacked>
+template <class T, int P, Form kForm>
 __global__ void __launch_bounds__(512)
     cell_sums(Geometry g, View dy, View x, Team team, const Compute<T>* center,
               const Compute<T>* unit, const Compute<T>* weight, double* dy_u, double* dy_1) {
   using C = Compute<T>;
-  const Piece piece = my_piece<kPacked>(g, team);
-  const Index at = g.coefficient_of(piece.cell), to = piece.cell * g.pieces + piece.index;
-  const C c = center[at], u = unit[at];
+  constexpr bool kWhole = kForm == Form::whole;
+  const Piece piece = my_piece<kForm>(g, team);
+  const Index to = piece.cell * g.pieces + piece.index;
   const T* dy_start = dy.cell_start<const T>(g, piece.cell);
   const T* x_start = x.cell_start<const T>(g, piece.cell);
-  if constexpr (kPacked) {
+  if constexpr (kForm != Form::lone) {
     team.scratch = shared_memory();
     int phase = 0;
-    const T* row = x_start + piece.first;
-    const int n = int(piece.n);
-    RowPacks<T, P, false> x_held, dy_held;
-    x_held.load(row, n, team);
-    dy_held.load(dy_start + piece.first, n, team);
+    const int n = piece.n;
+    RowPacks<T, P, kWhole> x_held, dy_held;
+    x_held.template load<false>(x_start + piece.first, n, team);
+    dy_held.template load<false>(dy_start + piece.first, n, team);
+    const Index at = g.coefficient_of(piece.cell);
+    const C c = center[at], u = unit[at];
     C sums[2] = {0, 0};
     dy_held.each_pack(n, team, [&](int p, C(&dy_p)[kPack<T>], int left) {
       const Index first = piece.first + dy_held.at(p, team);
@@ -172,18 +204,20 @@ __global__ void __launch_bounds__(512)
       x_held.pack[p].widen(x_p);
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) {
-        if (e >= left) continue;
+        if (!kWhole && e >= left) continue;
         if (weight) dy_p[e] *= weight[first + e];
         sums[0] = fused(dy_p[e], (x_p[e] - c) * u, sums[0]);
         sums[1] += dy_p[e];
       }
     });
     team_sum(sums, team, phase);
-    if (piece.n > 0 && team.index() == 0) {
+    if (n > 0 && team.index() == 0) {
       dy_u[to] = double(sums[0]);
       dy_1[to] = double(sums[1]);
     }
   } else if (piece.n > 0) {
+    const Index at = g.coefficient_of(piece.cell);
+    const C c = center[at], u = unit[at];
     double sum_u = 0, sum_1 = 0;
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
       C v = widen(dy_start[dy.step(g, s)]);
@@ -198,49 +232,61 @@ __global__ void __launch_bounds__(512)
 
 // dx = p * dy + q * u + r, or with weights by element p * (weight * dy - r) + q * u; with q null
 // p * dy alone. dh is added.
-template <class T, int P, bool kPacked>
+template <class T, int P, Form kForm>
 __global__ void __launch_bounds__(512)
     cell_grad(Geometry g, View dy, View x, View dh, View dx, Team team,
               GradientCoefficients<Compute<T>> f, const Compute<T>* weight) {
   using C = Compute<T>;
-  const Piece piece = my_piece<kPacked>(g, team);
-  const Index at = g.coefficient_of(piece.cell);
+  constexpr bool kWhole = kForm == Form::whole;
+  const Piece piece = my_piece<kForm>(g, team, true);
   const bool through_statistics = f.q != nullptr, has_dh = dh.data != nullptr;
-  const C p_c = f.p[at], c = f.center[at], u = f.unit[at];
-  const C q = through_statistics ? f.q[at] : C(0), r = through_statistics ? f.r[at] : C(0);
   const T* dy_start = dy.cell_start<const T>(g, piece.cell);
   const T* x_start = x.cell_start<const T>(g, piece.cell);
   const T* dh_start = has_dh ? dh.cell_start<const T>(g, piece.cell) : nullptr;
   T* to = dx.cell_start<T>(g, piece.cell);
-  auto value = [&](C dy_i, C x_i, C dh_i, Index s) {
-    C d = weight ? p_c * (weight[s] * dy_i - r) : fused(p_c, dy_i, r);
-    if (through_statistics) d = fused(q, (x_i - c) * u, d);
-    return d + dh_i;
+  C p_c, c, u, q, r;
+  auto settle = [&] {
+    const Index at = g.coefficient_of(piece.cell);
+    p_c = f.p[at];
+    c = f.center[at];
+    u = f.unit[at];
+    q = through_statistics ? f.q[at] : C(0);
+    r = through_statistics ? f.r[at] : C(0);
   };
-  if constexpr (kPacked) {
-    const T* row = x_start + piece.first;
-    const int n = int(piece.n);
-    RowPacks<T, P, false> x_held, dy_held, dh_held;
-    x_held.load(row, through_statistics ? n : 0, team);
+  auto value = [&](C dy_i, C x_i, Index s) {
+    const C d = weight ? p_c * (weight[s] * dy_i - r) : fused(p_c, dy_i, r);
+    return through_statistics ? fused(q, (x_i - c) * u, d) : d;
+  };
+  if constexpr (kForm != Form::lone) {
+    const int n = piece.n;
+    RowPacks<T, P, kWhole> x_held, dy_held, dh_held;
+    x_held.load(x_start + piece.first, through_statistics ? n : 0, team);
     dy_held.load(dy_start + piece.first, n, team);
     if (has_dh) dh_held.load(dh_start + piece.first, n, team);
+    settle();
     dy_held.each_pack(n, team, [&](int p, C(&dx_p)[kPack<T>], int left) {
       const Index first = piece.first + dy_held.at(p, team);
-      C x_p[kPack<T>], extra[kPack<T>] = {};
+      C x_p[kPack<T>];
       x_held.pack[p].widen(x_p);
-      if (has_dh) dh_held.pack[p].widen(extra);
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) {
-        if (e < left) dx_p[e] = value(dx_p[e], x_p[e], extra[e], first + e);
+        if (kWhole || e < left) dx_p[e] = value(dx_p[e], x_p[e], first + e);
+      }
+      if (has_dh) {
+        C extra[kPack<T>];
+        dh_held.pack[p].widen(extra);
+#pragma unroll
+        for (int e = 0; e < kPack<T>; ++e) dx_p[e] += extra[e];
       }
       dy_held.pack[p] = Pack<T>::narrowed(dx_p);
     });
     dy_held.store(to + piece.first, n, team);
   } else {
+    settle();
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
-      const C extra = has_dh ? widen(dh_start[dh.step(g, s)]) : C(0);
-      to[dx.step(g, s)] =
-          narrow<T>(value(widen(dy_start[dy.step(g, s)]), widen(x_start[x.step(g, s)]), extra, s));
+      C d = value(widen(dy_start[dy.step(g, s)]), widen(x_start[x.step(g, s)]), s);
+      if (has_dh) d += widen(dh_start[dh.step(g, s)]);
+      to[dx.step(g, s)] = narrow<T>(d);
     }
   }
 }

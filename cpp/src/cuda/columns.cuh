@@ -22,9 +22,9 @@ inline constexpr int kTilePacks = 8, kTilePacksOfMany = 4;
 
 // Chosen on the host.
 struct TileShape {
-  int log_across;  // threads side by side
-  int log_rows;    // and below each other
-  unsigned tiles;  // side by side
+  int log_across;     // threads side by side
+  int log_rows;       // and below each other
+  Division by_tiles;  // side by side
 };
 
 // The share of a thread.
@@ -46,10 +46,10 @@ struct Tile {
     log_across = shape.log_across;
     log_rows = shape.log_rows;
     const unsigned block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    const unsigned line = block / shape.tiles, tile = block - line * shape.tiles;
-    const unsigned o = line / unsigned(g.pieces);
+    const auto [line, tile] = shape.by_tiles(block);
+    const auto [o, piece] = g.by_pieces(line);
     outer = o;
-    strip = line - o * unsigned(g.pieces);
+    strip = piece;
     first = strip * g.piece;
     rows = int(g.elements_of(strip));
     column = int(threadIdx.x) & (across() - 1);
@@ -93,13 +93,8 @@ struct Tile {
   // Where this thread begins in an operand, which goes on `stride` elements from row to row.
   template <class U>
   __device__ U* start(const Geometry& g, const View& v) const {
-    Index o = outer, offset = cell;
-    for (int d = g.outer_dims - 1; d > 0; --d) {
-      offset += o % g.outer_sizes[d] * v.outer[d];
-      o /= g.outer_sizes[d];
-    }
-    if (g.outer_dims > 0) offset += o * v.outer[0];
-    return static_cast<U*>(v.data) + offset + (first + row) * stride(g, v);
+    return static_cast<U*>(v.data) + cell + v.row_offset(g, unsigned(outer)) +
+           (first + row) * stride(g, v);
   }
   __device__ static Index stride(const Geometry& g, const View& v) {
     return g.space_dims == 0 ? 0 : v.space[0];
@@ -296,20 +291,17 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 // As cell_apply.
-template <class T, bool kWhole>
+template <class T, bool kWhole, class F>
 __global__ void __launch_bounds__(kTileThreads)
-    tile_apply(Geometry g, TileShape shape, View x, View y, Coefficients<Compute<T>> f,
-               const Compute<T>* weight, const Compute<T>* bias) {
+    tile_apply(Geometry g, TileShape shape, View x, View y, F f, const Compute<T>* weight,
+               const Compute<T>* bias) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacks;
   const Tile<T, kWhole> tile(g, shape, true);
   const TileRows<const T> from(tile, g, x);
   const TileRows<T> to(tile, g, y);
   C a[V], center[V], b[V];
-  const Index at = tile.coefficient(g);
-  tile.coefficients(f.a, at, a);
-  tile.coefficients(f.center, at, center);
-  tile.coefficients(f.b, at, b);
+  f.of_tile(tile, tile.coefficient(g), a, center, b);
   tile.template each_rows<N>([&](int r) {
     Pack<T> held[N];
     from.template load<N, true>(tile, r, held);

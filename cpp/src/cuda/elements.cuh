@@ -284,6 +284,30 @@ void with_element_type(DType dtype, F&& f) {
   }
 }
 
+// A Column to read; all are `missing` where data is null.
+struct Source {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat64;
+  Index stride = 1;
+  double missing = 0;
+
+  __host__ __device__ explicit operator bool() const { return data != nullptr; }
+  __device__ double operator()(Index i) const {
+    if (!data) return missing;
+    switch (dtype) {
+      case DType::kFloat64:
+        return static_cast<const double*>(data)[i * stride];
+      case DType::kFloat32:
+        return double(static_cast<const float*>(data)[i * stride]);
+      case DType::kFloat16:
+        return double(widen(static_cast<const __half*>(data)[i * stride]));
+      case DType::kBFloat16:
+        return double(widen(static_cast<const __nv_bfloat16*>(data)[i * stride]));
+    }
+    return missing;
+  }
+};
+
 __device__ inline void put(const Column& to, Index i, double value) {
   switch (to.dtype) {
     case DType::kFloat64:

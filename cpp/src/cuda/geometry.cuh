@@ -4,10 +4,33 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "cuda/elements.cuh"
 #include "plan/plan.h"
 
 namespace normcore::cuda {
+
+// Division by what the host knows: by a multiplication. Of numbers under 2^31.
+struct Division {
+  unsigned divisor = 1, factor = 1;
+  int shift = 0;
+
+  Division() = default;
+  explicit Division(Index by) : divisor(unsigned(by)) {
+    while ((1ull << shift) < divisor) ++shift;
+    factor = unsigned(((1ull << 32) * ((1ull << shift) - divisor)) / divisor + 1);
+  }
+  struct Parts {
+    unsigned quotient, rest;
+  };
+  __device__ Parts operator()(Index n) const {
+    const auto small = unsigned(n);
+    const auto high = unsigned((std::uint64_t(small) * factor) >> 32);
+    const unsigned quotient = (high + small) >> shift;
+    return {quotient, small - quotient * divisor};
+  }
+};
 
 // Axes that are left after merging; more is refused.
 inline constexpr int kMostAxes = 8;
@@ -19,10 +42,13 @@ struct Geometry {
   bool shared_rows;  // coefficients do not depend on the row of the table
   int outer_dims, space_dims;
   Index outer_sizes[kMostAxes], space_sizes[kMostAxes];
+  Division by_pieces, by_cells, by_outer[kMostAxes];  // where cells and their pieces are few enough
 
   __host__ __device__ Index coefficient_rows() const { return shared_rows ? 1 : outer; }
   __host__ __device__ Index coefficient_cells() const { return coefficient_rows() * cells; }
-  __device__ Index coefficient_of(Index cell) const { return shared_rows ? cell % cells : cell; }
+  __device__ Index coefficient_of(Index cell) const {
+    return shared_rows ? by_cells(cell).rest : cell;
+  }
   __device__ Index elements_of(Index p) const {
     const Index left = count - p * piece;
     return left < piece ? left : piece;
@@ -39,12 +65,18 @@ struct View {
   // Element (o, k, 0), cell = o * cells + k.
   template <class T>
   __device__ T* cell_start(const Geometry& g, Index cell_index) const {
-    Index o = cell_index / g.cells, offset = cell_index % g.cells * cell;
-    for (int d = g.outer_dims - 1; d >= 0; --d) {
-      offset += o % g.outer_sizes[d] * outer[d];
-      o /= g.outer_sizes[d];
+    const auto [o, k] = g.by_cells(cell_index);
+    return static_cast<T*>(data) + k * cell + row_offset(g, o);
+  }
+  // To element (o, 0, 0).
+  __device__ Index row_offset(const Geometry& g, unsigned o) const {
+    Index offset = 0;
+    for (int d = g.outer_dims - 1; d > 0; --d) {
+      const auto [rest, digit] = g.by_outer[d](o);
+      offset += digit * outer[d];
+      o = rest;
     }
-    return static_cast<T*>(data) + offset;
+    return g.outer_dims > 0 ? offset + o * outer[0] : 0;
   }
   // From element (o, k, 0) to (o, k, s).
   __device__ Index step(const Geometry& g, Index s) const {

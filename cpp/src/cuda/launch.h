@@ -3,9 +3,11 @@
 
 #include <cuda_runtime.h>
 
+#include <exception>
 #include <string>
 #include <vector>
 
+#include "cuda/elements.cuh"
 #include "normcore/errors.h"
 #include "pipeline/memory.h"
 
@@ -93,15 +95,43 @@ Index resident_clusters(void (*kernel)(Params...), const Launch& l, int device) 
   return resident_clusters(reinterpret_cast<const void*>(kernel), l, device);
 }
 
+// A step on small arrays, by element: out[i] from in[i], and for a blend from column i of values.
+struct Step {
+  enum Kind { copy, shift, fill, scale, square, reciprocal, blend } kind = copy;
+  Index n = 0;
+  Column out{};
+  Source in{};
+  double a = 0, b = 0;             // offset, value or factor; of a blend momentum and factor
+  const double* values = nullptr;  // [rows, n]
+  Index rows = 0;
+};
+struct Steps {
+  static constexpr int kMost = 16;
+  int count = 0;
+  Step step[kMost];
+};
+
 // The small arrays of a call on a device: in the caller's workspace, then in chunks of the pool,
-// which are given back on the stream, after what the call has queued.
+// which are given back on the stream, after what the call has queued. Steps by element wait until
+// something else is launched or the call ends, and then are one launch: element i of all of them,
+// in order, is of thread i.
 class DeviceMemory final : public Memory {
  public:
   explicit DeviceMemory(const Context& context);
   ~DeviceMemory() override;
 
   int device() const { return device_; }
-  cudaStream_t stream() const { return stream_; }
+  // For a launch that may read what steps write: those that wait are launched first.
+  cudaStream_t stream() {
+    launch_steps();
+    return stream_;
+  }
+  // For a launch that reads none of it.
+  cudaStream_t stream_ahead_of_steps() const { return stream_; }
+
+  // Where the numbers of a table come from: while they wait to be copied the caller's own array,
+  // and they may never be copied. A kernel that asks must read them here, and so must all others.
+  Source source(const double* table, double missing = 0);
 
   void store(const double* values, const Tensor& t, const Walk& w) override;
   void repeat(double* values, Index n, Index total) override;
@@ -113,6 +143,17 @@ class DeviceMemory final : public Memory {
 
  protected:
   void* take_bytes(std::size_t bytes) override;
+  template <class C>
+  void read_steps(const ConstTensor& t, const Walk& w, C* out);
+  static Source of_table(const double* table) { return {table, DType::kFloat64, 1, 0}; }
+  void add(Step step);
+  // A table that a kernel reads where it is: the copy is wanted after all.
+  void need(const double* table) {
+    for (int k = 0; k < steps_.count; ++k) {
+      if (steps_.step[k].out.data == table) at_source_[k] = false;
+    }
+  }
+  void launch_steps();
   void read(const ConstTensor& t, const Walk& w, float* out) override;
   void read(const ConstTensor& t, const Walk& w, double* out) override;
   void shift(const float* values, Index n, double offset, float* out) override;
@@ -127,6 +168,9 @@ class DeviceMemory final : public Memory {
   std::vector<void*> chunks_;
   char* free_;
   std::size_t left_;
+  int exceptions_ = std::uncaught_exceptions();
+  Steps steps_;
+  bool at_source_[Steps::kMost];  // copies that may never be needed
 };
 
 }  // namespace normcore::cuda

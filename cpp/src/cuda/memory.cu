@@ -1,5 +1,7 @@
 // Device memory, and the kernels for the small arrays of a call.
+#include <algorithm>
 #include <array>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -50,6 +52,7 @@ struct DeviceWalk {
   }
 };
 
+// Arrays whose elements are not evenly spaced.
 template <class T, class C>
 __global__ void read_kernel(const T* from, DeviceWalk walk, Index n, C* out) {
   const Index i = my_index();
@@ -60,27 +63,38 @@ __global__ void store_kernel(const double* values, DeviceWalk walk, Index n, T* 
   const Index i = my_index();
   if (i < n) to[walk.at(i)] = narrow<T>(Compute<T>(values[i]));
 }
-template <class C>
-__global__ void shift_kernel(const C* values, Index n, double offset, C* out) {
-  const Index i = my_index();
-  if (i < n) out[i] = C(double(values[i]) + offset);
+
+__device__ double result(const Step& s, Index i) {
+  switch (s.kind) {
+    case Step::copy:
+      return s.in(i);
+    case Step::shift:
+      return s.in(i) + s.a;
+    case Step::fill:
+      return s.a;
+    case Step::scale:
+      return s.in(i)*s.a;
+    case Step::square:
+      return Memory::transformed(Memory::kSquare, s.in(i));
+    case Step::reciprocal:
+      return Memory::transformed(Memory::kReciprocal, s.in(i));
+    case Step::blend:
+      break;
+  }
+  double sum = 0;
+  for (Index o = 0; o < s.rows; ++o) sum += s.values[o * s.n + i];
+  return blended(s.in(i), sum / double(s.rows), s.a, s.b);
 }
-template <class C>
-__global__ void fill_kernel(C* out, Index n, C value) {
+__global__ void run_steps(Steps steps) {
   const Index i = my_index();
-  if (i < n) out[i] = value;
+  for (int k = 0; k < steps.count; ++k) {
+    const Step& s = steps.step[k];
+    if (i < s.n) put(s.out, i, result(s, i));
+  }
 }
 __global__ void repeat_kernel(double* values, Index n, Index total) {
   const Index i = n + my_index();
   if (i < total) values[i] = values[i % n];
-}
-__global__ void scale_kernel(double* values, Index n, double factor) {
-  const Index i = my_index();
-  if (i < n) values[i] *= factor;
-}
-__global__ void transform_kernel(Memory::Transform t, const double* values, Index n, double* out) {
-  const Index i = my_index();
-  if (i < n) out[i] = Memory::transformed(t, values[i]);
 }
 // A warp a row, in a fixed order.
 __global__ void sum_each_kernel(const double* values, Index n, double* out) {
@@ -90,15 +104,6 @@ __global__ void sum_each_kernel(const double* values, Index n, double* out) {
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
   if (threadIdx.x == 0) out[row] = sum;
 }
-__global__ void blend_kernel(const double* old, const double* values, Index rows, Index n,
-                             double momentum, double factor, double* out) {
-  const Index k = my_index();
-  if (k >= n) return;
-  double sum = 0;
-  for (Index o = 0; o < rows; ++o) sum += values[o * n + k];
-  out[k] = blended(old[k], sum / double(rows), momentum, factor);
-}
-
 template <class C>
 void read_array(const ConstTensor& t, const Walk& w, C* out, cudaStream_t stream) {
   with_element_type(t.dtype(), [&]<class T>(T) {
@@ -233,6 +238,12 @@ DeviceMemory::DeviceMemory(const Context& context)
 }
 
 DeviceMemory::~DeviceMemory() {
+  // Where the call has failed there is nothing to write. A launch of this kernel fails only where
+  // the context is lost, which the next call says.
+  try {
+    if (std::uncaught_exceptions() == exceptions_) launch_steps();
+  } catch (const device_error&) {
+  }
   for (void* p : chunks_) cudaFreeAsync(p, stream_);
 }
 
@@ -252,46 +263,130 @@ void* DeviceMemory::take_bytes(std::size_t bytes) {
   return p;
 }
 
-void DeviceMemory::read(const ConstTensor& t, const Walk& w, float* out) {
-  read_array(t, w, out, stream_);
+Source DeviceMemory::source(const double* table, double missing) {
+  if (!table) return {nullptr, DType::kFloat64, 1, missing};
+  for (int k = 0; k < steps_.count; ++k) {
+    const Step& s = steps_.step[k];
+    if (s.out.data != table) continue;
+    if (s.kind != Step::copy) break;
+    at_source_[k] = true;
+    return s.in;
+  }
+  return {table, DType::kFloat64, 1, 0};
 }
-void DeviceMemory::read(const ConstTensor& t, const Walk& w, double* out) {
-  read_array(t, w, out, stream_);
+
+void DeviceMemory::add(Step step) {
+  if (step.n == 0) return;
+  // Sums of rows take what other threads have written.
+  if (step.rows > 1) launch_steps();
+  if (steps_.count == Steps::kMost) {
+    std::fill_n(at_source_, steps_.count, false);
+    launch_steps();
+  }
+  for (int k = 0; k < steps_.count; ++k) {
+    const Step& s = steps_.step[k];
+    const bool is_used = s.out.data == step.in.data || s.out.data == step.values;
+    if (is_used || s.in.data == step.out.data) at_source_[k] = false;
+  }
+  at_source_[steps_.count] = false;
+  steps_.step[steps_.count++] = step;
 }
+void DeviceMemory::launch_steps() {
+  Steps now, later;
+  Index most = 0;
+  for (int k = 0; k < steps_.count; ++k) {
+    const Step& s = steps_.step[k];
+    if (at_source_[k]) {
+      later.step[later.count++] = s;
+    } else {
+      now.step[now.count++] = s;
+      most = std::max(most, s.n);
+    }
+  }
+  steps_ = later;
+  std::fill_n(at_source_, later.count, true);
+  launch(one_each(most), stream_, run_steps, now);
+}
+
+template <class C>
+void DeviceMemory::read_steps(const ConstTensor& t, const Walk& w, C* out) {
+  Index stride;
+  if (w.even(&stride)) {
+    return add({.kind = Step::copy,
+                .n = w.count(),
+                .out = {out, DTypeOf<C>::value, 1},
+                .in = {t.data(), t.dtype(), stride, 0}});
+  }
+  read_array(t, w, out, stream());
+}
+void DeviceMemory::read(const ConstTensor& t, const Walk& w, float* out) { read_steps(t, w, out); }
+void DeviceMemory::read(const ConstTensor& t, const Walk& w, double* out) { read_steps(t, w, out); }
 void DeviceMemory::store(const double* values, const Tensor& t, const Walk& w) {
+  Index stride;
+  if (w.even(&stride)) {
+    return add({.kind = Step::copy,
+                .n = w.count(),
+                .out = {t.data(), t.dtype(), stride},
+                .in = of_table(values)});
+  }
+  need(values);
   with_element_type(t.dtype(), [&]<class T>(T) {
     const Index n = w.count();
-    launch(one_each(n), stream_, store_kernel<T>, values, DeviceWalk(w), n,
+    launch(one_each(n), stream(), store_kernel<T>, values, DeviceWalk(w), n,
            static_cast<T*>(t.data()));
   });
 }
 void DeviceMemory::repeat(double* values, Index n, Index total) {
-  launch(one_each(total - n), stream_, repeat_kernel, values, n, total);
+  need(values);
+  launch(one_each(total - n), stream(), repeat_kernel, values, n, total);
 }
 void DeviceMemory::scale(double* values, Index n, double factor) {
-  launch(one_each(n), stream_, scale_kernel, values, n, factor);
+  add({.kind = Step::scale,
+       .n = n,
+       .out = {values, DType::kFloat64, 1},
+       .in = of_table(values),
+       .a = factor});
 }
 void DeviceMemory::transform(Transform t, const double* values, Index n, double* out) {
-  launch(one_each(n), stream_, transform_kernel, t, values, n, out);
+  add({.kind = t == kSquare ? Step::square : Step::reciprocal,
+       .n = n,
+       .out = {out, DType::kFloat64, 1},
+       .in = of_table(values)});
 }
 void DeviceMemory::sum_each(const double* values, Index rows, Index n, double* out) {
-  launch({rows, 32}, stream_, sum_each_kernel, values, n, out);
+  need(values);
+  launch({rows, 32}, stream(), sum_each_kernel, values, n, out);
 }
 void DeviceMemory::blend(const double* old, const double* values, Index rows, Index n,
                          double momentum, double factor, double* out) {
-  launch(one_each(n), stream_, blend_kernel, old, values, rows, n, momentum, factor, out);
+  add({.kind = Step::blend,
+       .n = n,
+       .out = {out, DType::kFloat64, 1},
+       .in = of_table(old),
+       .a = momentum,
+       .b = factor,
+       .values = values,
+       .rows = rows});
 }
 void DeviceMemory::shift(const float* values, Index n, double offset, float* out) {
-  launch(one_each(n), stream_, shift_kernel<float>, values, n, offset, out);
+  add({.kind = Step::shift,
+       .n = n,
+       .out = {out, DType::kFloat32, 1},
+       .in = {values, DType::kFloat32, 1, 0},
+       .a = offset});
 }
 void DeviceMemory::shift(const double* values, Index n, double offset, double* out) {
-  launch(one_each(n), stream_, shift_kernel<double>, values, n, offset, out);
+  add({.kind = Step::shift,
+       .n = n,
+       .out = {out, DType::kFloat64, 1},
+       .in = of_table(values),
+       .a = offset});
 }
 void DeviceMemory::fill(float* out, Index n, float value) {
-  launch(one_each(n), stream_, fill_kernel<float>, out, n, value);
+  add({.kind = Step::fill, .n = n, .out = {out, DType::kFloat32, 1}, .a = double(value)});
 }
 void DeviceMemory::fill(double* out, Index n, double value) {
-  launch(one_each(n), stream_, fill_kernel<double>, out, n, value);
+  add({.kind = Step::fill, .n = n, .out = {out, DType::kFloat64, 1}, .a = value});
 }
 
 }  // namespace normcore::cuda

@@ -44,6 +44,9 @@ Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // ---- the plan as kernels take it
 
+// For divisions by a multiplication.
+bool is_few(Index n) { return n > 0 && n <= 0x7fffffff; }
+
 Geometry geometry_of(const Plan& plan) {
   if (plan.outer_dims > kMostAxes || plan.space_dims > kMostAxes) {
     throw value_error("x has more than 8 axes that do not merge, which CUDA refuses");
@@ -55,6 +58,10 @@ Geometry geometry_of(const Plan& plan) {
   g.shared_rows = plan.merged_outer;
   g.outer_dims = plan.outer_dims;
   g.space_dims = plan.space_dims;
+  if (is_few(g.outer) && is_few(g.cells)) {
+    g.by_cells = Division(g.cells);
+    for (int d = 0; d < plan.outer_dims; ++d) g.by_outer[d] = Division(plan.outer_sizes[d]);
+  }
   for (int d = 0; d < plan.outer_dims; ++d) g.outer_sizes[d] = plan.outer_sizes[d];
   for (int d = 0; d < plan.space_dims; ++d) g.space_sizes[d] = plan.space_sizes[d];
   return g;
@@ -124,7 +131,12 @@ class Pipeline {
   static constexpr int V = kPack<T>;
   // Whose pool can be a row of elements that have parameters of their own.
   static constexpr bool kRowFamily = P == 1 && Method::pools[0] == Pool::sample;
-  // Whose pool can stay in registers, with one set of coefficients for all of it.
+  // Whose gradients are those of one pool and the channels' parameters.
+  static constexpr bool kSolvedAtOnce =
+      P == 1 && !MeasuresSpread<Method> && kParameterCount<Method> == 0;
+  // Whose given statistics are all that its coefficients need.
+  static constexpr bool kGiven = P == 1 && Method::pools[0] == Pool::batch &&
+                                 !MeasuresSpread<Method> && kParameterCount<Method> == 0;
   static constexpr bool kHeld =
       P == 1 && !MeasuresSpread<Method> && !Method::by_channel && kParameterCount<Method> == 0;
 
@@ -151,14 +163,48 @@ class Pipeline {
     if (args.residual) {
       const View x = view(kXIn, args.x_in), residual = view(kResidual, args.residual);
       on_pieces(
-          [&](auto p, auto packed) {
-            launch(pieces_, stream(), cell_add<T, p(), packed()>, g_, x, residual, view(kX, args.x),
+          [&](auto p, auto form) {
+            launch(pieces_, stream(), cell_add<T, p(), form()>, g_, x, residual, view(kX, args.x),
                    team_);
           },
           [&](auto whole) {
             launch(pieces_, stream(), tile_add<T, whole()>, g_, tiles_, x, residual,
                    view(kX, args.x));
           });
+    }
+    const View x = view(kX, args.x), y = view(kY, args.y);
+    const Source weight = memory_.source(args.channel_weight, 1);
+    const Source bias = memory_.source(args.channel_bias);
+    const C* element_weight = table(args.element_weight);
+    const C* element_bias = table(args.element_bias);
+    const Index cells = g_.coefficient_cells();
+    ForwardTable<C> to{};
+    auto apply = [&](const auto& f) {
+      using F = std::decay_t<decltype(f)>;
+      on_pieces(
+          [&](auto p, auto form) {
+            launch(pieces_, stream(), cell_apply<T, p(), form(), F>, g_, x, y, team_, f,
+                   element_weight, element_bias);
+          },
+          [&](auto whole) {
+            launch(pieces_, stream(), tile_apply<T, whole(), F>, g_, tiles_, x, y, f,
+                   element_weight, element_bias);
+          });
+    };
+    auto take_table = [&] {
+      to = {memory_.take<C>(cells), memory_.take<C>(cells), memory_.take<C>(cells)};
+    };
+    if constexpr (P == 1 && !MeasuresSpread<Method>) {
+      if (!args.given_mean) {
+        const Moments of_pieces = piece_moments(args.x);
+        const PoolShape shape = pool_of(plan_, extent_of(Method::pools[0], plan_.affinity));
+        const Summers by(shape.cells_of_entry(g_) * g_.pieces);
+        if (args.y) take_table();
+        launch(each_by(by, shape.entries()), stream(), pool_and_solve<Formula, C>, by, g_, shape,
+               of_pieces.mean, of_pieces.m2, params_, weight, bias, columns_of(args), to);
+        if (args.y) apply(Coefficients<C>{to.a, to.center, to.shift});
+        return;
+      }
     }
     PoolTables<Formula> pools = statistics(args);
     auto show = [&](int pool, const StatisticsColumns& out) {
@@ -169,23 +215,15 @@ class Pipeline {
     show(args.given_mean && P > 1 ? 1 : 0, columns_of(args));
     show(P - 1, {column(args.last_mean), column(args.last_var), {}, {}, {}});
     if (!args.y) return;
-    const Index cells = g_.coefficient_cells();
-    C* a = memory_.take<C>(cells);
-    C* center = memory_.take<C>(cells);
-    C* shift = memory_.take<C>(cells);
-    launch(each(cells), stream(), solve_forward<Formula, C>, g_, pools, params_,
-           args.channel_weight, args.channel_bias, a, center, shift);
-    const View x = view(kX, args.x), y = view(kY, args.y);
-    const Coefficients<C> f{a, center, shift};
-    const C* weight = table(args.element_weight);
-    const C* bias = table(args.element_bias);
-    on_pieces(
-        [&](auto p, auto packed) {
-          launch(pieces_, stream(), cell_apply<T, p(), packed()>, g_, x, y, team_, f, weight, bias);
-        },
-        [&](auto whole) {
-          launch(pieces_, stream(), tile_apply<T, whole()>, g_, tiles_, x, y, f, weight, bias);
-        });
+    if constexpr (kGiven) {
+      if (args.given_mean && pieces_of_ != Pieces::lone && g_.shared_rows && !args.element_weight) {
+        return apply(GivenCoefficients<Formula, C>{pools.mean[0], pools.var[0], weight, bias,
+                                                   pools.shape[0].count, params_});
+      }
+    }
+    take_table();
+    launch(each(cells), stream(), solve_forward<Formula, C>, g_, pools, params_, weight, bias, to);
+    apply(Coefficients<C>{to.a, to.center, to.shift});
   }
 
   void backward(const BackwardArgs<C>& args) {
@@ -200,6 +238,7 @@ class Pipeline {
     } else {
       settle_pieces({kX, kDy, kDx}, {args.x, args.dy, args.dx});
     }
+    const Source weight = memory_.source(args.channel_weight, 1);
     const PoolTables<Formula> pools = statistics(args);
     const View x = view(kX, args.x), dy = view(kDy, args.dy);
     const View dx = view(kDx, args.dx), dh = view(kDh, args.dh);
@@ -207,8 +246,7 @@ class Pipeline {
     GradientTable<C> t{};
     t.each([&]<class N>(N*& array) { array = memory_.take<N>(cells); });
     t.center = memory_.take<C>(cells);
-    launch(each(cells), stream(), solve_backward<Formula, C>, g_, pools, params_,
-           args.channel_weight, t);
+    launch(each(cells), stream(), solve_backward<Formula, C>, g_, pools, params_, weight, t);
 
     const bool given = args.given_mean && P == 1;  // nothing is computed from x
     const bool element = static_cast<bool>(args.element_weight);
@@ -221,33 +259,43 @@ class Pipeline {
       double* dy_u = memory_.take<double>(parts);
       double* dy_1 = memory_.take<double>(parts);
       on_pieces(
-          [&](auto p, auto packed) {
-            launch(pieces_, stream(), cell_sums<T, p(), packed()>, g_, dy, x, team_, t.center,
+          [&](auto p, auto form) {
+            launch(pieces_, stream(), cell_sums<T, p(), form()>, g_, dy, x, team_, t.center,
                    t.unit_c, element_weight, dy_u, dy_1);
           },
           [&](auto whole) {
             launch(pieces_, stream(), tile_sums<T, whole()>, g_, tiles_, dy, x, t.center, t.unit_c,
                    element_weight, dy_u, dy_1);
           });
-      const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
-      launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
-             sum_1);
-      if (wanted && !element) {
-        const Summers by_rows(g_.coefficient_rows());
-        launch(each_by(by_rows, g_.cells), stream(), channel_gradients<C>, by_rows, g_, t, sum_u,
-               sum_1, dweight_of(args), dbias_of(args));
+      const bool by_channel = wanted && !element;
+      if constexpr (kSolvedAtOnce) {
+        const bool direct = by_channel && g_.coefficient_rows() == 1;
+        const Index of_entry = g_.shared_rows ? 1 : pools.shape[0].cells_of_entry(g_);
+        const Team team{of_entry > 1 ? log2_of(kSolveThreads) : 5, 0, nullptr};
+        const Launch l{ceil_div(pools.shape[0].entries(), kSolveThreads >> team.log_threads),
+                       kSolveThreads, kTeamBytes};
+        launch(l, stream(), solve_gradients<Formula, C>, team, g_, pools, params_, weight, element,
+               given, t, dy_u, dy_1, sum_u, sum_1, direct ? dweight_of(args) : Column{},
+               direct ? dbias_of(args) : Column{});
+        if (by_channel && !direct) channel_sums(args, t, sum_u, sum_1);
+      } else {
+        const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+        launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
+               sum_1);
+        if (by_channel) channel_sums(args, t, sum_u, sum_1);
       }
     }
     if (wanted && element) element_gradients(args, t);
     if constexpr (MeasuresSpread<Method>) {
-      through_spread(pools, args, t, sum_u, sum_1);
+      through_spread(pools, args, weight, t, sum_u, sum_1);
       return;
+    } else if constexpr (!kSolvedAtOnce) {
+      if (!given) pull_back_through(pools, args, weight, t, sum_u, sum_1);
     }
-    if (!given) pull_back_through(pools, args, t, sum_u, sum_1);
     const GradientCoefficients<C> f{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c};
     on_pieces(
-        [&](auto p, auto packed) {
-          launch(pieces_, stream(), cell_grad<T, p(), packed()>, g_, dy, x, dh, dx, team_, f,
+        [&](auto p, auto form) {
+          launch(pieces_, stream(), cell_grad<T, p(), form()>, g_, dy, x, dh, dx, team_, f,
                  element_weight);
         },
         [&](auto whole) {
@@ -427,6 +475,13 @@ class Pipeline {
     return true;
   }
 
+  // The gradients of the channels' parameters from the sums of the cells.
+  void channel_sums(const BackwardArgs<C>& args, const GradientTable<C>& t, const double* sum_u,
+                    const double* sum_1) {
+    const Summers by(g_.coefficient_rows());
+    launch(each_by(by, g_.cells), stream(), channel_gradients<C>, by, g_, t, sum_u, sum_1,
+           dweight_of(args), dbias_of(args));
+  }
   // The gradients of n parameters from tables [parts, n].
   template <class Part>
   void sum_parts(const Part* dweight, const Part* dbias, Index parts, Index n,
@@ -455,6 +510,7 @@ class Pipeline {
     // Members must be evenly spaced, and full packs for the most part.
     if (pools->shape.extent == Extent::column && plan_.outer_dims > 1) return false;
     if (members > 1 && packs * V > g_.count + g_.count / 4) return false;
+    if (!is_few(g_.outer * g_.cells)) return false;
     const int most_cluster = std::min(kPoolCluster, facts_of(memory_.device()).most_cluster);
     *policy = row_policy(members * packs, most_packs, most_cluster);
     if (!*policy) return false;
@@ -472,10 +528,12 @@ class Pipeline {
     HeldPools pools;
     RowPolicy policy;
     if (!pools_shape({kX, kY}, args.given_mean, kForwardPacks<T>, &pools, &policy)) return false;
+    const Source weight = memory_.source(args.channel_weight, 1);
+    const Source bias = memory_.source(args.channel_bias);
     with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
       launch(pools_launch(pools, policy, kTeamBytes), stream(), pool_forward<Formula, T, p()>,
-             pools, view(kX, args.x), view(kY, args.y), params_, team_of(policy),
-             args.channel_weight, args.channel_bias, columns_of(args));
+             pools, view(kX, args.x), view(kY, args.y), params_, team_of(policy), weight, bias,
+             columns_of(args));
     });
     return true;
   }
@@ -496,10 +554,11 @@ class Pipeline {
       parts = {column(memory_.take<double>(g_.outer * g_.cells)),
                column(memory_.take<double>(g_.outer * g_.cells))};
     }
+    const Source weight = memory_.source(args.channel_weight, 1);
     with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
       launch(pools_launch(pools, policy, shared), stream(), pool_backward<Formula, T, p()>, pools,
              view(kDy, args.dy), view(kX, args.x), view(kDx, args.dx), params_, team_of(policy),
-             args.channel_weight, saved(args), parts);
+             weight, saved(args), parts);
     });
     if (wanted && !whole) {
       sum_parts(static_cast<const double*>(parts.dweight.data),
@@ -517,6 +576,9 @@ class Pipeline {
     for (const int i : operands) direct = direct && plan_.access[i].direct;
     const Index cells = g_.outer * g_.cells;
     pieces_of_ = !direct ? Pieces::lone : rows ? Pieces::packed : Pieces::tiled;
+    whole_ = (rows ? g_.count : g_.cells) % V == 0;
+    auto at = data.begin();
+    for (const int i : operands) whole_ = whole_ && whole_rows(plan_.access[i], *at++);
     if (pieces_of_ == Pieces::packed) {
       const RowPolicy longest = row_policy(256 * kCellPacks, kCellPacks, 1);
       settle_length(256 * kCellPacks * V);
@@ -531,15 +593,12 @@ class Pipeline {
       const Index down = Index(std::bit_ceil(std::size_t(std::max<Index>(1, g_.count))));
       const int rows_at_once = int(std::clamp<Index>(down, 32 / across, kTileThreads / across));
       settle_length(Index(rows_at_once) * kRowsOfThread);
-      tiles_ = {log2_of(across), log2_of(rows_at_once),
-                unsigned(ceil_div(g_.cells, Index(across) * V))};
+      const Index tiles = ceil_div(g_.cells, Index(across) * V);
+      tiles_ = {log2_of(across), log2_of(rows_at_once), Division(tiles)};
       const int threads = across * rows_at_once;
-      pieces_ = {g_.outer * g_.pieces * tiles_.tiles, threads,
+      pieces_ = {g_.outer * g_.pieces * tiles, threads,
                  std::max(fold_bytes<double>(2, V, threads),
                           fold_bytes<C>(MeasuresSpread<Method> ? kMostTallies : 2, V, threads))};
-      whole_ = g_.cells % V == 0;
-      auto at = data.begin();
-      for (const int i : operands) whole_ = whole_ && whole_rows(plan_.access[i], *at++);
     } else {
       settle_length(kLonePiece);
       pieces_ = {ceil_div(cells * g_.pieces, kLoneThreads), kLoneThreads};
@@ -547,22 +606,35 @@ class Pipeline {
   }
   void settle_length(Index most) {
     g_.piece = std::min<Index>(std::max<Index>(1, g_.count), most);
-    g_.pieces = ceil_div(g_.count, g_.piece);
+    g_.pieces = std::max<Index>(1, ceil_div(g_.count, g_.piece));
+    if (g_.outer * g_.cells * g_.pieces > 0x7fffffff) {
+      throw device_error("more than 2^31 - 1 pieces of cells: the array is too large");
+    }
+    g_.by_pieces = Division(g_.pieces);
   }
-  // Whether all rows of a tile begin on a boundary of 16 bytes.
+  // Whether all rows of packs begin on a boundary of 16 bytes: those of a tile, or the cells.
   bool whole_rows(const Access& a, const void* data) const {
     bool is = aligned(data);
     for (int d = 0; d < plan_.outer_dims; ++d) is = is && a.outer[d] % V == 0;
+    if (plan_.layout == Layout::rows) return is && a.cell % V == 0;
     for (int d = 0; d < plan_.space_dims; ++d) is = is && a.space[d] % V == 0;
     return is;
   }
-  // cells(packs, packed) or tiles(whole), integral constants.
+  // cells(packs, form) or tiles(whole), integral constants. Teams of few packs have some that hold
+  // two, which is not worth a kernel of its own.
   template <class Cells, class Tiles>
   void on_pieces(Cells cells, Tiles tiles) const {
+    using One = std::integral_constant<int, 1>;
+    using Many = std::integral_constant<int, kCellPacks>;
+    using Whole = std::integral_constant<Form, Form::whole>;
+    using Packed = std::integral_constant<Form, Form::packed>;
     if (pieces_of_ == Pieces::packed) {
-      with_packs<kCellPacks>(policy_.packs, [&](auto p) { cells(p, std::true_type{}); });
-    } else if (pieces_of_ == Pieces::lone) {
-      cells(std::integral_constant<int, 1>{}, std::false_type{});
+      const bool one = policy_.packs == 1;
+      if (whole_) return one ? cells(One{}, Whole{}) : cells(Many{}, Whole{});
+      return one ? cells(One{}, Packed{}) : cells(Many{}, Packed{});
+    }
+    if (pieces_of_ == Pieces::lone) {
+      cells(One{}, std::integral_constant<Form, Form::lone>{});
     } else if (whole_) {
       tiles(std::true_type{});
     } else {
@@ -570,64 +642,77 @@ class Pipeline {
     }
   }
 
+  // A table of statistics, or where it comes from.
+  Source source(const double* values, Index stride) {
+    Source s = memory_.source(values);
+    if (s.data == values) s.stride = stride;
+    return s;
+  }
+
+  struct Moments {
+    double *mean, *m2;
+  };
+  // Of every piece.
+  Moments piece_moments(const void* data) {
+    const Index parts = g_.outer * g_.cells * g_.pieces;
+    const Moments out{memory_.take<double>(parts), memory_.take<double>(parts)};
+    const View x = view(kX, data);
+    const cudaStream_t ahead = memory_.stream_ahead_of_steps();
+    on_pieces(
+        [&](auto p, auto form) {
+          launch(pieces_, ahead, cell_moments<Method::raw, T, p(), form()>, g_, x, team_, out.mean,
+                 out.m2);
+        },
+        [&](auto whole) {
+          launch(pieces_, ahead, tile_moments<Method::raw, T, whole()>, g_, tiles_, x, out.mean,
+                 out.m2);
+        });
+    return out;
+  }
+
   template <class Args>
   PoolTables<Formula> statistics(const Args& args) {
     PoolTables<Formula> pools{};
     const int computed = args.given_mean ? 1 : 0;  // pools from here on
-    for (Index& step : pools.step) step = 1;
     if (args.given_mean) {
-      pools.step[0] = args.given_step;
       pools.shape[0] = pool_of(plan_, Extent::column);
-      pools.mean[0] = args.given_mean;
-      pools.var[0] = args.given_var;
+      pools.mean[0] = source(args.given_mean, args.given_step);
+      pools.var[0] = source(args.given_var, args.given_step);
     }
     for (int i = computed; i < P; ++i) {
       pools.shape[i] = pool_of(plan_, extent_of(Method::pools[i], plan_.affinity));
     }
     if (computed == P) return pools;
     if (args.saved_mean()) {
-      pools.mean[P - 1] = args.saved_mean();
-      pools.var[P - 1] = args.saved_var();
-      pools.step[P - 1] = args.forward_step;
+      pools.mean[P - 1] = source(args.saved_mean(), args.forward_step);
+      pools.var[P - 1] = source(args.saved_var(), args.forward_step);
     } else {
-      const Index parts = g_.outer * g_.cells * g_.pieces;
-      double* mean = memory_.take<double>(parts);
-      double* m2 = memory_.take<double>(parts);
-      const View x = view(kX, args.x);
-      on_pieces(
-          [&](auto p, auto packed) {
-            launch(pieces_, stream(), cell_moments<Method::raw, T, p(), packed()>, g_, x, team_,
-                   mean, m2);
-          },
-          [&](auto whole) {
-            launch(pieces_, stream(), tile_moments<Method::raw, T, whole()>, g_, tiles_, x, mean,
-                   m2);
-          });
-      merge(pools, P - 1, g_, mean, m2, 1, 1);
+      const Moments of_pieces = piece_moments(args.x);
+      merge(pools, P - 1, g_, {of_pieces.mean}, {of_pieces.m2}, 1);
       if constexpr (MeasuresSpread<Method>) measure_spread(pools, args.x);
     }
     // Of several pools the last has an entry per cell: the others are merged from it.
     Geometry cells = g_;
     cells.piece = g_.count;
     cells.pieces = 1;
+    cells.by_pieces = Division(1);
     for (int i = computed; i < P - 1; ++i) {
-      merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.step[P - 1],
-            pools.shape[P - 1].count);
+      merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.shape[P - 1].count);
     }
     return pools;
   }
 
   // The statistics of pool i from those of pieces.
-  void merge(PoolTables<Formula>& pools, int i, const Geometry& pieces, const double* mean,
-             const double* m2, Index step, double m2_scale) {
+  void merge(PoolTables<Formula>& pools, int i, const Geometry& pieces, const Source& mean,
+             const Source& m2, double m2_scale) {
     const PoolShape& shape = pools.shape[i];
     double* pool_mean = memory_.take<double>(shape.entries());
     double* pool_var = memory_.take<double>(shape.entries());
     const Summers by(shape.cells_of_entry(pieces) * pieces.pieces);
     launch(each_by(by, shape.entries()), stream(), pool_pieces, by, pieces, shape, Method::raw,
-           mean, m2, step, m2_scale, pool_mean, pool_var);
-    pools.mean[i] = pool_mean;
-    pools.var[i] = pool_var;
+           mean, m2, m2_scale, pool_mean, pool_var);
+    pools.mean[i] = {pool_mean};
+    pools.var[i] = {pool_var};
   }
 
   // ---- spread that is no variance; its pool's entries are the coefficient cells
@@ -645,8 +730,8 @@ class Pipeline {
   template <bool kPeak>
   const double* tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
     on_pieces(
-        [&](auto p, auto packed) {
-          launch(pieces_, stream(), cell_tally<T, p(), packed(), kPeak>, g_, view(kX, x), team_, t,
+        [&](auto p, auto form) {
+          launch(pieces_, stream(), cell_tally<T, p(), form(), kPeak>, g_, view(kX, x), team_, t,
                  sums);
         },
         [&](auto whole) {
@@ -659,8 +744,8 @@ class Pipeline {
   }
 
   // Tallies of u around the threshold, which is found first. `spread` null: not known yet.
-  const double* tally_spread(const SpreadTable<C>& t, const void* x, double n, const double* spread,
-                             Index step) {
+  const double* tally_spread(const SpreadTable<C>& t, const void* x, double n,
+                             const Source& spread) {
     const Index cells = g_.coefficient_cells();
     double* sums = memory_.take<double>(kMostTallies * g_.outer * g_.cells * g_.pieces);
     double* out = memory_.take<double>(kMostTallies * cells);
@@ -668,7 +753,7 @@ class Pipeline {
     const double k = kind.largest(n);
     if (kind.order == 0 && k == 1) {
       const double* found = spread ? nullptr : tally<true>(t, x, sums, out);
-      launch(each(cells), stream(), take_peak<C>, cells, found, spread, step, t);
+      launch(each(cells), stream(), take_peak<C>, cells, found, spread, t);
     } else if (kind.order == 0) {
       auto* brackets = memory_.take<Bracket<C>>(cells);
       const double* found = nullptr;
@@ -686,35 +771,35 @@ class Pipeline {
     const SpreadTable<C> t = new_spread_table();
     const double n = pools.shape[0].count;
     launch(each(cells), stream(), prepare_spread<Method, C>, cells, n,
-           SavedStatistics{pools.mean[0], pools.var[0], pools.step[0]}, true,
-           least_deviation(params_.spread), t);
+           PoolSource{pools.mean[0], pools.var[0]}, true, least_deviation(params_.spread), t);
     double* spread = memory_.take<double>(cells);
-    const double* tallies = tally_spread(t, x, n, nullptr, 1);
+    const double* tallies = tally_spread(t, x, n, {});
     launch(each(cells), stream(), finish_spread<C>, cells, params_.spread, n, tallies, pools.var[0],
            t, spread);
-    pools.var[0] = spread;
+    pools.var[0] = {spread};
   }
 
   void through_spread(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
-                      const GradientTable<C>& t, const double* sum_u, const double* sum_1) {
+                      const Source& weight, const GradientTable<C>& t, const double* sum_u,
+                      const double* sum_1) {
     const Index cells = g_.coefficient_cells();
     CellGradients<Formula> d{};
     d.mean[0] = memory_.take<double>(cells);
     d.var[0] = memory_.take<double>(cells);
-    launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, args.channel_weight, t,
-           sum_u, sum_1, d);
+    launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, weight, t, sum_u,
+           sum_1, d);
     const SpreadTable<C> spread = new_spread_table();
     const double n = pools.shape[0].count;
     launch(each(cells), stream(), prepare_spread<Method, C>, cells, n,
-           SavedStatistics{pools.mean[0], pools.var[0], pools.step[0]}, false, 0, spread);
-    const double* tallies = tally_spread(spread, args.x, n, pools.var[0], pools.step[0]);
+           PoolSource{pools.mean[0], pools.var[0]}, false, 0, spread);
+    const double* tallies = tally_spread(spread, args.x, n, pools.var[0]);
     launch(each(cells), stream(), finish_slopes<Method, C>, cells, params_.spread, n, tallies,
-           pools.var[0], pools.step[0], d.mean[0], d.var[0], spread, t.q, t.r);
+           pools.var[0], d.mean[0], d.var[0], spread, t.q, t.r);
     const View x = view(kX, args.x), dy = view(kDy, args.dy), dx = view(kDx, args.dx);
     const GradientCoefficients<C> f{t.p, t.q, t.r, nullptr, nullptr};
     on_pieces(
-        [&](auto p, auto packed) {
-          launch(pieces_, stream(), cell_slope_grad<T, p(), packed()>, g_, dy, x, dx, team_, f,
+        [&](auto p, auto form) {
+          launch(pieces_, stream(), cell_slope_grad<T, p(), form()>, g_, dy, x, dx, team_, f,
                  spread);
         },
         [&](auto whole) {
@@ -723,7 +808,8 @@ class Pipeline {
   }
 
   void pull_back_through(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
-                         const GradientTable<C>& t, const double* sum_u, const double* sum_1) {
+                         const Source& weight, const GradientTable<C>& t, const double* sum_u,
+                         const double* sum_1) {
     constexpr int G = kParameterCount<Method>;
     const int computed = args.given_mean ? 1 : 0;
     const Index cells = g_.coefficient_cells();
@@ -733,8 +819,8 @@ class Pipeline {
       d.mean[i] = memory_.take<double>(cells);
       d.var[i] = memory_.take<double>(cells);
     }
-    launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, args.channel_weight, t,
-           sum_u, sum_1, d);
+    launch(each(cells), stream(), pull_back<Formula, C>, g_, pools, params_, weight, t, sum_u,
+           sum_1, d);
     for (int i = 0; args.dparams && i < G; ++i) {
       sum_columns<double>({d.params + i * cells, column(args.dparams + i * g_.cells)}, {},
                           g_.coefficient_rows(), g_.cells);
@@ -770,7 +856,7 @@ class Pipeline {
   RowPolicy policy_;
   Team team_{};
   TileShape tiles_{};
-  bool whole_ = false;  // tiles
+  bool whole_ = false;  // packs
   Launch pieces_{};
 };
 

@@ -102,7 +102,7 @@ __device__ Stats pool_statistics(const Places<T, P>& at, const Pack<T> (&held)[P
 template <class Method, class T, int P>
 __global__ void __launch_bounds__(512)
     pool_forward(HeldPools pools, View x, View y, typename Method::Params params, Team team,
-                 const double* weight, const double* bias, StatisticsColumns out) {
+                 Source weight, Source bias, StatisticsColumns out) {
   using C = Compute<T>;
   team.scratch = shared_memory();
   int phase = 0;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(512)
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const Index k = pools.channel(entry, at.member[p]);
-    const Applied<C> y_of_x = applied<C>(f, weight ? weight[k] : 1, bias ? bias[k] : 0);
+    const Applied<C> y_of_x = applied<C>(f, weight(k), bias(k));
     C v[kPack<T>];
     held[p].widen(v);
 #pragma unroll
@@ -208,7 +208,7 @@ __device__ void member_sums(const HeldPools& pools, const Team& team, bool activ
 template <class Method, class T, int P>
 __global__ void __launch_bounds__(512)
     pool_backward(HeldPools pools, View dy, View x, View dx, typename Method::Params params,
-                  Team team, const double* weight, SavedStatistics saved, MemberGradients out) {
+                  Team team, Source weight, SavedStatistics saved, MemberGradients out) {
   using C = Compute<T>;
   constexpr int V = kPack<T>;
   team.scratch = shared_memory();
@@ -250,13 +250,13 @@ __global__ void __launch_bounds__(512)
       of_packs[p][1] += dy_p[e];
     }
     const bool by_pack = weight && !pools.one_channel();
-    const C w = by_pack ? C(weight[pools.channel(entry, at.member[p])]) : C(1);
+    const C w = by_pack ? C(weight(pools.channel(entry, at.member[p]))) : C(1);
     sums[0] += w * of_packs[p][0];
     sums[1] += w * of_packs[p][1];
   }
   team_sum(sums, team, phase);
   const bool of_pool = weight && pools.one_channel();
-  const double w = of_pool ? weight[pools.channel(entry, 0)] : 1;
+  const double w = of_pool ? weight(pools.channel(entry, 0)) : 1;
   StatsGrad ds[1];
   NoGradients none;
   Method::pullback(stats, params, pools.channel(entry, 0),
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(512)
   const C q = zero ? C(0) : C(share.q * inverse_of_unit(unit)), r = zero ? C(0) : C(share.r);
 #pragma unroll
   for (int p = 0; p < P; ++p) {
-    const double w_p = weight ? weight[pools.channel(entry, at.member[p])] : 1;
+    const double w_p = weight(pools.channel(entry, at.member[p]));
     const C scale = zero ? C(0) : C(w_p * f.a);
     C x_p[V], dx[V];
     x_held[p].widen(x_p);

@@ -76,13 +76,14 @@ struct RowPacks {
 
   // The first element of pack p.
   __device__ static int at(int p, const Team& team) { return (p * team.size() + team.index()) * V; }
-  // Zeros beyond the end.
+  // Zeros beyond the end. kStream: read for the last time.
+  template <bool kStream = true>
   __device__ void load(const T* row, int n, const Team& team) {
 #pragma unroll
     for (int p = 0; p < P; ++p) {
       if constexpr (kWhole) {
         pack[p] = {};
-        load_words<true>(row + at(p, team), at(p, team) < n, pack[p].bits);
+        load_words<kStream>(row + at(p, team), at(p, team) < n, pack[p].bits);
       } else {
         pack[p] = load_pack(row, at(p, team), n);
       }

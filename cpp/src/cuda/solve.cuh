@@ -3,7 +3,7 @@
 // per cell or pool; a warp, or for a short sum a thread, sums for each entry, in a fixed order.
 #pragma once
 
-#include "cuda/cells.cuh"
+#include "cuda/columns.cuh"
 #include "pipeline/step.h"
 
 namespace normcore::cuda {
@@ -27,52 +27,65 @@ struct Summers {
   }
 };
 
-// The statistics of a pool from the moments of its cells' pieces: the means' mean, then the spread
-// within and between them. `step`: from one to the next; `m2_scale`: what makes sums of squares of
-// m2.
-static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool raw,
-                                   const double* mean, const double* m2, Index step,
-                                   double m2_scale, double* pool_mean, double* pool_var) {
-  const Index entry = by.entry();
-  if (entry >= pool.entries()) return;
+struct Pooled {
+  double mean, var;
+};
+// The statistics of an entry of a pool from the moments of its cells' pieces: the means' mean, then
+// the spread within and between them. `m2_scale`: what makes sums of squares of m2.
+__device__ inline Pooled pooled(const Summers& by, const Geometry& g, const PoolShape& pool,
+                                bool raw, Index entry, const Source& mean, const Source& m2,
+                                double m2_scale) {
   const Index parts = pool.cells_of_entry(g) * g.pieces;
   auto each = [&](auto f) {
     for (Index i = by.lane(); i < parts; i += by.lanes) {
-      const Index piece = i % g.pieces;
-      f(pool.cell_of(g, entry, i / g.pieces) * g.pieces + piece, double(g.elements_of(piece)));
+      const auto [m, piece] = g.by_pieces(i);
+      f(pool.cell_of(g, entry, m) * g.pieces + piece, double(g.elements_of(piece)));
     }
   };
   // From the first mean on: equal means have exactly themselves for a mean.
   double center = 0;
   if (!raw) {
-    const double first = mean[pool.cell_of(g, entry, 0) * g.pieces * step];
-    each([&](Index at, double n) { center += (mean[at * step] - first) * (n / pool.count); });
+    const double first = mean(pool.cell_of(g, entry, 0) * g.pieces);
+    const double share = 1 / pool.count;
+    each([&](Index at, double n) { center += (mean(at) - first) * (n * share); });
     by.sum(center);
     center += first;
   }
   double squares = 0;
   each([&](Index at, double n) {
-    const double d = raw ? 0 : mean[at * step] - center;
-    squares += m2[at * step] * m2_scale + n * (d * d);
+    const double d = raw ? 0 : mean(at) - center;
+    squares += m2(at) * m2_scale + n * (d * d);
   });
   by.sum(squares);
+  return {center, squares / pool.count};
+}
+static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool raw, Source mean,
+                                   Source m2, double m2_scale, double* pool_mean,
+                                   double* pool_var) {
+  const Index entry = by.entry();
+  if (entry >= pool.entries()) return;
+  const Pooled p = pooled(by, g, pool, raw, entry, mean, m2, m2_scale);
   if (by.lane() == 0) {
-    pool_mean[entry] = center;
-    pool_var[entry] = squares / pool.count;
+    pool_mean[entry] = p.mean;
+    pool_var[entry] = p.var;
   }
 }
+
+// Of a pool.
+struct PoolSource {
+  Source mean, var;
+};
 
 // The statistics that a method reads, per pool.
 template <class Method>
 struct PoolTables {
   static constexpr int P = kPoolCount<Method>;
   PoolShape shape[P];
-  const double* mean[P];
-  const double* var[P];
-  Index step[P];  // from one entry to the next
+  Source mean[P];
+  Source var[P];
 
-  __device__ double mean_of(int i, Index entry) const { return mean[i][entry * step[i]]; }
-  __device__ double var_of(int i, Index entry) const { return var[i][entry * step[i]]; }
+  __device__ double mean_of(int i, Index entry) const { return mean[i](entry); }
+  __device__ double var_of(int i, Index entry) const { return var[i](entry); }
 
   // What the method sees of a cell, and the centre that it counts from.
   template <class C>
@@ -88,6 +101,19 @@ struct PoolTables {
   }
 };
 
+template <class C>
+struct ForwardTable {
+  C* a;
+  C* center;
+  C* shift;
+
+  __device__ void put(Index cell, C of, const Applied<C>& y) const {
+    a[cell] = y.a;
+    center[cell] = of;
+    shift[cell] = y.shift;
+  }
+};
+
 // The arrays of the Params of a method that prepares them.
 template <class Method>
 __global__ void prepare_params(typename Method::Params params, double* numbers) {
@@ -97,17 +123,72 @@ __global__ void prepare_params(typename Method::Params params, double* numbers) 
 // y = a * (x - center) + shift of every cell, weight and bias of the channels included.
 template <class Method, class C>
 __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
-                              const double* weight, const double* bias, C* a, C* center, C* shift) {
+                              Source weight, Source bias, ForwardTable<C> to) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
-  center[cell] = pools.template stats_of<C>(g, cell, stats);
+  const C center = pools.template stats_of<C>(g, cell, stats);
   const Index k = cell % g.cells;
   const Coef f = Method::coefficients(stats, params, k);
-  const Applied<C> y = applied<C>(f, weight ? weight[k] : 1, bias ? bias[k] : 0);
-  a[cell] = y.a;
-  shift[cell] = y.shift;
+  to.put(cell, center, applied<C>(f, weight(k), bias(k)));
 }
+
+// The same for a method of one pool, from the pieces: its statistics are pooled, and what is asked
+// of them is written, in the same launch.
+template <class Method, class C>
+__global__ void pool_and_solve(Summers by, Geometry g, PoolShape pool, const double* mean,
+                               const double* m2, typename Method::Params params, Source weight,
+                               Source bias, StatisticsColumns out, ForwardTable<C> to) {
+  const Index entry = by.entry();
+  if (entry >= pool.entries()) return;
+  const Pooled p = pooled(by, g, pool, Method::raw, entry, {mean}, {m2}, 1);
+  const Index first = pool.cell_of(g, entry, 0);
+  if (out && by.lane() == 0) {
+    const double rstd =
+        out.rstd.data ? Method::rstd({0, p.var, pool.count}, params, first % g.cells) : 0;
+    write_statistics(out, entry, p.mean, p.var, rstd);
+  }
+  if (!to.a) return;
+  C center;
+  const Stats stats[1] = {counted_from_center<Method::raw>(p.mean, p.var, pool.count, &center)};
+  const Index cells = g.shared_rows ? 1 : pool.cells_of_entry(g);
+  for (Index m = by.lane(); m < cells; m += by.lanes) {
+    const Index cell = pool.cell_of(g, entry, m), k = cell % g.cells;
+    to.put(cell, center, applied<C>(Method::coefficients(stats, params, k), weight(k), bias(k)));
+  }
+}
+
+// The coefficients of statistics that are given by channel, from the caller's own arrays: a kernel
+// that applies them solves its cells itself.
+template <class Method, class C>
+struct GivenCoefficients {
+  Source mean, var, weight, bias;
+  double count;
+  typename Method::Params params;
+
+  // The rows of the table share coefficients: at is a channel.
+  __device__ void of_cell(Index at, C& a, C& center, C& b) const {
+    const Stats stats[1] = {counted_from_center<Method::raw>(mean(at), var(at), count, &center)};
+    const Applied<C> y = applied<C>(Method::coefficients(stats, params, at), weight(at), bias(at));
+    a = y.a;
+    b = y.shift;
+  }
+  template <class Tile, int V>
+  __device__ void of_tile(const Tile& tile, Index at, C (&a)[V], C (&center)[V], C (&b)[V]) const {
+#pragma unroll 1
+    for (int e = 0; e < V; ++e) {
+      C values[3] = {0, 0, 0};
+      if (tile.has(e)) of_cell(at + e * tile.step, values[0], values[1], values[2]);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        if (j != e) continue;
+        a[j] = values[0];
+        center[j] = values[1];
+        b[j] = values[2];
+      }
+    }
+  }
+};
 
 // The statistics of pool i for who asks.
 template <class Method>
@@ -125,13 +206,13 @@ __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
 
 template <class Method, class C>
 __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
-                               const double* weight, GradientTable<C> t) {
+                               Source weight, GradientTable<C> t) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   t.center[cell] = pools.template stats_of<C>(g, cell, stats);
   const Index k = cell % g.cells;
-  t.solve(cell, Method::coefficients(stats, params, k), weight ? weight[k] : 1);
+  t.solve(cell, Method::coefficients(stats, params, k), weight(k));
 }
 
 // Sums of the pieces of dy * u and dy for every coefficient cell.
@@ -142,7 +223,8 @@ static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u, co
   const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
   double u = 0, one = 0;
   for (Index i = by.lane(); i < parts; i += by.lanes) {
-    const Index at = (cell + i / g.pieces * g.cells) * g.pieces + i % g.pieces;
+    const auto [o, piece] = g.by_pieces(i);
+    const Index at = (cell + o * g.cells) * g.pieces + piece;
     u += dy_u[at];
     one += dy_1[at];
   }
@@ -182,15 +264,14 @@ struct CellGradients {
 
 template <class Method, class C>
 __global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method::Params params,
-                          const double* weight, GradientTable<C> t, const double* sum_u,
+                          Source weight, GradientTable<C> t, const double* sum_u,
                           const double* sum_1, CellGradients<Method> d) {
   const Index cell = my_cell();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   pools.template stats_of<C>(g, cell, stats);
   const Index k = cell % g.cells;
-  const CoefGrad gradient =
-      coefficient_gradient(weight ? weight[k] : 1, sum_u[cell], sum_1[cell], t.unit[cell]);
+  const CoefGrad gradient = coefficient_gradient(weight(k), sum_u[cell], sum_1[cell], t.unit[cell]);
   StatsGrad ds[kPoolCount<Method>] = {};
   typename Method::ParamsGrad dp;
   Method::pullback(stats, params, k, gradient, ds, dp);
@@ -247,6 +328,73 @@ __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_comput
   }
   t.share(cell, share);
   if (is_always_zero<Method>(pools.shape[0].count)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
+}
+
+// From the sums of the pieces to q and r of dx for a method of one pool without parameters of its
+// own, in one launch: a team of warps takes an entry of the pool, a warp one of its cells at a
+// time. `by_element`: weights are; `given`: no statistics have gradients. dweight and dbias where a
+// channel has one coefficient cell, data null: not wanted.
+template <class Method, class C>
+__global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
+                                typename Method::Params params, Source weight, bool by_element,
+                                bool given, GradientTable<C> t, const double* dy_u,
+                                const double* dy_1, double* sum_u, double* sum_1, Column dweight,
+                                Column dbias) {
+  team.scratch = shared_memory();
+  int phase = 0;
+  const PoolShape& pool = pools.shape[0];
+  const Index entry = first_row(team);
+  const bool active = entry < pool.entries();
+  const Index cells = !active ? 0 : g.shared_rows ? 1 : pool.cells_of_entry(g);
+  const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
+  const int lane = int(threadIdx.x) % 32, warp = team.thread() / 32;
+  double d[2] = {0, 0};  // gradients of the pool's statistics: lane 0 has those of its warp's cells
+  for (Index m = warp; m < cells; m += team.warps()) {
+    const Index cell = pool.cell_of(g, entry, m), k = cell % g.cells;
+    double u = 0, one = 0;
+    for (Index i = lane; i < parts; i += 32) {
+      const auto [o, piece] = g.by_pieces(i);
+      const Index at = (cell + o * g.cells) * g.pieces + piece;
+      u += dy_u[at];
+      one += dy_1[at];
+    }
+    for (int j = 16; j > 0; j /= 2) {
+      u += __shfl_xor_sync(0xffffffffu, u, j);
+      one += __shfl_xor_sync(0xffffffffu, one, j);
+    }
+    if (lane > 0) continue;
+    sum_u[cell] = u;
+    sum_1[cell] = one;
+    if (dweight.data) {
+      put(dweight, k, weight_gradient(t.coefficients(cell), u, one, t.unit[cell]));
+    }
+    if (dbias.data) put(dbias, k, one);
+    if (given) continue;
+    Stats stats[1];
+    pools.template stats_of<C>(g, cell, stats);
+    StatsGrad ds[1] = {};
+    typename Method::ParamsGrad none;
+    Method::pullback(stats, params, k, coefficient_gradient(weight(k), u, one, t.unit[cell]), ds,
+                     none);
+    d[0] += ds[0].mean;
+    d[1] += ds[0].var;
+  }
+  if (given) return;
+  __syncwarp();
+  team_sum(d, team, phase);
+  for (Index m = team.thread(); m < cells; m += team.threads()) {
+    const Index cell = pool.cell_of(g, entry, m);
+    Stats stats[1];
+    pools.template stats_of<C>(g, cell, stats);
+    Share share;
+    if (by_element) {
+      share = Share::by_element<Method::raw>(d[1], sum_1[cell], stats[0], t.a[cell]);
+    } else {
+      share.template add<Method::raw>({d[0], d[1]}, stats[0]);
+    }
+    t.share(cell, share);
+    if (is_always_zero<Method>(pool.count)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
+  }
 }
 
 }  // namespace normcore::cuda

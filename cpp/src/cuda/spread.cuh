@@ -89,24 +89,24 @@ struct SpreadTable {
 };
 
 // sums: [kMostTallies, cells, pieces]; with kPeak the largest in the first.
-template <class T, int P, bool kPacked, bool kPeak>
+template <class T, int P, Form kForm, bool kPeak>
 __global__ void __launch_bounds__(512)
     cell_tally(Geometry g, View x, Team team, SpreadTable<Compute<T>> table, double* sums) {
   using C = Compute<T>;
-  const Piece piece = my_piece<kPacked>(g, team);
+  const Piece piece = my_piece<kForm>(g, team);
   const SpreadCell<C> f = table.of(g.coefficient_of(piece.cell));
   const Index to = piece.cell * g.pieces + piece.index;
   const Index parts = g.outer * g.cells * g.pieces;
   const T* start = x.cell_start<const T>(g, piece.cell);
   using Join = std::conditional_t<kPeak, Largest, Sum>;
   constexpr Join join;
-  if constexpr (kPacked) {
+  if constexpr (kForm != Form::lone) {
     team.scratch = shared_memory();
     int phase = 0;
     const T* row = start + piece.first;
-    const int n = int(piece.n);
-    RowPacks<T, P, false> held;
-    held.load(row, n, team);
+    const int n = piece.n;
+    RowPacks<T, P, kForm == Form::whole> held;
+    held.template load<false>(row, n, team);
     C acc[kMostTallies] = {0, 0, 0, 0, 0};
     held.each(n, team, [&](C x_i) {
       C v[kMostTallies];
@@ -135,12 +135,12 @@ __global__ void __launch_bounds__(512)
 }
 
 // dx = p * dy + q * h(u) + r
-template <class T, int P, bool kPacked>
+template <class T, int P, Form kForm>
 __global__ void __launch_bounds__(512)
     cell_slope_grad(Geometry g, View dy, View x, View dx, Team team,
                     GradientCoefficients<Compute<T>> f, SpreadTable<Compute<T>> table) {
   using C = Compute<T>;
-  const Piece piece = my_piece<kPacked>(g, team);
+  const Piece piece = my_piece<kForm>(g, team);
   const Index at = g.coefficient_of(piece.cell);
   const SpreadCell<C> spread = table.of(at);
   const C p_c = f.p[at], q = f.q[at], r = f.r[at];
@@ -151,9 +151,9 @@ __global__ void __launch_bounds__(512)
     const C h = spread.slope(spread.centred(x_i));
     return fused(p_c, dy_i, fused(q, h, r));
   };
-  if constexpr (kPacked) {
-    const int n = int(piece.n);
-    RowPacks<T, P, false> x_held, dy_held;
+  if constexpr (kForm != Form::lone) {
+    const int n = piece.n;
+    RowPacks<T, P, kForm == Form::whole> x_held, dy_held;
     x_held.load(x_start + piece.first, n, team);
     dy_held.load(dy_start + piece.first, n, team);
     dy_held.each_pack(n, team, [&](int p, C(&dx_p)[kPack<T>], int left) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(512)
       x_held.pack[p].widen(x_p);
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) {
-        if (e < left) dx_p[e] = value(dx_p[e], x_p[e]);
+        if (kForm == Form::whole || e < left) dx_p[e] = value(dx_p[e], x_p[e]);
       }
       dy_held.pack[p] = Pack<T>::narrowed(dx_p);
     });
@@ -250,11 +250,11 @@ __global__ void __launch_bounds__(kTileThreads)
 // Centre and unit of u; found.var is a variance, whose root counts as `least` at least, or the
 // spread itself.
 template <class Method, class C>
-__global__ void prepare_spread(Index cells, double n, SavedStatistics found, bool is_variance,
+__global__ void prepare_spread(Index cells, double n, PoolSource found, bool is_variance,
                                double least, SpreadTable<C> t) {
   const Index cell = my_cell();
   if (cell >= cells) return;
-  const double mean = found.mean[cell * found.step], deviation = found.var[cell * found.step];
+  const double mean = found.mean(cell), deviation = found.var(cell);
   double size = is_variance ? std::sqrt(deviation) : deviation;
   if (is_variance && size < least) size = least;
   t.center[cell] = center_of<Method::raw, C>(mean, deviation, n);
@@ -275,7 +275,8 @@ __global__ void join_tallies(Summers by, Geometry g, const double* sums, double*
   for (int k = 0; k < (kPeak ? 1 : kMostTallies); ++k) {
     double value = 0;
     for (Index i = by.lane(); i < mine; i += by.lanes) {
-      const Index at = (cell + i / g.pieces * g.cells) * g.pieces + i % g.pieces;
+      const auto [o, piece] = g.by_pieces(i);
+      const Index at = (cell + o * g.cells) * g.pieces + piece;
       value = join(value, sums[k * parts + at]);
     }
     if (by.lanes > 1) {
@@ -287,12 +288,11 @@ __global__ void join_tallies(Summers by, Geometry g, const double* sums, double*
 
 // The threshold where it is the one largest: what was found, or the spread that is known.
 template <class C>
-__global__ void take_peak(Index cells, const double* tallies, const double* spread, Index step,
-                          SpreadTable<C> t) {
+__global__ void take_peak(Index cells, const double* tallies, Source spread, SpreadTable<C> t) {
   const Index cell = my_cell();
   if (cell >= cells) return;
   t.threshold[cell] =
-      C(tallies ? tallies[cell * kMostTallies] : spread[cell * step] * double(t.unit[cell]));
+      C(tallies ? tallies[cell * kMostTallies] : spread(cell) * double(t.unit[cell]));
 }
 
 // A step of the search for the k-th largest. `tallies` null: the first.
@@ -311,10 +311,10 @@ __global__ void narrow_brackets(Index cells, double n, double k, const double* t
 
 template <class C>
 __global__ void finish_spread(Index cells, SpreadKind kind, double n, const double* tallies,
-                              const double* var, SpreadTable<C> t, double* spread) {
+                              Source var, SpreadTable<C> t, double* spread) {
   const Index cell = my_cell();
   if (cell >= cells) return;
-  const double v = var[cell];
+  const double v = var(cell);
   const double of_u = spread_of(kind, n, tallies + cell * kMostTallies, double(t.threshold[cell]));
   // Comparisons pass a NaN over, a sum does not. Where there is one the variance is not finite.
   const double nothing = kind.order == 0 ? v - v : 0;
@@ -326,11 +326,11 @@ __global__ void finish_spread(Index cells, SpreadKind kind, double n, const doub
 // q and r of dx = p * dy + q * h + r, and the share of ties.
 template <class Method, class C>
 __global__ void finish_slopes(Index cells, SpreadKind kind, double n, const double* tallies,
-                              const double* spread, Index step, const double* dmean,
-                              const double* dspread, SpreadTable<C> t, C* q, C* r) {
+                              Source spread, const double* dmean, const double* dspread,
+                              SpreadTable<C> t, C* q, C* r) {
   const Index cell = my_cell();
   if (cell >= cells) return;
-  const double of_u = spread[cell * step] * double(t.unit[cell]);
+  const double of_u = spread(cell) * double(t.unit[cell]);
   const Slopes s = slopes_of(kind, n, tallies + cell * kMostTallies, of_u);
   const Share share = share_of_slopes<Method::raw>({dmean[cell], dspread[cell]}, s, n);
   t.tie[cell] = C(s.tie);

@@ -97,6 +97,16 @@ inline void store_gradient(const ChannelCall& call, const double* by_channel, co
   memory.store(by_channel, to, w);
 }
 
+// The caller's array as kernels of a device write a gradient by channel to it; false where a table
+// must do.
+inline bool column_of(const ChannelCall& call, const Tensor& to, const Context& context,
+                      Column* column) {
+  if (!to || context.device == Device::kCpu || to.size() != call.channels()) return false;
+  const Walk w = call.channel_walk(to);
+  *column = {to.data(), to.dtype(), w.stride[0]};
+  return true;
+}
+
 // `write_own`(gradients by channel [kParameterCount, channels], memory) where they are wanted.
 template <class Method, class MakeParams, class WriteOwn>
 void channel_backward(const ChannelCall& call, const MakeParams& make_params, const ConstTensor& dy,
@@ -130,6 +140,9 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       dbias = memory.take<double>(channels);
     }
     if (own.wanted) dparams = memory.take<double>(kParameterCount<Method> * channels);
+    Column dweight_column{}, dbias_column{};
+    const bool dweight_written = column_of(call, g.dweight, context, &dweight_column);
+    const bool dbias_written = column_of(call, g.dbias, context, &dbias_column);
     Weighed count;
     const Population population = population_of(call, context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
@@ -162,12 +175,14 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       }
       args.dweight = dweight;
       args.dbias = dbias;
+      args.dweight_column = dweight_column;
+      args.dbias_column = dbias_column;
       args.dparams = dparams;
       args.population = population;
       run_backward<Method, C>(plan, call.x.dtype(), args, params, context, memory);
     });
-    store_gradient(call, dweight, g.dweight, memory);
-    store_gradient(call, dbias, g.dbias, memory);
+    if (!dweight_written) store_gradient(call, dweight, g.dweight, memory);
+    if (!dbias_written) store_gradient(call, dbias, g.dbias, memory);
     if (own.wanted) write_own(dparams, memory);
   });
 }
