@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA device: builds, tests, measures and sanitizes the CUDA backend, most
-# valuable first, within a budget of seconds. What a step has found is on disk as soon as it ends, so
-# that a run that is cut off still tells. Needs no network and no git; the sources may be read-only.
+# valuable first, within a budget of seconds. What a step has found is on disk as soon as it ends,
+# so that a run that is cut off still tells. No network, no git; the sources may be read-only.
 #
 #   bash tests/run_cuda.sh [--budget SECONDS] [--out FOLDER] [STEP ...]
 #
 # Steps, in this order whatever that of the names: facts build available smoke quick tests arrays
-# memcheck racecheck synccheck initcheck benchmark; all of them where none is named, and `build` also
-# where it has not been done. By name alone: profile (Nsight Compute on a few kernels).
+# memcheck racecheck synccheck initcheck benchmark; all of them where none is named, and `build`
+# wherever it has not been done. By name alone: profile (Nsight Compute on a few kernels).
 # Results in FOLDER, by default $OUT, else build/cuda-run: run.log, summary.txt, quick.jsonl,
 # benchmark.jsonl, tests.xml, arrays.xml. The status is 1 where a step failed.
 #
@@ -66,6 +66,8 @@ refused=77 # the status of a step that the machine cannot do
 failed=0
 child=
 running=
+from=0
+began=0
 
 note() { # note STEP RESULT SECONDS TEXT: a line of the summary
   printf '%-10s %-11s %4d s  %s\n' "$@" | tee -a "$summary"
@@ -78,7 +80,7 @@ stop() { # end what still runs, with what it has started: a process group
   kill -TERM "$group" 2>/dev/null
   kill -TERM -- "-$group" 2>/dev/null
   local i
-  for ((i = 0; i < 30; i++)); do
+  for ((i = 0; i < 20; i++)); do
     kill -0 -- "-$group" 2>/dev/null || return 0
     sleep 0.1
   done
@@ -100,12 +102,12 @@ last_line() { # what the running step printed last
     tail -n 1 | cut -c 1-120
 }
 
-step() { # step NAME SECONDS COMMAND...: the last line of its output is what the summary shows
+step() { # step NAME SECONDS COMMAND...: prints the last $show lines, the summary has the last one
   local name=$1 limit=$2 result shown=0 status=0
   shift 2
   # What is left, less the time in which a step that does not end by itself is killed.
   ((limit = limit < budget - SECONDS - 8 ? limit : budget - SECONDS - 8))
-  if ((limit < 5)); then
+  if ((limit < 3)); then
     note "$name" skipped 0 "no time left"
     return 0
   fi
@@ -119,13 +121,12 @@ step() { # step NAME SECONDS COMMAND...: the last line of its output is what the
   kill -KILL -- "-$child" 2>/dev/null # what a step may have left behind
   child=
   case $status in
-    0) result=passed ;;
+    0) result=passed shown=${show:-0} ;;
     "$refused") result=n/a ;;
-    124 | 137) result='TIMED OUT' shown=15 ;;
-    *) result=FAILED shown=25 ;;
+    124 | 137) result='TIMED OUT' shown=${show:-15} failed=1 ;;
+    *) result=FAILED shown=${show:-25} failed=1 ;;
   esac
   if ((shown)); then
-    failed=1
     tail -c "+$((from + 1))" "$log" | tail -n "$shown" | cut -c 1-200
   fi
   note "$name" "$result" $((SECONDS - began)) "$(last_line)"
@@ -228,12 +229,13 @@ export python prebuilt device work out log site refused
 # ---- all of them
 
 if has facts; then step facts 40 bash -c facts; fi
-# Only from what lies here now.
-if has build || [ "$(cat "$site/digest" 2>/dev/null)" != "$(module_digest)" ]; then
+if [ "$(cat "$site/digest" 2>/dev/null)" != "$(module_digest)" ]; then
   if ! step build 420 bash -c build; then
     note all FAILED "$SECONDS" "no build, nothing to run"
     exit 1
   fi
+elif has build; then
+  note build passed 0 "of these sources already"
 fi
 if has available; then
   if ! step available 60 "$python" tests/cuda/facts.py device "$device"; then
@@ -242,14 +244,12 @@ if has available; then
   fi
 fi
 if has smoke; then
-  timed smoke 120 tests/cuda/smoke.py
-  tail -c "+$((from + 1))" "$log" | tail -n 45 | cut -c 1-120
+  show=45 timed smoke 120 tests/cuda/smoke.py
 fi
 trial=()
 if [[ $device != cuda ]]; then trial=(--elements 20000 --rounds 2); fi
 if has quick; then
-  timed quick 90 bench/gpu.py --quick "${trial[@]}" --json "$out/quick.jsonl"
-  tail -c "+$((from + 1))" "$log" | tail -n 40 | cut -c 1-140
+  show=40 timed quick 90 bench/gpu.py --quick "${trial[@]}" --json "$out/quick.jsonl"
 fi
 if has tests; then
   # Every launch waits, so that a fault is that of the call that made it.

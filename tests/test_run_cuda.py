@@ -41,6 +41,7 @@ echo "done $*"
 """
 TOOLS = {
     "nvidia-smi": 'echo "Imaginary device, 1.0, 80000 MiB, 9.0"',
+    "cmake": 'echo "CMake Error" && exit 1',
     "compute-sanitizer": 'echo "========= Error: Device not supported" && exit 1',
     "stuck-python": STUCK,
     "brisk-python": BRISK,
@@ -125,9 +126,10 @@ def run(source, tmp_path):
 
 def test_steps_by_name(run):
     # The order is that of the steps, whatever that of the names.
-    done = run("memcheck", "arrays", "facts", python="brisk-python").wait()
+    done = run("memcheck", "arrays", "build", "facts", python="brisk-python").wait()
     assert list(done.results().items()) == [
         ("facts", "passed"),
+        ("build", "passed"),
         ("arrays", "passed"),
         ("memcheck", "n/a"),
     ], done.text
@@ -144,8 +146,8 @@ def test_steps_by_name(run):
 
 def test_the_budget_holds(run):
     begun = time.monotonic()
-    done = run("--budget", "13", "smoke", "tests", "arrays", python="stuck-python").wait()
-    assert time.monotonic() - begun < 13
+    done = run("--budget", "11", "smoke", "tests", "arrays", python="stuck-python").wait()
+    assert time.monotonic() - begun < 11
     assert done.results() == {"smoke": "TIMED OUT", "tests": "skipped", "arrays": "skipped"}
     assert done.status == 1 and not done.left()
 
@@ -228,7 +230,7 @@ def test_a_call_that_spoils_crashes_or_hangs_does_not_stop_the_others(source, tm
     with (tests / "cuda_support.py").open("a") as file:
         file.write(PLANTED)
     smoke = tests / "cuda/smoke.py"
-    smoke.write_text(smoke.read_text().replace("HANG_SECONDS = 30", "HANG_SECONDS = 1.5"))
+    smoke.write_text(smoke.read_text().replace("HANG_SECONDS = 30", "HANG_SECONDS = 3"))
     names = ["rms_norm", "norm", "normalize", "gdn", "gdn_backward", "weight_norm"]
     command = [sys.executable, smoke, "--most", "700", *names]
     # As the package is found here.
@@ -248,13 +250,13 @@ def test_a_call_that_spoils_crashes_or_hangs_does_not_stop_the_others(source, tm
     assert said("norm", "FAIL .* ends the process: status 1|skipped")
     assert said("weight_norm", "ok ") and said("weight_norm_backward", "ok ")
     # Once more in a new process, and then not again.
-    for function in ("rms_norm", "normalize", "norm"):
-        assert sum(line.startswith(f"FAIL    {function}-") for line in lines) == 2
+    for function, times in (("rms_norm", 2), ("normalize", 1), ("norm", 1)):
+        assert sum(line.startswith(f"FAIL    {function}-") for line in lines) == times
     assert re.search(r"\nrms_norm +\d+ of \d+ FAIL", done.stdout)
     assert re.search(r"\ngdn +refused +refused +refused +refused\n", done.stdout)
     assert re.search(r"\nweight_norm +ok +ok +ok +ok\n", done.stdout)
     assert re.fullmatch(
-        r"\d+ ok, \d+ refused, 8 FAIL, \d+ skipped, of \d+ calls on cuda", lines[-1]
+        r"\d+ ok, \d+ refused, 6 FAIL, \d+ skipped, of \d+ calls on cuda", lines[-1]
     )
 
 

@@ -190,7 +190,8 @@ def rounds(todo, args):
         if process.returncode != SPOILT:
             yield todo[done], "FAIL", f"ends the process: status {process.returncode}"
             done += 1
-        spoilt.append(todo[done - 1].case.function)
+        # A function is tried again once; not after a hang or a crash, which take longer.
+        spoilt += [todo[done - 1].case.function] * (1 if process.returncode == SPOILT else 2)
 
 
 def print_table(states):
