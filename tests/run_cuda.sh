@@ -114,10 +114,16 @@ step() { # step NAME SECONDS COMMAND...: prints the last $show lines, the summar
   printf '\n==== %s, at %d s, up to %d s\n' "$name" "$SECONDS" "$limit" | tee -a "$log"
   from=$(wc -c <"$log") began=$SECONDS running=$name
   export step_seconds=$limit
-  # In the background, so that a signal to this script is heard at once; `timeout` leads a group.
+  # In the background, so that a signal to this script is heard soon; `timeout` leads a group.
   timeout -k 5 "$limit" "$@" >>"$log" 2>&1 </dev/null &
   child=$!
-  wait "$child" || status=$?
+  # What waits for the device may not be killed at all: then the script goes on without it.
+  while kill -0 "$child" 2>/dev/null && ((SECONDS <= began + limit + 6)); do sleep 0.1; done
+  if kill -0 "$child" 2>/dev/null; then
+    status=124
+  else
+    wait "$child" || status=$?
+  fi
   kill -KILL -- "-$child" 2>/dev/null # what a step may have left behind
   child=
   case $status in
