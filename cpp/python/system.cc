@@ -84,6 +84,21 @@ void register_system(py::module_& m) {
   m.def("cuda_is_built", &cuda::is_built, "Whether this build has the CUDA backend.");
   m.def("cuda_is_available", &cuda::is_available,
         "Whether this build has the CUDA backend and finds a device.");
+  m.def(
+      "cuda_empty_cache",
+      [] {
+        const GilReleased released;
+        cuda::empty_cache();
+      },
+      "Give back device memory that results left unused; waits for the devices.");
+  // At the end of the interpreter, while owners of arrays can still be dropped.
+  py::module_::import("atexit").attr("register")(py::cpp_function([] {
+    {
+      const GilReleased released;
+      cuda::wait_for_kept();
+    }
+    cuda::drop_what_is_done();
+  }));
   m.def("copy", &copy, py::arg("dst"), py::arg("src"), py::arg("stream"));
   m.def("convert", &convert, py::arg("src"), py::arg("dst"));
 }

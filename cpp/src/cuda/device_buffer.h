@@ -9,7 +9,10 @@
 
 namespace normcore::cuda {
 
-// Stream-ordered memory, given back on the stream that it came from.
+// Memory of our own for results of libraries that make no arrays for us. Who reads it, and on which
+// streams, is not known when the last owner drops it: it is given back once the whole device has
+// passed that point, which a later call waits for when much has gathered. Dropping it asks nothing
+// of the device, from any thread and at any time.
 std::shared_ptr<void> allocate_shared(std::size_t bytes, const Context& where);
 
 // What was queued on `first` is done before what is queued on `then` from now on.
@@ -18,7 +21,17 @@ void order_streams(const Context& first, const Context& then);
 // Waits for what was queued on `where`.
 void copy_to_host(void* to, const void* from, std::size_t bytes, const Context& where);
 
-// The device of an address.
+// The device of an address; of null, which has no memory, the thread's.
 int device_of(const void* address);
+
+// Keeps `owner` until what is queued on `where` now has been done. What is done is dropped at the
+// next calls, by threads that may drop it.
+void keep_until_done(std::shared_ptr<void> owner, const Context& where);
+void drop_what_is_done();
+// Waits for what is kept.
+void wait_for_kept();
+
+// Waits for the devices that calls have used and gives back what our pools hold unused.
+void empty_cache();
 
 }  // namespace normcore::cuda

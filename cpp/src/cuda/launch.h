@@ -15,6 +15,7 @@ namespace normcore::cuda {
 
 inline void check(cudaError_t code, const char* what) {
   if (code == cudaSuccess) return;
+  cudaGetLastError();  // which the caller's own calls would find
   throw device_error(std::string(what) + ": " + cudaGetErrorString(code));
 }
 
@@ -23,14 +24,19 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != before_;
+    if (changed_) check(cudaSetDevice(device), "cudaSetDevice");
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  // Setting a device makes a context on it, which a process may not want on this one.
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 struct DeviceFacts {
@@ -39,8 +45,10 @@ struct DeviceFacts {
 };
 const DeviceFacts& facts_of(int device);
 
-// Stream-ordered memory of our own pool, which keeps what is freed.
+// Memory of our own pool, from and to be given back on `stream`; the device is current. Where there
+// are no pools both wait for the device.
 void* allocate(std::size_t bytes, int device, cudaStream_t stream);
+void release(void* memory, int device, cudaStream_t stream) noexcept;
 
 // Shared memory that a block has without asking.
 inline constexpr int kSharedBytes = 48 << 10;

@@ -1,10 +1,13 @@
 // Device memory, and the kernels for the small arrays of a call.
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <bit>
 #include <exception>
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <utility>
 
 #include "cuda/device_buffer.h"
 #include "cuda/elements.cuh"
@@ -113,35 +116,157 @@ void read_array(const ConstTensor& t, const Walk& w, C* out, cudaStream_t stream
   });
 }
 
+// Blocks of a cluster that the device runs. Code that was compiled for less than 9.0 knows no
+// clusters, on whatever device it runs; parts of a device may hold only small ones.
+int most_cluster(int device) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "cudaDeviceGetAttribute");
+  const auto* kernel = reinterpret_cast<const void*>(&repeat_kernel);
+  cudaFuncAttributes code{};
+  check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  if (major < 9 || code.ptxVersion < 90) return 1;
+  constexpr int kLargest = 16, kClusterThreads = 512;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kLargest);
+  config.blockDim = dim3(kClusterThreads);
+  int size = 0;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+          cudaSuccess ||
+      cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config) != cudaSuccess) {
+    cudaGetLastError();
+    return 1;
+  }
+  return int(std::bit_floor(unsigned(std::clamp(size, 1, kLargest))));
+}
+
 struct DeviceState {
   std::once_flag once;
+  std::atomic<bool> used = false;  // and the rest is made
   DeviceFacts facts{};
-  cudaMemPool_t pool{};
+  cudaMemPool_t pool{};  // null where the device has none
+  std::size_t most_returned = 0;
+
+  // Results that nobody owns, whose readers may not have run.
+  std::mutex mutex;
+  std::vector<void*> returned;
+  std::size_t returned_bytes = 0;
 };
+
+// For ever: results may be dropped after the end of the program.
+auto& states() {
+  static auto& all = *new std::array<DeviceState, kMostDevices>;
+  return all;
+}
+
+cudaMemPool_t make_pool(int device) {
+  cudaMemPool_t pool{};
+  cudaMemPoolProps props{};
+  props.allocType = cudaMemAllocationTypePinned;
+  props.location = {cudaMemLocationTypeDevice, device};
+  check(cudaMemPoolCreate(&pool, &props), "cudaMemPoolCreate");
+  // Enough for the scratch of calls; what is beyond goes back to the device when it is waited for,
+  // so that other allocators find it.
+  std::uint64_t keep = std::uint64_t(1) << 26;
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
+        "cudaMemPoolSetAttribute");
+  return pool;
+}
+
 DeviceState& state_of(int device) {
-  static std::array<DeviceState, kMostDevices> states;
   if (device < 0 || device >= kMostDevices) throw device_error("device number beyond 63");
-  DeviceState& s = states[std::size_t(device)];
+  DeviceState& s = states()[std::size_t(device)];
   std::call_once(s.once, [&] {
-    int major = 0;
+    const DeviceGuard guard(device);
     check(cudaDeviceGetAttribute(&s.facts.multiprocessors, cudaDevAttrMultiProcessorCount, device),
           "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+    s.facts.most_cluster = most_cluster(device);
+    std::size_t unused = 0, all = 0;
+    check(cudaMemGetInfo(&unused, &all), "cudaMemGetInfo");
+    s.most_returned = all / 16;
+    int has_pools = 0;
+    check(cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, device),
           "cudaDeviceGetAttribute");
-    // Code that was compiled for less knows no clusters, on whatever device it runs.
-    cudaFuncAttributes code{};
-    check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(&repeat_kernel)),
-          "cudaFuncGetAttributes");
-    s.facts.most_cluster = major >= 9 && code.ptxVersion >= 90 ? 16 : 1;
-    cudaMemPoolProps props{};
-    props.allocType = cudaMemAllocationTypePinned;
-    props.location = {cudaMemLocationTypeDevice, device};
-    check(cudaMemPoolCreate(&s.pool, &props), "cudaMemPoolCreate");
-    std::uint64_t keep = ~std::uint64_t(0);
-    check(cudaMemPoolSetAttribute(s.pool, cudaMemPoolAttrReleaseThreshold, &keep),
-          "cudaMemPoolSetAttribute");
+    if (has_pools) s.pool = make_pool(device);
+    s.used.store(true, std::memory_order_release);
   });
   return s;
+}
+
+// The thread may do what a capture of another thread's stream forbids by default: nothing that it
+// does belongs to that capture.
+class BesideCaptures {
+ public:
+  BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
+    cudaGetLastError();  // the legacy stream, while another one is being captured
+    return false;
+  }
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// Frees what was returned until now, once the device, which is current, has done all that it has
+// been told to do. Where it cannot be waited for, during a capture say, nothing is freed.
+void free_returned(DeviceState& s) {
+  const BesideCaptures beside;
+  std::vector<void*> returned;
+  {
+    const std::lock_guard lock(s.mutex);
+    returned.swap(s.returned);
+    s.returned_bytes = 0;
+  }
+  if (cudaDeviceSynchronize() != cudaSuccess) {
+    cudaGetLastError();
+    const std::lock_guard lock(s.mutex);
+    s.returned.insert(s.returned.end(), returned.begin(), returned.end());
+    return;
+  }
+  // It takes memory of pools too, and waits for nobody then.
+  for (void* p : returned) cudaFree(p);
+  if (s.pool && cudaMemPoolTrimTo(s.pool, 0) != cudaSuccess) cudaGetLastError();
+}
+
+class Event {
+ public:
+  explicit Event(cudaStream_t stream) {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    const cudaError_t recorded = cudaEventRecord(event_, stream);
+    if (recorded != cudaSuccess) cudaEventDestroy(event_);
+    check(recorded, "cudaEventRecord");
+  }
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event& operator=(Event&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  ~Event() {
+    if (event_) cudaEventDestroy(event_);  // once it has happened
+  }
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+struct Kept {
+  Event done;
+  int device;
+  std::shared_ptr<void> owner;
+};
+std::mutex kept_mutex;
+std::vector<Kept>& kept() {
+  static auto& all = *new std::vector<Kept>;
+  return all;
 }
 
 }  // namespace
@@ -150,7 +275,9 @@ bool is_built() { return true; }
 
 bool is_available() {
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code != cudaSuccess) cudaGetLastError();
+  return code == cudaSuccess && count > 0;
 }
 
 const DeviceFacts& facts_of(int device) { return state_of(device).facts; }
@@ -183,30 +310,108 @@ Index resident_clusters(const void* kernel, const Launch& l, int device) {
 }
 
 void* allocate(std::size_t bytes, int device, cudaStream_t stream) {
+  DeviceState& s = state_of(device);
   void* p = nullptr;
-  check(cudaMallocFromPoolAsync(&p, bytes, state_of(device).pool, stream),
-        "cudaMallocFromPoolAsync");
+  const auto attempt = [&] {
+    return s.pool ? cudaMallocFromPoolAsync(&p, bytes, s.pool, stream) : cudaMalloc(&p, bytes);
+  };
+  cudaError_t code = attempt();
+  if (code == cudaErrorMemoryAllocation && !is_capturing(stream)) {
+    cudaGetLastError();
+    free_returned(s);
+    code = attempt();
+  }
+  check(code, s.pool ? "cudaMallocFromPoolAsync" : "cudaMalloc");
   return p;
+}
+
+void release(void* memory, int device, cudaStream_t stream) noexcept {
+  // Whoever has allocated has made the state.
+  const bool pooled = states()[std::size_t(device)].pool;
+  if ((pooled ? cudaFreeAsync(memory, stream) : cudaFree(memory)) != cudaSuccess) {
+    cudaGetLastError();
+  }
 }
 
 std::shared_ptr<void> allocate_shared(std::size_t bytes, const Context& where) {
   const DeviceGuard guard(where.device_index);
+  DeviceState& s = state_of(where.device_index);
   const auto stream = static_cast<cudaStream_t>(where.stream);
-  void* p = allocate(std::max<std::size_t>(1, bytes), where.device_index, stream);
-  return {p, [stream](void* memory) { cudaFreeAsync(memory, stream); }};
+  if (is_capturing(stream)) {
+    throw value_error(
+        "the stream of x is being captured, where a result cannot be allocated for its library: "
+        "pass out=");
+  }
+  bool many = false;
+  {
+    const std::lock_guard lock(s.mutex);
+    many = s.returned_bytes > s.most_returned;
+  }
+  if (many) free_returned(s);
+  bytes = std::max<std::size_t>(1, bytes);
+  return {allocate(bytes, where.device_index, stream), [&s, bytes](void* memory) {
+            const std::lock_guard lock(s.mutex);
+            s.returned.push_back(memory);
+            s.returned_bytes += bytes;
+          }};
+}
+
+void empty_cache() {
+  for (int device = 0; device < kMostDevices; ++device) {
+    DeviceState& s = states()[std::size_t(device)];
+    if (!s.used.load(std::memory_order_acquire)) continue;
+    const DeviceGuard guard(device);
+    free_returned(s);
+  }
 }
 
 void order_streams(const Context& first, const Context& then) {
   if (first.stream == then.stream) return;
   const DeviceGuard guard(first.device_index);
-  cudaEvent_t done;
-  check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-  const cudaError_t recorded = cudaEventRecord(done, static_cast<cudaStream_t>(first.stream));
-  const cudaError_t waits =
-      recorded == cudaSuccess ? cudaStreamWaitEvent(static_cast<cudaStream_t>(then.stream), done, 0)
-                              : recorded;
-  cudaEventDestroy(done);  // once it has happened
-  check(waits, "cudaStreamWaitEvent");
+  const auto from = static_cast<cudaStream_t>(first.stream);
+  const auto to = static_cast<cudaStream_t>(then.stream);
+  if (is_capturing(from)) {
+    throw value_error(
+        "an array is written on a stream that is being captured, expected that it is used on this "
+        "stream alone until the end of the capture");
+  }
+  // A graph cannot wait for what is outside of it: whoever launches it sees to that.
+  if (is_capturing(to)) return;
+  const Event done(from);
+  check(cudaStreamWaitEvent(to, done.get(), 0), "cudaStreamWaitEvent");
+}
+
+void keep_until_done(std::shared_ptr<void> owner, const Context& where) {
+  drop_what_is_done();
+  const auto stream = static_cast<cudaStream_t>(where.stream);
+  // Of a graph's memory its owner takes care for as long as there is the graph.
+  if (!owner || is_capturing(stream)) return;
+  const DeviceGuard guard(where.device_index);
+  Kept one{Event(stream), where.device_index, std::move(owner)};
+  const std::lock_guard lock(kept_mutex);
+  kept().push_back(std::move(one));
+}
+
+void drop_what_is_done() {
+  std::vector<Kept> done;  // dropped without the lock: an owner may do anything
+  const BesideCaptures beside;
+  const std::lock_guard lock(kept_mutex);
+  std::erase_if(kept(), [&](Kept& k) {
+    const cudaError_t code = cudaEventQuery(k.done.get());
+    if (code != cudaSuccess) cudaGetLastError();
+    if (code == cudaErrorNotReady) return false;
+    done.push_back(std::move(k));
+    return true;
+  });
+}
+
+void wait_for_kept() {
+  std::vector<cudaEvent_t> events;
+  {
+    const std::lock_guard lock(kept_mutex);
+    for (const Kept& k : kept()) events.push_back(k.done.get());
+  }
+  for (cudaEvent_t e : events) cudaEventSynchronize(e);
 }
 
 void copy_to_host(void* to, const void* from, std::size_t bytes, const Context& where) {
@@ -217,6 +422,11 @@ void copy_to_host(void* to, const void* from, std::size_t bytes, const Context& 
 }
 
 int device_of(const void* address) {
+  int device = 0;
+  if (!address) {
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    return device;
+  }
   cudaPointerAttributes attributes{};
   check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
   return attributes.device;
@@ -244,7 +454,7 @@ DeviceMemory::~DeviceMemory() {
     if (std::uncaught_exceptions() == exceptions_) launch_steps();
   } catch (const device_error&) {
   }
-  for (void* p : chunks_) cudaFreeAsync(p, stream_);
+  for (void* p : chunks_) release(p, device_, stream_);
 }
 
 void* DeviceMemory::take_bytes(std::size_t bytes) {

@@ -17,6 +17,10 @@ std::shared_ptr<void> allocate_shared(std::size_t, const Context&) { refuse(); }
 void order_streams(const Context&, const Context&) { refuse(); }
 void copy_to_host(void*, const void*, std::size_t, const Context&) { refuse(); }
 int device_of(const void*) { refuse(); }
+void keep_until_done(std::shared_ptr<void>, const Context&) { refuse(); }
+void drop_what_is_done() {}
+void wait_for_kept() {}
+void empty_cache() {}
 
 template <class Method, class C>
 void run_forward(const Plan&, DType, const ForwardArgs<C>&, const typename Method::Params&,

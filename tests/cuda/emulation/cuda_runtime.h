@@ -12,6 +12,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -53,6 +56,23 @@ struct Shape {
 // Calls of cudaMallocFromPoolAsync so far.
 inline int allocations = 0;
 inline bool out_of_memory = false;  // whether the next ones fail
+
+// What the host side finds, and what it has asked for: "call device argument", where `record` says.
+struct Host {
+  bool pools = true;
+  int largest_cluster = 16;   // 0: the question fails
+  int device = 0;             // the current one
+  void* capturing = nullptr;  // a stream
+  bool busy = false;          // whether what was queued has not been done; waiting for it ends that
+  bool record = false;
+  std::vector<std::string> calls;
+  void note(const char* call, const void* argument) {
+    if (!record) return;
+    calls.push_back(std::string(call) + " " + std::to_string(device) + " " +
+                    std::to_string(reinterpret_cast<std::uintptr_t>(argument)));
+  }
+};
+inline Host host;
 
 // Runs `thread` for every thread of the grid, block by block. Throws where threads wait in vain.
 void run(const Shape& shape, const std::function<void()>& thread);
@@ -110,8 +130,20 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
 using cudaStream_t = struct CUstream_st*;
 using cudaMemPool_t = struct CUmemPoolHandle_st*;
 using cudaEvent_t = struct CUevent_st*;
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorMemoryAllocation,
+  cudaErrorNotReady,
+  cudaErrorInvalidClusterSize,
+  cudaErrorStreamCaptureUnsupported
+};
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMemoryPoolsSupported
+};
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed = 2 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed,
@@ -152,44 +184,109 @@ struct cudaPointerAttributes {
   int device;
 };
 
-inline const char* cudaGetErrorString(cudaError_t) { return "out of memory"; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t emulated_error = cudaSuccess;  // the last one, until it is asked for
+inline cudaError_t emulated_result(cudaError_t code) {
+  if (code != cudaSuccess) emulated_error = code;
+  return code;
+}
+inline const char* cudaGetErrorString(cudaError_t code) {
+  return code == cudaErrorMemoryAllocation ? "out of memory" : "operation not permitted";
+}
+inline cudaError_t cudaGetLastError() { return std::exchange(emulated_error, cudaSuccess); }
+inline cudaError_t cudaGetDevice(int* d) { return *d = emulation::host.device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int d) {
+  emulation::host.device = d;
+  return emulation::host.note("cudaSetDevice", nullptr), cudaSuccess;
+}
 inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {
   // One multiprocessor, so that the blocks of small grids have several rows to walk.
-  *value = a == cudaDevAttrMultiProcessorCount ? 1 : 9;
+  *value = a == cudaDevAttrMultiProcessorCount    ? 1
+           : a == cudaDevAttrMemoryPoolsSupported ? int(emulation::host.pools)
+                                                  : 9;
   return cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(std::size_t* unused, std::size_t* all) {
+  return *unused = *all = std::size_t(1) << 20, cudaSuccess;
 }
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
   return a->device = 0, cudaSuccess;
 }
-inline cudaError_t cudaMemPoolCreate(cudaMemPool_t*, const cudaMemPoolProps*) {
-  return cudaSuccess;
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  static char one;
+  return *pool = reinterpret_cast<cudaMemPool_t>(&one), cudaSuccess;
 }
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t,
-                                           cudaStream_t) {
-  if (emulation::out_of_memory) return cudaErrorMemoryAllocation;
+inline cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) {
+  return emulation::host.note("cudaMemPoolTrimTo", nullptr), cudaSuccess;
+}
+inline cudaError_t emulated_allocate(void** p, std::size_t bytes) {
+  if (emulation::out_of_memory) return emulated_result(cudaErrorMemoryAllocation);
   ++emulation::allocations;
   *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*p) std::memset(*p, 0xff, bytes);  // NaN: what was never written shows
-  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+  return *p ? cudaSuccess : emulated_result(cudaErrorMemoryAllocation);
 }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return std::free(p), cudaSuccess; }
+inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t,
+                                           cudaStream_t stream) {
+  emulation::host.note("cudaMallocFromPoolAsync", stream);
+  return emulated_allocate(p, bytes);
+}
+inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
+  emulation::host.note("cudaMalloc", nullptr);
+  return emulated_allocate(p, bytes);
+}
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
+  emulation::host.note("cudaFreeAsync", stream);
+  return std::free(p), cudaSuccess;
+}
+inline cudaError_t cudaFree(void* p) {
+  emulation::host.note("cudaFree", p);
+  return std::free(p), cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() {
+  emulation::host.note("cudaDeviceSynchronize", nullptr);
+  if (emulation::host.capturing) return emulated_result(cudaErrorStreamCaptureUnsupported);
+  return emulation::host.busy = false, cudaSuccess;
+}
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost = 2 };
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = stream && stream == emulation::host.capturing ? cudaStreamCaptureStatusActive
+                                                          : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  static char one;
+  return *event = reinterpret_cast<cudaEvent_t>(&one), cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) {
+  return emulation::host.note("cudaEventRecord", stream), cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t) {
+  return emulation::host.busy ? emulated_result(cudaErrorNotReady) : cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  return emulation::host.busy = false, cudaSuccess;
+}
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+  return emulation::host.note("cudaStreamWaitEvent", stream), cudaSuccess;
+}
+inline cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void*,
+                                                        const cudaLaunchConfig_t*) {
+  *size = emulation::host.largest_cluster;
+  return *size > 0 ? cudaSuccess : emulated_result(cudaErrorInvalidClusterSize);
+}
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
   return a->ptxVersion = 90, cudaSuccess;
 }
@@ -210,6 +307,7 @@ inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Params...),
                                Args&&... args) {
+  emulation::host.note("cudaLaunchKernelEx", c->stream);
   const unsigned cluster = c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
   emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes}, [&] { kernel(args...); });
   return cudaSuccess;
