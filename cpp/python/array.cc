@@ -55,10 +55,25 @@ std::pair<int, int> dlpack_device(const py::object& array, const char* name) {
   }
 }
 
+// What an attribute or method gave; objects may lack it.
+bool is_true(PyObject* answer) {
+  if (!answer) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+    PyErr_Clear();
+    return false;
+  }
+  return py::reinterpret_steal<py::object>(answer).ptr() == Py_True;
+}
+
 // torch's tensors may say that their memory holds the negated values, which DLPack cannot.
 bool has_negative_bit(const py::object& array) {
-  const py::object is_negative = py::getattr(array, "is_neg", py::none());
-  return !is_negative.is_none() && is_negative().ptr() == Py_True;
+  static constinit std::atomic<PyObject*> name{nullptr};
+  return is_true(PyObject_CallMethodNoArgs(array.ptr(), interned("is_neg", name)));
+}
+
+bool requires_grad(const py::object& array) {
+  static constinit std::atomic<PyObject*> name{nullptr};
+  return is_true(PyObject_GetAttr(array.ptr(), interned("requires_grad", name)));
 }
 
 }  // namespace
@@ -96,6 +111,10 @@ void Array::read(py::handle object, const char* name, bool convert) {
     interop("refuse_masked")(object, name);
     return read_numpy(name);
   }
+  api_ = exchange_api(object);
+  if (api_ && has_own_exchange_api(object) && read_exchanged(*api_, name, /*to_write=*/!convert))
+    return;
+  if (py::isinstance<Buffer>(object)) return read_buffer();
   if (py::hasattr(object, "__dlpack__")) {
     if (has_negative_bit(object_)) {
       if (!convert) {
@@ -127,6 +146,50 @@ void Array::read_numpy(const char* name) {
   writable_ = (proxy->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
 }
 
+// By the table of its class, without Python. False where the library's own __dlpack__ is to be
+// asked: by a subclass, which may know more of its memory, and for what the table does not look at
+// (gradients, negative bits) or cannot do.
+bool Array::read_exchanged(const dlpack::ExchangeApi& api, const char* name, bool to_write) {
+  if (requires_grad(object_) || has_negative_bit(object_)) return false;
+  const auto failed = [](int code) {
+    if (code != 0) PyErr_Clear();
+    return code != 0;
+  };
+  dlpack::DLTensor lent;
+  const dlpack::DLTensor* t = &lent;
+  writable_ = true;
+  // What is lent does not say whether it is read-only.
+  if (api.view_object && !to_write) {
+    if (failed(api.view_object(object_.ptr(), &lent))) return false;
+  } else {
+    dlpack::ManagedVersioned* m = nullptr;
+    if (failed(api.from_object(object_.ptr(), &m))) return false;
+    owner_ = std::shared_ptr<void>(m, [](void* p) {
+      auto* managed = static_cast<dlpack::ManagedVersioned*>(p);
+      if (managed->deleter) managed->deleter(managed);
+    });
+    if (m->version.major != dlpack::ManagedVersioned::kMajor) return false;
+    writable_ = (m->flags & dlpack::ManagedVersioned::kReadOnly) == 0;
+    t = &m->tensor;
+  }
+  const std::pair<int, int> device(t->device.type, t->device.id);
+  if (device.first == dlpack::kCuda && cuda::is_built()) {
+    find_stream(device.second);
+  } else if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
+    return false;
+  }
+  view_dlpack(*t, device, name);
+  return true;
+}
+
+void Array::read_buffer() {
+  const auto& buffer = object_.cast<const Buffer&>();
+  tensor_ = buffer.tensor();
+  where_ = buffer.written_on();
+  owner_ = buffer.memory();
+  writable_ = true;
+}
+
 template <class M>
 bool Array::take_capsule(const py::object& capsule, std::pair<int, int> device, const char* name) {
   if (!PyCapsule_IsValid(capsule.ptr(), M::kName)) return false;
@@ -154,15 +217,19 @@ void Array::read_dlpack(const char* name) {
   const std::pair<int, int> device = dlpack_device(object_, name);
   py::dict options;
   if (device.first == dlpack::kCuda && cuda::is_built()) {
-    where_ = {Device::kCuda, device.second, current_stream(object_)};
-    // None would mean the legacy default stream, which DLPack calls 1.
-    options["stream"] = where_.stream ? reinterpret_cast<std::intptr_t>(where_.stream) : 1;
+    find_stream(device.second);
+    // None would mean the legacy default stream, which DLPack calls 1. Its own stream needs no
+    // wait.
+    options["stream"] = shares_stream_  ? -1
+                        : where_.stream ? reinterpret_cast<std::intptr_t>(where_.stream)
+                                        : std::intptr_t{1};
   } else if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
     throw value_error(std::string(name) + " is on device " + device_text(device) +
                       " (DLPack numbers), expected the CPU" +
                       (cuda::is_built() ? " or CUDA" : ": this build has no CUDA backend"));
   }
   const py::object capsule = exported(object_, name, [&]() -> py::object {
+    if (where_.device == Device::kCuda) return interop("export")(object_, options["stream"]);
     try {
       return object_.attr("__dlpack__")(**options, py::arg("max_version") = py::make_tuple(1, 0));
     } catch (const py::error_already_set& e) {
@@ -308,8 +375,10 @@ void Array::read_cuda_array_interface(const char* name) {
   }
   tensor_ = make_view<Tensor>(name, reinterpret_cast<void*>(address), dtype, ndim, shape,
                               has_strides ? strides : nullptr, /*in_bytes=*/true);
-  where_ = {Device::kCuda, cuda::device_of(tensor_.data())};
-  where_.stream = stream == 1 ? nullptr : reinterpret_cast<void*>(stream);
+  place_on_device(cuda::device_of(tensor_.size() > 0 ? tensor_.data() : nullptr),
+                  stream == 1 ? nullptr : reinterpret_cast<void*>(stream), false);
+  owner_ = std::shared_ptr<void>(py::object(object_).release().ptr(),
+                                 [](void* p) { Py_DECREF(static_cast<PyObject*>(p)); });
 }
 
 void register_arrays(py::module_& m) {
@@ -322,7 +391,9 @@ void register_arrays(py::module_& m) {
           },
           py::kw_only(), py::arg("stream") = py::none())
       .def("__dlpack_device__", &Buffer::device)
-      .def_property_readonly("stream", &Buffer::stream);
+      .def_property_readonly("stream", [](const Buffer& b) {
+        return reinterpret_cast<std::intptr_t>(b.written_on().stream);
+      });
   m.def("to_numpy", &Array::to_numpy);
 }
 

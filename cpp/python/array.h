@@ -25,78 +25,56 @@ DType dtype_of(const py::dtype& d, const char* name);
 // A function of normcore._interop, for what is rare.
 py::object interop(const char* function);
 
+// A name of Python's, kept for ever.
+inline PyObject* interned(const char* name, std::atomic<PyObject*>& kept) {
+  PyObject* p = kept.load(std::memory_order_acquire);
+  if (!p) {
+    p = PyUnicode_InternFromString(name);
+    if (!p) throw py::error_already_set();
+    kept.store(p, std::memory_order_release);
+  }
+  return p;
+}
+
 // ---- results of libraries other than NumPy
 
-// Memory that other libraries take over through DLPack, on the CPU or on a CUDA device.
+// The table of an array's class, or of a class that it derives from; null where there is none that
+// we know.
+const dlpack::ExchangeApi* exchange_api(py::handle array);
+// Whether it is that of the class itself.
+bool has_own_exchange_api(py::handle array);
+
+// Memory for a result whose library makes no arrays for us. The library takes it over through
+// DLPack, on the CPU or on a CUDA device.
 class Buffer {
  public:
-  Buffer(const ConstTensor& like_shape, DType dtype, const Context& where)
-      : where_(where), tensor_(nullptr, dtype, like_shape.ndim()) {
-    for (int i = 0; i < like_shape.ndim(); ++i) tensor_.set_dim(i, like_shape.shape(i), 0);
-    const std::size_t bytes = static_cast<std::size_t>(tensor_.size()) * size_of(dtype);
-    if (where.device == Device::kCuda) {
-      memory_ = cuda::allocate_shared(bytes, where);
-    } else {
-      memory_ = std::shared_ptr<void>(
-          ::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
-          [](void* p) { ::operator delete(p, std::align_val_t(kAlignment)); });
-    }
-    Tensor view(memory_.get(), dtype, like_shape.ndim());
-    for (int i = 0; i < like_shape.ndim(); ++i) view.set_dim(i, like_shape.shape(i), 0);
-    tensor_ = view;
-  }
-  Tensor& tensor() { return tensor_; }
+  // `where`: of the array that the result is like. `used_on`: where the call runs, which is known
+  // later; null on the CPU. The memory is that of the table's allocator, if there is one.
+  Buffer(const ConstTensor& shape, DType dtype, const Index* strides, const Context& where,
+         std::shared_ptr<const Context> used_on, const dlpack::ExchangeApi* api);
+
+  const Tensor& tensor() const { return tensor_; }
+  const std::shared_ptr<void>& memory() const { return memory_; }
 
   std::pair<int, int> device() const {
     return where_.device == Device::kCuda ? std::pair(int(dlpack::kCuda), where_.device_index)
                                           : std::pair(int(dlpack::kCpu), 0);
   }
-
-  // The stream on which it was written.
-  std::intptr_t stream() const { return reinterpret_cast<std::intptr_t>(where_.stream); }
+  // The stream that it was written on.
+  const Context& written_on() const { return used_on_ ? *used_on_ : where_; }
 
   // `stream`: None or a stream of the consumer on which the data is to be ready.
-  py::capsule to_capsule(py::handle stream) const {
-    if (where_.device == Device::kCuda) {
-      const std::intptr_t consumer = stream.is_none() ? 1 : stream.cast<std::intptr_t>();
-      if (consumer != -1) {
-        Context then = where_;
-        // DLPack's 1 is the legacy default stream, which the runtime also calls null.
-        then.stream = consumer == 1 ? nullptr : reinterpret_cast<void*>(consumer);
-        cuda::order_streams(where_, then);
-      }
-    }
-    struct Export {
-      dlpack::Managed managed;
-      std::shared_ptr<void> memory;
-      std::int64_t shape[kMaxDims], strides[kMaxDims];
-    };
-    auto* e = new Export;
-    e->memory = memory_;
-    for (int i = 0; i < tensor_.ndim(); ++i) {
-      e->shape[i] = tensor_.shape(i);
-      e->strides[i] = tensor_.stride(i);
-    }
-    const DType t = tensor_.dtype();
-    const dlpack::DataType type{t == DType::kBFloat16 ? dlpack::kBfloat : dlpack::kFloat,
-                                static_cast<std::uint8_t>(8 * size_of(t)), 1};
-    const auto [device_type, device_index] = device();
-    e->managed = {
-        {memory_.get(), {device_type, device_index}, tensor_.ndim(), type, e->shape, e->strides, 0},
-        e,
-        [](dlpack::Managed* m) { delete static_cast<Export*>(m->context); }};
-    return py::capsule(&e->managed, dlpack::Managed::kName, [](PyObject* capsule) {
-      // Renamed by whoever took it over; otherwise it is still ours.
-      if (!PyCapsule_IsValid(capsule, dlpack::Managed::kName)) return;
-      auto* m =
-          static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, dlpack::Managed::kName));
-      m->deleter(m);
-    });
-  }
+  py::capsule to_capsule(py::handle stream) const;
+  // As an array of the library whose table this is, which shares our stream.
+  py::object to_object(const dlpack::ExchangeApi& api) const;
 
  private:
+  template <class M>
+  M* exported() const;
+
   static constexpr std::size_t kAlignment = 64;
   Context where_;
+  std::shared_ptr<const Context> used_on_;
   Tensor tensor_;
   std::shared_ptr<void> memory_;
 };
@@ -112,20 +90,7 @@ inline py::handle interop(const char* function, std::atomic<PyObject*>& kept) {
   return f;
 }
 
-// Turns a Buffer into an array of the library that `like` is of. The library may copy the buffer,
-// so it must have been written.
-inline py::object adopt(py::handle like, std::unique_ptr<Buffer> buffer) {
-  static constinit std::atomic<PyObject*> f{nullptr};
-  return interop("adopt", f)(like, py::cast(std::move(buffer)));
-}
-
-// The stream that an array's library works on now.
-inline void* current_stream(py::handle array) {
-  static constinit std::atomic<PyObject*> f{nullptr};
-  return reinterpret_cast<void*>(interop("current_stream", f)(array).cast<std::intptr_t>());
-}
-
-// A result: a NumPy array, or memory that becomes an array of another library once it is written.
+// A result: an array, or memory that becomes an array of another library once it is written.
 class Result {
  public:
   Result() = default;  // None
@@ -134,13 +99,16 @@ class Result {
       : array_(std::move(like)), buffer_(std::move(buffer)) {}
 
   py::object take() {
-    if (buffer_) return adopt(array_, std::move(buffer_));
+    if (buffer_) return adopted();
     return array_ ? std::move(array_) : py::none();
   }
-  // The memory itself, for our own later use.
-  py::object take_buffer() { return py::cast(std::move(buffer_)); }
+  // The memory itself, where it is no array yet, for our own later use.
+  py::object take_memory() { return buffer_ ? py::cast(std::move(buffer_)) : take(); }
 
  private:
+  // The library may copy the buffer, so it must have been written.
+  py::object adopted();
+
   py::object array_;  // the result, or with a buffer what it should be like
   std::unique_ptr<Buffer> buffer_;
 };
@@ -172,6 +140,9 @@ class Array {
   Array(py::handle object, const char* name) { read(object, name, /*convert=*/true); }
   Array(Array&&) = default;
   Array& operator=(Array&&) = default;
+  ~Array() {
+    if (used_on_) end_use();
+  }
 
   // None gives an absent one.
   static Array optional(py::handle object, const char* name) {
@@ -181,7 +152,10 @@ class Array {
   static Array writable(py::handle object, const char* name) {
     Array a;
     if (object.is_none()) return a;
-    if (!py::isinstance<py::array>(object)) interop("refuse_immutable")(object, name);
+    if (!py::isinstance<py::array>(object)) {
+      static constinit std::atomic<PyObject*> f{nullptr};
+      interop("refuse_immutable", f)(object, name);
+    }
     a.read(object, name, /*convert=*/false);
     if (!a.writable_) {
       throw value_error(std::string(name) + " is read-only, expected a writeable array");
@@ -201,6 +175,10 @@ class Array {
   bool numpy() const { return numpy_; }
   // The device that it lies on and the stream that it is ready on.
   const Context& where() const { return where_; }
+  // The call runs there, on the stream of another array.
+  void use_on(const Context& call) const {
+    if (used_on_) *used_on_ = call;
+  }
 
   // A new array of this one's library: its shape and dtype, and its order in memory.
   Result new_like(Tensor* view) const {
@@ -229,7 +207,12 @@ class Array {
   // What is to be written is not converted.
   void read(py::handle object, const char* name, bool convert);
   void read_numpy(const char* name);
+  bool read_exchanged(const dlpack::ExchangeApi& api, const char* name, bool to_write);
   void read_dlpack(const char* name);
+  void read_buffer();
+  void place_on_device(int device, void* stream, bool shares_stream);
+  void find_stream(int device);
+  void end_use() noexcept;
   void read_cuda_array_interface(const char* name);
   template <class M>
   bool take_capsule(const py::object& capsule, std::pair<int, int> device, const char* name);
@@ -245,24 +228,27 @@ class Array {
       strides[order[i]] = stride;
       stride *= std::max<Index>(1, shape.shape(order[i]));
     }
-    if (!numpy_) {
-      auto buffer = std::make_unique<Buffer>(shape, dtype, where_);
-      for (int i = 0; i < n; ++i) buffer->tensor().set_dim(i, shape.shape(i), strides[i]);
-      *view = buffer->tensor();
-      return Result(object_, std::move(buffer));
-    }
+    if (!numpy_) return new_foreign(shape, dtype, strides, view);
     const py::dtype d = dtype == tensor_.dtype() ? dtype_ : numpy_dtype(dtype);
     auto array = new_numpy(shape, d, strides, static_cast<Index>(size_of(dtype)));
     *view = Tensor(py::detail::array_proxy(array.ptr())->data, dtype, n);
     for (int i = 0; i < n; ++i) view->set_dim(i, shape.shape(i), strides[i]);
     return Result(std::move(array));
   }
+  // Of a library other than NumPy.
+  Result new_foreign(const ConstTensor& shape, DType dtype, const Index* strides,
+                     Tensor* view) const;
 
   py::object object_;
   py::dtype dtype_;
   Tensor tensor_;
   Context where_;
   std::shared_ptr<void> owner_;
+  const dlpack::ExchangeApi* api_ = nullptr;  // of its library
+  // On a device: where the call runs that uses it, and whether its library gives memory back on the
+  // stream of where_.
+  std::shared_ptr<Context> used_on_;
+  bool shares_stream_ = false;
   bool numpy_ = false;
   bool writable_ = false;
   // Of to_numpy alone, whose elements tensor_ cannot name: it has their shape and strides.

@@ -19,7 +19,10 @@ Context call_context(const Array& x, std::initializer_list<Named> others) {
       throw value_error(std::string(other.name) + " is on " + device_text(there) + ", expected " +
                         device_text(where) + ", where x is");
     }
-    if (where.device == Device::kCuda) cuda::order_streams(there, where);
+    if (where.device == Device::kCuda) {
+      cuda::order_streams(there, where);
+      other.array.use_on(where);
+    }
   }
   Context context = where;
   context.exchange = current_exchange();

@@ -1,5 +1,5 @@
-// The DLPack exchange structures (ABI versions 0 and 1), as the specification lays them out in
-// memory.
+// The DLPack exchange structures (ABI versions 0 and 1) and the table of an array's class, as the
+// specification lays them out in memory.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,24 @@ struct ManagedVersioned {
   void (*deleter)(ManagedVersioned*);
   std::uint64_t flags;
   DLTensor tensor;
+};
+
+// What an array's library does without Python: the capsule __dlpack_c_exchange_api__ of the class.
+// All return 0, or -1 with a Python error set (the allocator: with what it told `set_error`). None
+// orders streams.
+struct ExchangeApi {
+  static constexpr const char* kAttribute = "__dlpack_c_exchange_api__";
+  static constexpr const char* kName = "dlpack_exchange_api";
+  struct Header {
+    std::uint32_t major, minor;
+    Header* older;  // of an older version, or null
+  } header;
+  int (*allocate)(DLTensor* like, ManagedVersioned** out, void* error,
+                  void (*set_error)(void* error, const char* kind, const char* message));
+  int (*from_object)(void* object, ManagedVersioned** out);
+  int (*to_object)(ManagedVersioned* taken_over, void** out);
+  int (*view_object)(void* object, DLTensor* out);  // lent by the object; may be null
+  int (*current_stream)(std::int32_t device_type, std::int32_t device, void** out);
 };
 
 }  // namespace normcore::dlpack

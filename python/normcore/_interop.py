@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,23 +32,78 @@ def library_of(array: Any) -> str:
     It is that of the nearest of its class and base classes that can take arrays over: a subclass of
     an array of torch may be defined anywhere.
     """
-    for base in type(array).__mro__:
+    return _library_of_class(type(array))
+
+
+def _library_of_class(kind: type) -> str:
+    for base in kind.__mro__:
         root = str(base.__module__).partition(".")[0]
         if hasattr(sys.modules.get(root), "from_dlpack"):
             return root
-    return str(type(array).__module__).partition(".")[0]
+    return str(kind.__module__).partition(".")[0]
 
 
-def current_stream(array: Any) -> int:
-    """Return the CUDA stream on which the library of ``array`` works now, 0 for the default."""
-    if type(array).__module__ == "normcore._core":  # a buffer of ours
-        return int(array.stream)
+def current_stream(array: Any) -> int | None:
+    """Return the CUDA stream on which the library of ``array`` works now, 0 for the default.
+
+    None where the library does not say.
+    """
     root = library_of(array)
     if root == "torch":
         return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
     if root == "cupy":
         return int(sys.modules["cupy"].cuda.get_current_stream(array.device.id).ptr)
-    return 0
+    return None
+
+
+def export(array: Any, stream: int) -> Any:
+    """Return a DLPack capsule of an array on a CUDA device, ready on ``stream``; -1: as it is."""
+    # torch exports of its current device alone.
+    with (
+        sys.modules["torch"].cuda.device(array.device)
+        if library_of(array) == "torch"
+        else contextlib.nullcontext()
+    ):
+        try:
+            return array.__dlpack__(stream=stream, max_version=(1, 0))
+        except TypeError:
+            return array.__dlpack__(stream=stream)  # an exporter of before version 1
+
+
+def _empty_torch(
+    like: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str | None
+) -> Any:
+    torch = sys.modules["torch"]
+    kind = like.dtype if dtype is None else getattr(torch, dtype)
+    # Not by DLPack's allocator: of a tensor that comes out of a capsule torch would not know the
+    # memory, and its record_stream does nothing.
+    made = torch.empty_strided(shape, strides, dtype=kind, device=like.device)
+    return made if type(made) is torch.Tensor else None  # in a mode that makes others
+
+
+def _empty_cupy(
+    like: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str | None
+) -> Any:
+    cupy = sys.modules["cupy"]
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    with like.device:  # on its current stream
+        made = cupy.empty([shape[a] for a in order], like.dtype if dtype is None else dtype)
+    return made.transpose([order.index(axis) for axis in range(len(shape))])
+
+
+@functools.lru_cache(maxsize=64)
+def _maker(kind: type[Any]) -> Callable[..., Any] | None:
+    return {"torch": _empty_torch, "cupy": _empty_cupy}.get(_library_of_class(kind))
+
+
+def empty(like: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str | None) -> Any:
+    """Return a new array of the library and on the device of ``like``, None where we know no way.
+
+    Its strides, in elements, leave no gaps; ``dtype`` is a name, or None for that of ``like``.
+    """
+    kind: Any = type(like)  # hashable, which mypy does not see of type[Any]
+    maker = _maker(kind)
+    return None if maker is None else maker(like, shape, strides, dtype)
 
 
 def adopt(like: Any, buffer: Any) -> Any:
@@ -83,13 +141,22 @@ def refuse_immutable(array: Any, name: str) -> None:
 
     Their capsules do not say so.
     """
-    for base in type(array).__mro__:
+    kind: Any = type(array)
+    library = _immutable(kind)
+    if library is not None:
+        raise ValueError(
+            f"{name} is an array of {library}, whose arrays are immutable, expected a writeable "
+            "array"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _immutable(kind: type[Any]) -> str | None:
+    for base in kind.__mro__:
         root = str(base.__module__).partition(".")[0]
         if root in ("jax", "jaxlib", "tensorflow"):
-            raise ValueError(
-                f"{name} is an array of {'jax' if root == 'jaxlib' else root}, whose arrays are "
-                "immutable, expected a writeable array"
-            )
+            return "jax" if root == "jaxlib" else root
+    return None
 
 
 def refuse_masked(array: Any, name: str) -> None:

@@ -1,9 +1,32 @@
-// In place of cpp/python/context.cc: every call runs on the emulated device, where NumPy's memory
-// is the device's.
-#include "bind.h"
+// In place of cpp/python/context.cc: where NumPy's memory is that of the emulated device, a call on
+// its arrays runs there. For all others it is the same.
+#define call_context context_of_arrays
+#include "../../../cpp/python/context.cc"
+#undef call_context
+
+#include <cuda_runtime.h>
 
 namespace normcore::python {
 
-Context call_context(const Array&, std::initializer_list<Named>) { return {Device::kCuda}; }
+Context call_context(const Array& x, std::initializer_list<Named> others) {
+  return x.numpy() ? Context{Device::kCuda} : context_of_arrays(x, others);
+}
 
 }  // namespace normcore::python
+
+// For tests, which find them by ctypes.
+extern "C" {
+[[gnu::visibility("default")]] void emulated_record(int on) {
+  emulation::host.calls.clear();
+  emulation::host.record = on != 0;
+}
+// Null where there are not so many.
+[[gnu::visibility("default")]] const char* emulated_call(int i) {
+  const auto& calls = emulation::host.calls;
+  return i < int(calls.size()) ? calls[std::size_t(i)].c_str() : nullptr;
+}
+[[gnu::visibility("default")]] void emulated_capture(void* stream) {
+  emulation::host.capturing = stream;
+}
+[[gnu::visibility("default")]] void emulated_busy(int busy) { emulation::host.busy = busy != 0; }
+}
