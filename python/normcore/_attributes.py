@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 
 from ._dtypes import stored
-from ._interop import Array
+from ._interop import Array, library_of
+from ._owned import check_owned, numpy_dtype, write
 
 if TYPE_CHECKING:
     from ._layer import _Layer
@@ -43,30 +44,32 @@ class ArrayAttribute(Generic[Held]):
             if value is not None:
                 raise ValueError(f"{name} is absent in {layer!r}, expected None")
             return
-        array[...] = self._fitting(name, value, array)
+        write(array, self._fitting(name, value, array))
 
     def _array(self, layer: _Layer) -> Array | None:
         arrays = layer.parameters if self._name in layer.parameters else layer.buffers
         return arrays.get(self._name)
 
     @staticmethod
-    def _fitting(name: str, value: Any, array: Array) -> Array:
+    def _fitting(name: str, value: Any, array: Array) -> Any:
         """Return the value as an array that can be copied into ``array``."""
+        shape, dtype = tuple(array.shape), numpy_dtype(array)
         if value is None:
-            raise TypeError(f"{name} is None, expected an array of shape {array.shape}")
-        values = stored(value)
+            raise TypeError(f"{name} is None, expected an array of shape {shape}")
+        # What lies on a device already stays there.
+        elsewhere = not isinstance(array, np.ndarray) and library_of(value) == library_of(array)
+        values = value if elsewhere else stored(value)
         if hasattr(value, "dtype"):
             # By name: every library has its own, and NumPy may have read it as another.
-            fits = array.dtype.name in (values.dtype.name, str(value.dtype).rpartition(".")[2])
+            fits = dtype.name in (str(d).rpartition(".")[2] for d in (values.dtype, value.dtype))
         else:
-            fits = np.can_cast(values.dtype, array.dtype, "same_kind")
+            fits = np.can_cast(values.dtype, dtype, "same_kind")
         if not fits:
             found = getattr(value, "dtype", values.dtype)
             raise TypeError(f"{name} has dtype {found}, expected {array.dtype}")
-        if values.shape != array.shape:
-            raise ValueError(f"{name} has shape {values.shape}, expected {array.shape}")
-        if not array.flags.writeable:
-            raise ValueError(f"{name} is read-only, expected memory that can be written")
+        if tuple(values.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {shape}")
+        check_owned(name, array)
         return values
 
 

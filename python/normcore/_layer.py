@@ -18,7 +18,8 @@ import numpy.typing as npt
 from . import _core
 from ._arguments import flag, shape_of, shown
 from ._dtypes import FLOATS, float_dtype, new_array, stored
-from ._interop import Array
+from ._interop import Array, library_of
+from ._owned import cast, check_owned, in_numpy, mover, numpy_dtype, write, zeros_like
 from ._typing import A
 
 if TYPE_CHECKING:
@@ -53,10 +54,7 @@ class IncompatibleKeys(NamedTuple):
 def check_writable(values: Iterable[tuple[str, Any]], error: type[Exception] = ValueError) -> None:
     """Make sure that all of some arrays can be written, before the first one is."""
     for name, value in values:
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"{name} is {shown(value)}, expected a NumPy array")
-        if not value.flags.writeable:
-            raise error(f"{name} is read-only, expected memory that can be written")
+        check_owned(name, value, error)
 
 
 def affine_parameters(
@@ -92,17 +90,17 @@ def float_array(name: str, value: Any) -> Array:
     return array
 
 
-def loadable(name: str, value: Any, target: Array) -> Array:
-    """Return a copy of a value of a state as an array like ``target``."""
-    array = real_array(name, value)
-    if array.shape != target.shape and {array.shape, target.shape} != {(), (1,)}:
-        raise ValueError(f"{name} has shape {array.shape}, expected {target.shape}")
-    array = array.reshape(target.shape)
-    if target.dtype.kind == "i" and not np.all(
+def loadable(name: str, value: Any, target: Any) -> Array:
+    """Return a copy of a value of a state, of the shape and dtype of ``target``, in NumPy."""
+    array, shape, dtype = real_array(name, value), tuple(target.shape), numpy_dtype(target)
+    if array.shape != shape and {array.shape, shape} != {(), (1,)}:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    array = array.reshape(shape)
+    if dtype.kind == "i" and not np.all(
         (array >= 0) & (array < 2.0**63) & (array == np.trunc(array))
     ):
         raise ValueError(f"{name} is {shown(value)}, expected whole numbers >= 0")
-    return np.array(array, target.dtype)
+    return np.array(array, dtype)
 
 
 class _Layer:
@@ -110,10 +108,11 @@ class _Layer:
 
     Attributes
     ----------
-    parameters, grads, buffers : dict of str to numpy.ndarray
+    parameters, grads, buffers : dict of str to array
         Trained arrays, their accumulated gradients (same keys, shapes and dtypes) and running
-        statistics. Parameters and buffers are attributes too: ``layer.weight -= step`` works in
-        place, and ``layer.weight = values`` copies into the array that is there.
+        statistics: of NumPy, or what `to` has made them. Parameters and buffers are attributes
+        too: ``layer.weight -= step`` works in place, and ``layer.weight = values`` copies into the
+        array that is there.
     training : bool
         Set by `train` and `eval`.
     """
@@ -240,15 +239,20 @@ class _Layer:
         check_writable((f'grads["{name}"]', value) for name, value in sums.items())
         for part in parts:
             for name, gradient in part.items():
-                grad = np.asarray(sums[name])
-                if grad.shape != np.shape(gradient):
-                    raise ValueError(
-                        f'grads["{name}"] has shape {grad.shape}, expected {np.shape(gradient)}: '
-                        "the parameter's"
+                grad: Any = sums[name]
+                if library_of(grad) != library_of(gradient):
+                    raise TypeError(
+                        f'grads["{name}"] is an array of {library_of(grad)}, expected one of '
+                        f"{library_of(gradient)}: the parameter's"
                     )
-                if not np.can_cast(np.asarray(gradient).dtype, grad.dtype, "same_kind"):
+                if tuple(grad.shape) != np.shape(gradient):
+                    raise ValueError(
+                        f'grads["{name}"] has shape {tuple(grad.shape)}, expected '
+                        f"{tuple(np.shape(gradient))}: the parameter's"
+                    )
+                if not np.can_cast(numpy_dtype(gradient), numpy_dtype(grad), "same_kind"):
                     raise TypeError(f'grads["{name}"] has dtype {grad.dtype}, expected a float')
-                sums[name] = (grad + gradient).astype(grad.dtype)
+                sums[name] = cast(grad + gradient, grad.dtype)
         for name, value in sums.items():
             self.grads[name][...] = value
 
@@ -263,12 +267,12 @@ class _Layer:
         """
         self.reset_running_stats()
         for name, parameter in self.parameters.items():
-            parameter[...] = self._start(name)
+            write(parameter, self._start(name))
 
     def reset_running_stats(self) -> None:
         """Set all buffers, in place, to what a new layer has."""
         for name, buffer in self.buffers.items():
-            buffer[...] = self._start(name)
+            write(buffer, self._start(name))
 
     def named_parameters(self) -> Iterator[tuple[str, Array]]:
         """Return an iterator over names and parameters."""
@@ -276,7 +280,7 @@ class _Layer:
 
     def zero_grad(self) -> None:
         """Set all gradients to new arrays of zeros."""
-        self.grads.update({k: np.zeros_like(v) for k, v in self.parameters.items()})
+        self.grads.update({k: zeros_like(v) for k, v in self.parameters.items()})
 
     def train(self: Layer, mode: bool = True) -> Layer:
         """Switch to training mode (or, with ``mode=False``, to evaluation); return self."""
@@ -287,14 +291,56 @@ class _Layer:
         """Switch to evaluation mode; return self."""
         return self.train(False)
 
+    def to(self: Layer, device: Any) -> Layer:
+        """Move parameters, gradients and buffers to another device or library; return self.
+
+        From then on the layer takes inputs that lie there. The arrays are new ones, so an optimizer
+        is made afterwards. Running statistics are updated where they lie, and no call waits for a
+        device. ``num_batches_tracked`` counts calls, and stays an array of NumPy.
+
+        Parameters
+        ----------
+        device : torch.device, str or array
+            A device of PyTorch, or its name, as ``"cuda"``: tensors on it. An array of PyTorch,
+            CuPy or NumPy: arrays of its library on its device. ``"cpu"``: arrays of NumPy, as a new
+            layer has them.
+
+        Raises
+        ------
+        TypeError
+            For anything else; JAX's arrays cannot be written.
+        ValueError
+            For a name that PyTorch does not know.
+
+        Examples
+        --------
+        >>> import normcore as nc
+        >>> layer = nc.LayerNorm(1024).to("cuda")  # doctest: +SKIP
+        """
+        move = mover(device)
+        here: list[dict[str, Any]] = [self.parameters, self.grads, self.buffers]
+        moved = [
+            {k: move(v) for k, v in arrays.items() if k != "num_batches_tracked" and v is not None}
+            for arrays in here
+        ]
+        for arrays, new in zip(here, moved, strict=True):
+            arrays.update(new)
+        vars(self).update(self.__getstate__())  # no call of before goes backward
+        return self
+
+    def _stored(self) -> dict[str, Array]:
+        """Return the layer's own arrays by the names that they have in a state."""
+        return {**self.parameters, **self.buffers}
+
     def state_dict(self) -> dict[str, Array]:
-        """Return parameters and buffers under torch's names.
+        """Return parameters and buffers under torch's names, as arrays of NumPy.
 
         The arrays are the layer's own, not copies, as in torch: ``copy.deepcopy`` the result to
-        keep a snapshot. ``{k: torch.from_numpy(v) for k, v in layer.state_dict().items()}`` is
-        what a torch module loads (bfloat16 arrays: ``torch.from_numpy(v.astype("float32"))``).
+        keep a snapshot. Of arrays that `to` has moved they are copies. What a torch module loads
+        is ``{k: torch.from_numpy(v) for k, v in layer.state_dict().items()}`` (bfloat16
+        arrays: ``torch.from_numpy(v.astype("float32"))``).
         """
-        return {**self.parameters, **self.buffers}
+        return {name: in_numpy(array) for name, array in self._stored().items()}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True
@@ -324,7 +370,7 @@ class _Layer:
         flag("strict", strict)
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict is {shown(state_dict)}, expected a mapping")
-        own = self.state_dict()
+        own = self._stored()
         missing = [k for k in own if k not in state_dict and k != "num_batches_tracked"]
         unexpected = [str(k) for k in state_dict if k not in own and k not in self._foreign]
         problems = []
@@ -344,7 +390,7 @@ class _Layer:
         if problems:
             raise StateDictError(f"load_state_dict of {self!r}: {'; '.join(problems)}")
         for name, value in values.items():
-            own[name][...] = value
+            write(own[name], value)
         return IncompatibleKeys(missing, unexpected)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from ._arguments import flag, integer
 from ._interop import Array, library_of
 from ._layer import _Layer, float_array, real_array
+from ._owned import in_numpy
 from ._typing import Floats
 
 
@@ -29,8 +30,8 @@ def ghost_chunks(samples: int, size: int, values_per_sample: int) -> list[slice]
 
 def writable_like(x: Any) -> Any:
     """Return a new array of x's library and memory order, None where it could not be written."""
-    if library_of(x) == "torch":
-        return sys.modules["torch"].empty_like(x)
+    if library_of(x) in ("torch", "cupy"):
+        return sys.modules[library_of(x)].empty_like(x)
     if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):  # JAX
         return None
     return np.empty_like(x, subok=False)
@@ -76,6 +77,8 @@ class Foldable(_Layer):
         # In evaluation y = scale * x + shift: the shift is y at x = 0, the scale is dx for dy = 1.
         probe = copy.copy(self).eval()  # takes the calls, so that this layer keeps its last one
         probe.channel_axis = 1
+        probe.parameters = {k: in_numpy(v) for k, v in self.parameters.items()}
+        probe.buffers = {k: in_numpy(v) for k, v in self.buffers.items()}
         probe.grads = {}
         probe.zero_grad()
         shift = probe(np.zeros((1, self.num_features)))
@@ -106,7 +109,7 @@ class Foldable(_Layer):
         Returns
         -------
         weight, bias
-            New arrays in the dtype of `conv_weight`; computed in float64.
+            New arrays of NumPy in the dtype of `conv_weight`; computed in float64.
 
         Raises
         ------

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from ._arguments import averaging, flag, integer, not_negative, number, positive, shape_of, shown
 from ._attributes import maybe
 from ._dtypes import float_dtype, new_array
-from ._interop import Array, as_numpy, is_wide, position_weights, split_masked
+from ._interop import Array, adopt, as_numpy, is_wide, position_weights, split_masked
 from ._layer import _ChannelLayer, affine_parameters, check_writable
 from ._life import Foldable, Parts, ghost_chunks
+from ._owned import copied, like, write
 from ._processes import Processes
 from ._typing import A, Communicator, Floats, SupportsDLPack
 from .reductions import Moments, moments
@@ -56,6 +57,12 @@ class _AffineLayer(_ChannelLayer):
         own = {name: new_array(lengths[of], kind, argument) for name, of in self._own.items()}
         weight, bias = affine and "weight" in self._affine, bias and "bias" in self._affine
         return own | affine_parameters((channels,), dtype, argument, weight=weight, bias=bias)
+
+
+def pairs_in_numpy(x: Any, pooled: Any) -> Array:
+    """Return the pairs of statistics that a call on x has left for backward, which may lie on x's
+    device, as an array of NumPy."""
+    return pooled if isinstance(pooled, np.ndarray) else as_numpy(adopt(x, pooled))
 
 
 class _Call(NamedTuple):
@@ -188,7 +195,8 @@ class _RunningNorm(_AffineLayer):
     def _moments_of(self, x: Any) -> Moments:
         """Moments of the channels of a batch, or a mean and a spread that are averaged as these."""
         ndim = np.ndim(x)
-        return moments(x, axis=[a for a in range(ndim) if a != self.channel_axis % ndim])
+        found = moments(x, axis=[a for a in range(ndim) if a != self.channel_axis % ndim])
+        return Moments(*map(as_numpy, found))
 
     def _merged(self, parts: list[Moments]) -> dict[str, Array]:
         """Return the running statistics that follow from the batches' moments."""
@@ -240,9 +248,9 @@ class _RunningNorm(_AffineLayer):
             raise ValueError("batches has nothing to take statistics from")
         values = {**self._merged(parts), **self._counted(number)}
         # Converted before the first is written.
-        new = {name: np.asarray(v).astype(buffers[name].dtype) for name, v in values.items()}
+        new = {name: like(buffers[name], np.asarray(v)) for name, v in values.items()}
         for name, value in new.items():
-            buffers[name][...] = value
+            write(buffers[name], value)
 
     def _counted(self, batches: int) -> dict[str, Any]:
         """Return what says that so many batches are in the buffers."""
@@ -294,7 +302,7 @@ class _RunningNorm(_AffineLayer):
                 f"x is {shown(x)}, expected an array that can be sliced: ghost_batch_size is given"
             )
         if len(call.chunks) > 1:  # a later one may be refused, and then none has been there
-            buffers = {name: buffer.copy() for name, buffer in own.items()}
+            buffers = {name: copied(buffer) for name, buffer in own.items()}
         for chunk in call.chunks:
             part = x if len(call.chunks) == 1 else x[chunk]
             part_of_mask = {} if mask is None else {"mask": mask[chunk]}
@@ -466,7 +474,7 @@ class _ScaledNorm(Foldable, _RunningNorm):
         own = {name: getattr(self, name) for name in self._shared}
         _, stats = self._function(of, **own, return_stats=True)
         scale = 1 / as_numpy(stats.rstd).astype(np.float64)
-        return Moments(count, np.asarray(stats.pooled)[..., 0], scale * count)
+        return Moments(count, pairs_in_numpy(of, stats.pooled)[..., 0], scale * count)
 
     def _merged(self, parts: list[Moments]) -> dict[str, Array]:
         total = Moments.merge(parts)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Generic, Literal, overload
 
-import numpy as np
-
 from .._attributes import always, maybe
 from .._core import batch_instance_norm as _batch_instance_norm
 from .._core import batch_instance_norm_backward as _batch_instance_norm_backward
+from .._owned import clamped
 from .._results import MixedStats, saved
 from .._running import RUNNING_VAR, _RunningNorm
 from .._typing import A, Floats, NamedTuple, SupportsDLPack
@@ -310,4 +309,4 @@ class BatchInstanceNorm(_RunningNorm):
     def project(self) -> None:
         """Clamp ``rho`` to [0, 1], in place; after each step of the optimizer."""
         rho = self.parameters["rho"]
-        np.clip(rho, rho.dtype.type(0), rho.dtype.type(1), out=rho)
+        rho[...] = clamped(rho, 0, 1)

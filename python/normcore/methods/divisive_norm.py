@@ -16,6 +16,7 @@ from .._core import divisive_norm as _divisive_norm
 from .._core import divisive_norm_backward as _divisive_norm_backward
 from .._dtypes import float_dtype, new_array
 from .._layer import _ChannelLayer
+from .._owned import clamped
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["DivisiveNorm", "divisive_norm", "divisive_norm_backward"]
@@ -227,4 +228,4 @@ class DivisiveNorm(_ChannelLayer):
         """Raise negative ``weights`` and ``sigma`` to 0, in place; after each optimizer step."""
         for name in ("weights", "sigma"):
             values = self.parameters[name]
-            np.maximum(values, values.dtype.type(0), out=values)
+            values[...] = clamped(values, 0)

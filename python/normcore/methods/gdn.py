@@ -17,6 +17,7 @@ from .._core import gdn_backward as _gdn_backward
 from .._dtypes import float_dtype, new_array
 from .._interop import Array
 from .._layer import _ChannelLayer
+from .._owned import cast, clamped, numpy_dtype, where, wide
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["GDN", "gdn", "gdn_backward"]
@@ -251,18 +252,20 @@ class GDN(_ChannelLayer):
         effective = np.ones(n) if name == "beta" else self._gamma_init * np.eye(n)
         return np.sqrt(effective + self.pedestal)
 
-    def _bound(self, name: str) -> Array:
+    def _bound(self, name: str) -> float:
         least = self.beta_min if name == "beta" else 0.0
         # As a number of the parameter's dtype: a stored value at the bound is not below it.
-        return np.asarray(np.sqrt(least + self.pedestal), self.parameters[name].dtype)
+        kind = numpy_dtype(self.parameters[name]).type
+        return float(kind(np.sqrt(least + self.pedestal)))
 
     def _values(self) -> dict[str, Array]:
         return {"beta": self.effective_beta, "gamma": self.effective_gamma}
 
     def _value(self, name: str) -> Array:
-        bounded = np.maximum(self.parameters[name], self._bound(name)).astype(np.float64)
-        value = np.maximum(bounded**2 - self.pedestal, 0)
-        return value.astype(self.parameters[name].dtype)
+        stored: Any = self.parameters[name]
+        bounded = wide(clamped(stored, self._bound(name)))
+        value: Array = cast(clamped(bounded**2 - self.pedestal, 0), stored.dtype)
+        return value
 
     @property
     def effective_beta(self) -> Array:
@@ -276,6 +279,6 @@ class GDN(_ChannelLayer):
         result = {}
         for name, stored in self.parameters.items():
             bound = self._bound(name)
-            slope = 2 * np.maximum(stored, bound) * getattr(gradients, f"d{name}")
-            result[name] = np.where((stored >= bound) | (slope < 0), slope, 0)
+            slope = 2 * clamped(stored, bound) * getattr(gradients, f"d{name}")
+            result[name] = where((stored >= bound) | (slope < 0), slope, 0)
         return result

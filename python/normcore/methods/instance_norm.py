@@ -15,7 +15,7 @@ from .._core import instance_norm_backward as _instance_norm_backward
 from .._interop import Array
 from .._life import Foldable
 from .._results import AffineGradients, MomentStats, saved
-from .._running import RUNNING_VAR, _RunningNorm
+from .._running import RUNNING_VAR, _RunningNorm, pairs_in_numpy
 from .._typing import A, Floats, SupportsDLPack
 from ..reductions import Moments
 
@@ -342,7 +342,7 @@ class InstanceNorm(Foldable, _RunningNorm):
         _, stats = instance_norm(x, channel_axis=self.channel_axis, return_stats=True)
         shape = shape_of(x)
         space = math.prod(shape) / (shape[0] * self.num_features)
-        pooled = np.asarray(stats.pooled)
+        pooled = pairs_in_numpy(x, stats.pooled)
         var = pooled[..., 1] * (space / (space - 1) if self.unbiased_running_var else 1)
         return Moments(float(shape[0]), pooled[..., 0].mean(axis=0), var.sum(axis=0))
 

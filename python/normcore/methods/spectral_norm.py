@@ -26,8 +26,9 @@ from .._core import power_method as _power_method
 from .._core import spectral_norm as _spectral_norm
 from .._core import spectral_norm_backward as _spectral_norm_backward
 from .._dtypes import float_dtype, new_array
-from .._interop import Array, as_numpy
+from .._interop import Array
 from .._layer import IncompatibleKeys, _Layer, check_writable
+from .._owned import write
 from .._typing import A, Floats, NamedTuple
 
 __all__ = [
@@ -377,7 +378,8 @@ class SpectralNorm(_Layer):
         values = _spectral_norm(weight, u, v, iterations, *options)
         result = SpectralNormResult(*values, self.axis)
         if iterations:
-            u[...], v[...] = as_numpy(result.u), as_numpy(result.v)
+            write(u, result.u)
+            write(v, result.v)
         self._due = 0
         self.sigma = result.sigma
         self._gradient = partial(spectral_norm_backward, result=result, bound=self.bound)
@@ -397,8 +399,7 @@ class SpectralNorm(_Layer):
         dweight: A = gradient(dw)
         return dweight
 
-    def state_dict(self) -> dict[str, Array]:
-        """Return ``u`` and ``v`` under torch's names; see `_Layer.state_dict`."""
+    def _stored(self) -> dict[str, Array]:
         return dict(zip(_NAMES[self.first], self.buffers.values(), strict=True))
 
     def load_state_dict(

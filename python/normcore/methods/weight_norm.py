@@ -16,6 +16,7 @@ from .._core import weight_norm_backward as _weight_norm_backward
 from .._dtypes import float_dtype, new_array
 from .._interop import Array
 from .._layer import _Layer, check_writable, real_array
+from .._owned import in_numpy, like, write
 from .._typing import A, Floats, NamedTuple
 
 __all__ = ["WeightNorm", "weight_norm", "weight_norm_backward"]
@@ -260,6 +261,7 @@ class WeightNorm(_Layer):
         Returns
         -------
         array of shape (channels,)
+            Of the library and the dtype of ``g``.
 
         Raises
         ------
@@ -269,8 +271,9 @@ class WeightNorm(_Layer):
         t = real_array("x_preactivation", x_preactivation)
         axis = integer("channel_axis", channel_axis)
         init_scale, eps = above_zero("init_scale", init_scale), not_negative("eps", eps)
-        g = self.parameters["g"]
-        check_writable([("g", g)])
+        stored = self.parameters["g"]
+        check_writable([("g", stored)])
+        g = in_numpy(stored)
         if not -t.ndim <= axis < t.ndim or (g.ndim and t.shape[axis] != g.size):
             raise ValueError(
                 f"x_preactivation has shape {t.shape}, expected {g.size} at channel_axis={axis}: "
@@ -288,6 +291,6 @@ class WeightNorm(_Layer):
                 f"{shown(spread)} with eps={eps}"
             )
         scale = init_scale / np.sqrt(spread)
-        g[...] = (g.astype(np.float64) * scale).astype(g.dtype)
-        bias: Array = (-mean * scale).astype(g.dtype)
+        write(stored, (g.astype(np.float64) * scale).astype(g.dtype))
+        bias: Array = like(stored, -mean * scale)
         return bias
