@@ -362,3 +362,22 @@ def test_pickling(rng, axis):
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         back = pickle.loads(pickle.dumps(m, protocol))
         assert type(back) is nc.Moments and [bits(a) for a in back] == [bits(a) for a in m]
+
+
+def test_moments_of_another_library_merge_in_it(rng):
+    """As those of arrays on a device are: torch's tensors on the CPU stand for them."""
+    torch = pytest.importorskip("torch")
+    parts = [nc.moments(rng.normal(3, 1, (n, 5)), axis=0) for n in (4, 1, 7)]
+    parts.append(nc.Moments(np.zeros(5), np.zeros(5), np.zeros(5)))
+    there = [nc.Moments(*map(torch.from_numpy, part)) for part in parts]
+    got, want = nc.Moments.merge(there), nc.Moments.merge(parts)
+    pairs = [*zip(got, want, strict=True), (got.var(), want.var()), (got.std(1), want.std(1))]
+    pairs.append((there[1].var(1), parts[1].var(1)))  # of one value: NaN
+    for ours, expected in pairs:
+        assert isinstance(ours, torch.Tensor) and ours.dtype == torch.float64
+        np.testing.assert_array_equal(ours.numpy(), expected)
+    scalars = nc.Moments(*(torch.tensor(v, dtype=torch.float64) for v in (2.0, 3.0, 4.0)))
+    assert (scalars + nc.Moments(2.0, *scalars[1:])).count == 4
+    with pytest.raises(ValueError, match="moments are of torch and of numpy"):
+        got + want
+    assert nc.Moments(2.0, 3.0, 4.0) + nc.Moments(0, 0, 0) == (2, 3, 4)

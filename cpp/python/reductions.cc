@@ -40,34 +40,31 @@ struct ReducedAxes {
   }
 };
 
-// float64 in NumPy's memory, whatever the library of x: what was computed elsewhere is fetched.
-class HostDoubles {
+// float64, which merges exactly: of NumPy, or of x's library where x lies on a device, so that
+// nobody waits for it.
+class Doubles {
  public:
-  HostDoubles(const Array& x, const ReducedAxes& axes) : where_(x.where()) {
+  Doubles(const Array& x, const ReducedAxes& axes) {
     Tensor packed(nullptr, DType::kFloat64, axes.result.ndim());
+    if (x.where().device == Device::kCuda) {
+      result_ = x.new_contiguous(axes.result, DType::kFloat64, &packed);
+      tensor = axes.view(packed.data(), DType::kFloat64);
+      return;
+    }
     Index strides[kMaxDims];
     for (int a = 0; a < packed.ndim(); ++a) packed.set_dim(a, axes.result.shape(a), 0);
     packed.set_contiguous();
     for (int a = 0; a < packed.ndim(); ++a) strides[a] = packed.stride(a);
-    array_ = new_numpy(packed, numpy_dtype(DType::kFloat64), strides, sizeof(double));
-    data_ = py::detail::array_proxy(array_.ptr())->data;
-    bytes_ = static_cast<std::size_t>(packed.size()) * sizeof(double);
-    if (where_.device == Device::kCuda) device_ = cuda::allocate_shared(bytes_, where_);
-    tensor = axes.view(device_ ? device_.get() : data_, DType::kFloat64);
+    py::object array = new_numpy(packed, numpy_dtype(DType::kFloat64), strides, sizeof(double));
+    tensor = axes.view(py::detail::array_proxy(array.ptr())->data, DType::kFloat64);
+    result_ = Result(std::move(array));
   }
-  py::object take() {
-    if (device_) cuda::copy_to_host(data_, device_.get(), bytes_, where_);
-    return array_;
-  }
+  py::object take() { return result_.take(); }
 
   Tensor tensor;
 
  private:
-  Context where_;
-  py::object array_;
-  void* data_;
-  std::size_t bytes_;
-  std::shared_ptr<void> device_;
+  Result result_;
 };
 
 py::object norm_(py::handle x_, py::handle ord, py::handle axis, py::handle keepdims) {
@@ -88,7 +85,7 @@ py::object moments_(py::handle x_, py::handle axis, py::handle mask_, py::handle
   const Array x(given.x, "x");
   const Array mask = read_mask(given.mask, x, std::nullopt);
   const ReducedAxes reduced(x, axis, as_bool(keepdims, "keepdims"));
-  HostDoubles count(x, reduced), mean(x, reduced), m2(x, reduced);
+  Doubles count(x, reduced), mean(x, reduced), m2(x, reduced);
   const Context context = call_context(x, {{"mask", mask}});
   unlocked(x.tensor().size(), &moments, x.tensor(), {count.tensor, mean.tensor, m2.tensor},
            {reduced.axes, mask.tensor()}, context);

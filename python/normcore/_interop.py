@@ -218,6 +218,8 @@ def as_numpy(value: Any, name: str = "the array") -> Array:
                 value = getattr(value, f"resolve_{bit}")()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
+    elif library_of(value) == "cupy":
+        value = value.get()
     elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         return _core.to_numpy(value, name)
     return as_array(value, name)

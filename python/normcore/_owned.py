@@ -36,8 +36,6 @@ def in_numpy(array: Any) -> Array:
     if str(array.dtype) == "torch.bfloat16":  # which torch does not hand to NumPy
         bits = array.detach().cpu().view(sys.modules["torch"].int16)
         array = bits.numpy().view(bfloat16())
-    elif library_of(array) == "cupy":
-        array = array.get()
     return np.array(as_numpy(array))
 
 

@@ -20,7 +20,7 @@ from ._dtypes import float_dtype, new_array
 from ._interop import Array, adopt, as_numpy, is_wide, position_weights, split_masked
 from ._layer import _ChannelLayer, affine_parameters, check_writable
 from ._life import Foldable, Parts, ghost_chunks
-from ._owned import copied, like, write
+from ._owned import copied, in_numpy, like, write
 from ._processes import Processes
 from ._typing import A, Communicator, Floats, SupportsDLPack
 from .reductions import Moments, moments
@@ -62,7 +62,7 @@ class _AffineLayer(_ChannelLayer):
 def pairs_in_numpy(x: Any, pooled: Any) -> Array:
     """Return the pairs of statistics that a call on x has left for backward, which may lie on x's
     device, as an array of NumPy."""
-    return pooled if isinstance(pooled, np.ndarray) else as_numpy(adopt(x, pooled))
+    return pooled if isinstance(pooled, np.ndarray) else in_numpy(adopt(x, pooled))
 
 
 class _Call(NamedTuple):
@@ -196,7 +196,7 @@ class _RunningNorm(_AffineLayer):
         """Moments of the channels of a batch, or a mean and a spread that are averaged as these."""
         ndim = np.ndim(x)
         found = moments(x, axis=[a for a in range(ndim) if a != self.channel_axis % ndim])
-        return Moments(*map(as_numpy, found))
+        return Moments(*map(in_numpy, found))
 
     def _merged(self, parts: list[Moments]) -> dict[str, Array]:
         """Return the running statistics that follow from the batches' moments."""

@@ -5,6 +5,7 @@ The rules of :mod:`normcore.methods` hold here too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ._core import moments as _moments
 from ._core import norm as _norm
+from ._interop import library_of
 
 __all__ = ["Moments", "moments", "norm"]
 
@@ -28,9 +30,10 @@ class Moments(NamedTuple):
     from entry to entry; where a count is 0 the other part is returned to the last bit. The order of
     merging changes no more than the last digits, and a fixed order always gives the same bits.
 
-    The fields are float64 and of NumPy (arrays, or scalars where all axes were reduced), whatever
-    the dtype and the library of the data, since narrower ones would not merge exactly. Instances
-    can be pickled and sent to other processes.
+    The fields are float64, whatever the dtype of the data, since narrower ones would not merge
+    exactly: of NumPy (arrays, or scalars where all axes were reduced), or, of data on a device, of
+    the data's library there, where merging does not wait for the device. Instances can be pickled
+    and sent to other processes.
 
     References
     ----------
@@ -60,12 +63,28 @@ class Moments(NamedTuple):
         ``correction=1`` gives the unbiased variance. Of weights, ``count`` is their sum: that is
         right where they say how often a value was seen.
         """
-        left = np.asarray(self.count, np.float64) - correction
-        return self.m2 / np.where(left > 0, left, np.nan)
+        xp, count = self._namespace(), self._counts()
+        left = count - correction
+        return self.m2 / xp.where(left > 0, left, np.nan)
 
     def std(self, correction: float = 0) -> Any:
         """Return the square root of :meth:`var`."""
-        return np.sqrt(self.var(correction))
+        return self._namespace().sqrt(self.var(correction))
+
+    def _namespace(self) -> Any:
+        """Return the module that has the functions of the fields' library."""
+        namespace = getattr(self.mean, "__array_namespace__", None)
+        if namespace is not None:
+            return namespace()
+        library = library_of(self.mean)
+        return sys.modules[library] if library in ("torch", "cupy") else np
+
+    def _counts(self) -> Any:
+        """Return the count as an array of float64 of the fields' library."""
+        xp = self._namespace()
+        if xp is np or not hasattr(xp, "zeros_like"):
+            return np.asarray(self.count, np.float64)
+        return xp.zeros_like(self.mean) + self.count
 
     def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
         if not isinstance(other, Moments):
@@ -75,14 +94,19 @@ class Moments(NamedTuple):
                 f"moments have means of shape {np.shape(self.mean)} and {np.shape(other.mean)}, "
                 "expected the same shape"
             )
+        xp, left, right = self._namespace(), self._counts(), other._counts()
+        if xp is not other._namespace():
+            raise ValueError(
+                f"moments are of {library_of(self.mean)} and of {library_of(other.mean)}, expected "
+                "arrays of one library"
+            )
         with np.errstate(over="ignore", invalid="ignore"):  # infinities are the data's own
-            count = np.asarray(self.count) + other.count
-            both = (np.asarray(self.count) > 0) & (np.asarray(other.count) > 0)
-            share = other.count / np.where(count > 0, count, 1.0)
-            delta = np.where(both, other.mean - self.mean, 0.0)
-            m2 = self.m2 + other.m2 + delta * (delta * share) * self.count
-            mean = np.where(self.count > 0, self.mean + delta * share, other.mean)
-        return Moments(count[()], mean[()], m2[()])
+            count = left + right
+            share = right / xp.where(count > 0, count, 1.0)
+            delta = xp.where((left > 0) & (right > 0), other.mean - self.mean, 0.0)
+            m2 = self.m2 + other.m2 + delta * (delta * share) * left
+            mean = xp.where(left > 0, self.mean + delta * share, other.mean)
+        return Moments(plain(count), plain(mean), plain(m2))
 
     def __radd__(self, other: object) -> Moments:
         # What `sum` starts from.
@@ -138,8 +162,9 @@ def moments(
     Returns
     -------
     Moments
-        ``count``, ``mean`` and ``m2``, each of the reduced shape, float64 and of NumPy for every
-        ``x``, to be merged with the moments of other data. Where nothing counts all three are 0.
+        ``count``, ``mean`` and ``m2``, each of the reduced shape, float64, to be merged with the
+        moments of other data: of NumPy, or for an ``x`` on a device of its library there. Where
+        nothing counts all three are 0.
 
     Raises
     ------

@@ -18,9 +18,6 @@ std::shared_ptr<void> allocate_shared(std::size_t bytes, const Context& where);
 // What was queued on `first` is done before what is queued on `then` from now on.
 void order_streams(const Context& first, const Context& then);
 
-// Waits for what was queued on `where`.
-void copy_to_host(void* to, const void* from, std::size_t bytes, const Context& where);
-
 // The device of an address; of null, which has no memory, the thread's.
 int device_of(const void* address);
 

@@ -414,13 +414,6 @@ void wait_for_kept() {
   for (cudaEvent_t e : events) cudaEventSynchronize(e);
 }
 
-void copy_to_host(void* to, const void* from, std::size_t bytes, const Context& where) {
-  const DeviceGuard guard(where.device_index);
-  const auto stream = static_cast<cudaStream_t>(where.stream);
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
-  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-}
-
 int device_of(const void* address) {
   int device = 0;
   if (!address) {
