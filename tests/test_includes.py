@@ -21,8 +21,14 @@ LAYERS = {
     "src/plan": set(),
     "src/cpu": {"src/plan"},
     "src/pipeline": {"src/plan"},
-    "src/cuda": {"src/plan", "src/pipeline"},
-    "src/special": {"src/plan", "src/cpu", "src/ops/checks.h"},
+    "src/cuda": {"src/plan", "src/pipeline", "src/special/spectral_formulas.h"},
+    "src/special": {
+        "src/plan",
+        "src/cpu",
+        "src/ops/checks.h",
+        "src/pipeline/memory.h",
+        "src/cuda/spectral.h",
+    },
     "src/ops": {
         "src/plan",
         "src/pipeline/arguments.h",

@@ -16,13 +16,20 @@ struct NewVector {
   }
 };
 
-// Before the arrays beside it are asked to lie there too.
-void expect_cpu(const char* name, const Array& x) {
-  if (x.where().device == Device::kCpu) return;
-  throw value_error(std::string(name) + " is on CUDA device " +
-                    std::to_string(x.where().device_index) +
-                    ", expected the CPU: there are no CUDA kernels for this yet");
-}
+// A number of a call: of one on a device an array of x's library, since nothing waits for it.
+struct Number {
+  Result result;
+  Tensor tensor;
+  Number(const Array& x, const Context& context) {
+    if (context.device == Device::kCpu) return;
+    const DType dtype = statistics_dtype(x.tensor().dtype());
+    result = x.new_contiguous(ConstTensor(nullptr, dtype, 0), dtype, &tensor);
+  }
+  template <class T>
+  py::object take(T value) {
+    return tensor ? result.take() : py::cast(value);
+  }
+};
 
 // Wrong axes are for the operation to refuse.
 Index length_of(const Array& x, int axis) {
@@ -53,7 +60,6 @@ py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::
                           py::handle axis, py::handle eps, py::handle bound, py::handle u_first,
                           py::handle out) {
   const Array weight(weight_, "weight");
-  expect_cpu("weight", weight);
   const Array u = Array::optional(u_, "u"), v = Array::optional(v_, "v");
   SpectralNormOptions options;
   options.n_power_iterations = as_index(n, "n_power_iterations");
@@ -65,27 +71,42 @@ py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::
   NewVector new_u(weight, length_of(weight, options.axis));
   NewVector new_v(weight, length_of_rest(weight, options.axis));
   const Context context = call_context(weight, {{"u", u}, {"v", v}, {"out", w.array()}});
+  Number new_sigma(weight, context);
   const double sigma =
       unlocked(swept(weight, options.n_power_iterations), &spectral_norm, weight.tensor(),
-               {u.tensor(), v.tensor()}, {w.tensor, new_u.tensor, new_v.tensor}, options, context);
-  return py::make_tuple(w.result.take(), sigma, new_u.result.take(), new_v.result.take());
+               {u.tensor(), v.tensor()}, {w.tensor, new_u.tensor, new_v.tensor, new_sigma.tensor},
+               options, context);
+  return py::make_tuple(w.result.take(), new_sigma.take(sigma), new_u.result.take(),
+                        new_v.result.take());
+}
+
+void gradient(const ConstTensor& dw, const ConstTensor& w, const ConstTensor& sigma, double number,
+              const ConstTensor& u, const ConstTensor& v, const Tensor& dweight,
+              const SpectralNormOptions& options, const Context& context) {
+  if (sigma) return spectral_norm_backward(dw, w, sigma, u, v, dweight, options, context);
+  spectral_norm_backward(dw, w, number, u, v, dweight, options, context);
 }
 
 py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sigma_, py::handle u_,
                                    py::handle v_, py::handle axis, py::handle bound,
                                    py::handle out) {
   const Array w(w_, "result.weight"), dw(dw_, "dw");
-  expect_cpu("result.weight", w);
   const Array u(u_, "result.u"), v(v_, "result.v");
-  const double sigma = as_double(sigma_, "result.sigma");
+  // Of a call on a device an array, of which nobody but the device need know more.
+  const bool is_array = !PyFloat_Check(sigma_.ptr()) && py::hasattr(sigma_, "shape");
+  const Array sigma = is_array ? Array(sigma_, "result.sigma") : Array();
+  const double number = is_array ? 0 : as_double(sigma_, "result.sigma");
   SpectralNormOptions options;
   options.axis = as_axis(axis, "axis");
   options.bound = as_bound(bound);
   Output dweight(out, w);
-  const Context context =
-      call_context(w, {{"dw", dw}, {"result.u", u}, {"result.v", v}, {"out", dweight.array()}});
-  unlocked(w.tensor().size(), &spectral_norm_backward, dw.tensor(), w.tensor(), sigma, u.tensor(),
-           v.tensor(), dweight.tensor, options, context);
+  const Context context = call_context(w, {{"dw", dw},
+                                           {"result.sigma", sigma},
+                                           {"result.u", u},
+                                           {"result.v", v},
+                                           {"out", dweight.array()}});
+  unlocked(w.tensor().size(), &gradient, dw.tensor(), w.tensor(), sigma.tensor(), number,
+           u.tensor(), v.tensor(), dweight.tensor, options, context);
   return dweight.result.take();
 }
 
@@ -93,17 +114,19 @@ py::object spectral_norm_backward_(py::handle dw_, py::handle w_, py::handle sig
 py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::handle tol,
                          py::handle max_iterations) {
   const Array a(a_, "a"), start = Array::optional(start_, "u");
-  expect_cpu("a", a);
   PowerMethodOptions options;
   if (!n.is_none()) options.n_iterations = as_index(n, "n_iterations");
   options.tol = as_double(tol, "tol");
   options.max_iterations = as_index(max_iterations, "max_iterations");
   NewVector u(a, length_of(a, 0)), v(a, length_of_rest(a, 0));
   const Context context = call_context(a, {{"u", start}});
+  Number sigma(a, context), n_iterations(a, context), converged(a, context);
   const PowerMethodResult r =
       unlocked(swept(a, options.n_iterations.value_or(options.max_iterations)), &power_method,
-               a.tensor(), start.tensor(), u.tensor, v.tensor, options, context);
-  return py::make_tuple(r.sigma, u.result.take(), v.result.take(), r.n_iterations, r.converged);
+               a.tensor(), start.tensor(), u.tensor, v.tensor, options, context,
+               {sigma.tensor, n_iterations.tensor, converged.tensor});
+  return py::make_tuple(sigma.take(r.sigma), u.result.take(), v.result.take(),
+                        n_iterations.take(r.n_iterations), converged.take(r.converged));
 }
 
 }  // namespace

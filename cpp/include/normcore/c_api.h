@@ -152,7 +152,8 @@ typedef struct normcore_spectral_norm_options {
   double bound;                // 0: none; else w is divided by max(1, sigma / bound)
 } normcore_spectral_norm_options;
 NORMCORE_API normcore_spectral_norm_options normcore_spectral_norm_defaults(void);
-// u, v: the one that the first product needs, without iterations both. sigma may be null.
+// u, v: the one that the first product needs, without iterations both. sigma may be null; a call on
+// a device does not wait for it, and leaves NaN.
 NORMCORE_API normcore_status normcore_spectral_norm(const normcore_const_tensor* weight,
                                                     const normcore_const_tensor* u,
                                                     const normcore_const_tensor* v,

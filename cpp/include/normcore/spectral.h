@@ -25,12 +25,14 @@ struct SpectralNormVectors {
                      // iterations both; of any length but 0
 };
 struct SpectralNormOut {
-  Tensor weight;  // like the weight, or the weight itself
-  Tensor u, v;    // of any dtype, also the memory of those given; or absent
+  Tensor weight;   // like the weight, or the weight itself
+  Tensor u, v;     // of any dtype, also the memory of those given; or absent
+  Tensor sigma{};  // (), where it is written; or absent
 };
 
 // weight / sigma with sigma = u^T W v, which is returned; u and v have gone through some power
-// iterations. A matrix of zeros gives zeros.
+// iterations. A matrix of zeros gives zeros. A call on a device does not wait for sigma: it returns
+// NaN, and only out.sigma has it.
 NORMCORE_API double spectral_norm(const ConstTensor& weight, const SpectralNormVectors& start,
                                   const SpectralNormOut& out,
                                   const SpectralNormOptions& options = {},
@@ -40,6 +42,12 @@ NORMCORE_API double spectral_norm(const ConstTensor& weight, const SpectralNormV
 NORMCORE_API void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w, double sigma,
                                          const ConstTensor& u, const ConstTensor& v,
                                          const Tensor& dweight,
+                                         const SpectralNormOptions& options = {},
+                                         const Context& context = {});
+// The same with sigma, (), where the forward call has written it.
+NORMCORE_API void spectral_norm_backward(const ConstTensor& dw, const ConstTensor& w,
+                                         const ConstTensor& sigma, const ConstTensor& u,
+                                         const ConstTensor& v, const Tensor& dweight,
                                          const SpectralNormOptions& options = {},
                                          const Context& context = {});
 
@@ -53,12 +61,19 @@ struct PowerMethodResult {
   Index n_iterations;
   bool converged;
 };
+// The result as arrays (); any may be absent.
+struct PowerMethodNumbers {
+  Tensor sigma{}, n_iterations{}, converged{};  // the last is 1 or 0
+};
 
 // The largest singular value of a matrix and its vectors: A v = sigma u. Starts from `start`,
-// (rows,), or where that is absent from a fixed pseudo-random vector. u: (rows,), v: (cols,).
+// (rows,), or where that is absent from a fixed pseudo-random vector. u: (rows,), v: (cols,). A
+// call on a device does not wait for the numbers: it returns NaN, and only `numbers` has them. It
+// queues the most iterations that it may take; those after it has converged find nothing to do.
 NORMCORE_API PowerMethodResult power_method(const ConstTensor& a, const ConstTensor& start,
                                             const Tensor& u, const Tensor& v,
                                             const PowerMethodOptions& options = {},
-                                            const Context& context = {});
+                                            const Context& context = {},
+                                            const PowerMethodNumbers& numbers = {});
 
 }  // namespace normcore

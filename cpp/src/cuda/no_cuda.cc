@@ -1,5 +1,6 @@
 // The build without CUDA.
 #include "cuda/device_buffer.h"
+#include "cuda/spectral.h"
 #include "normcore/errors.h"
 #include "pipeline/methods.h"
 
@@ -31,6 +32,22 @@ void run_backward(const Plan&, DType, const BackwardArgs<C>&, const typename Met
                   const Context&, Memory&) {
   refuse();
 }
+
+template <class C>
+const PowerNumbers* power_iteration(const PowerCall<C>&, Memory&) {
+  refuse();
+}
+template <class C>
+void divide(const Plan&, DType, const void*, void*, const PowerNumbers*, Memory&) {
+  refuse();
+}
+template <class C>
+void spectral_gradient(const Plan&, DType, const void*, const void*, void*, const double*,
+                       const C* const (&)[2], double, Memory&) {
+  refuse();
+}
+NORMCORE_INSTANTIATE_SPECTRAL(float)
+NORMCORE_INSTANTIATE_SPECTRAL(double)
 
 #define NORMCORE_METHOD(name, type) NORMCORE_INSTANTIATE(type)
 #include "normcore/methods.def"

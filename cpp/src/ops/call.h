@@ -16,17 +16,6 @@
 
 namespace normcore {
 
-// Runs f; an error of the device says what was asked for.
-template <class F>
-void on_device_of(const char* op, const Context& context, const ConstTensor& x, F&& f) {
-  if (context.device == Device::kCpu) return f();
-  try {
-    f();
-  } catch (const device_error& e) {
-    throw device_error(std::string(op) + " on " + name_of(x.dtype()) + " " + shape_text(x) +
-                       ", CUDA device " + std::to_string(context.device_index) + ": " + e.what());
-  }
-}
 template <class Method, class F>
 void on_device_of(const Context& context, const ConstTensor& x, F&& f) {
   on_device_of(kMethodName<Method>, context, x, f);

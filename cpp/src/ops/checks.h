@@ -77,6 +77,17 @@ void check_device(const Context& context);
 // Of operations that have no CUDA kernels.
 void check_on_cpu(const char* op, const Context& context);
 
+// Runs f; an error of the device says what was asked for.
+template <class F>
+void on_device_of(const char* op, const Context& context, const ConstTensor& x, F&& f) {
+  if (context.device == Device::kCpu) return f();
+  try {
+    f();
+  } catch (const device_error& e) {
+    throw device_error(std::string(op) + " on " + name_of(x.dtype()) + " " + shape_text(x) +
+                       ", CUDA device " + std::to_string(context.device_index) + ": " + e.what());
+  }
+}
 // The axis as 0 .. ndim - 1.
 int check_axis(const char* name, int axis, int ndim);
 // The same of the channels, which are not the batch.

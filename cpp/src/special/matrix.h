@@ -17,6 +17,7 @@
 #include "cpu/tiles.h"
 #include "plan/plan.h"
 #include "plan/tuning.h"
+#include "special/spectral_formulas.h"
 
 namespace normcore::special {
 
@@ -24,10 +25,6 @@ using cpu::In;
 using cpu::Out;
 using cpu::TileRange;
 using cpu::Workspace;
-
-// Vectors of A: one entry per row, or per column.
-enum Side : int { kRowSide = 0, kColSide = 1 };
-constexpr Side other(Side s) { return s == kRowSide ? kColSide : kRowSide; }
 
 // Some rows and columns of A.
 struct Panel {

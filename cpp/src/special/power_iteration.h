@@ -55,7 +55,7 @@ class PowerIteration {
       if (renews_q) {
         if (count_ > 0) {
           if (done(goal, distance(to, 1))) return true;
-        } else if (norm == 0 || (norm < eps && norm < eps * std::min(1.0, largest()))) {
+        } else if (norm == 0 || (norm < eps && norm < least_norm(eps, largest()))) {
           return false;
         }
         take(to, norm);
@@ -89,14 +89,9 @@ class PowerIteration {
     }
   }
 
-  // A fixed vector of length 1 that looks random: no matrix is orthogonal to it but by intent.
+  // Of length 1.
   void set_pseudo_random(Side s, std::uint64_t seed) {
-    for (Index i = 0; i < matrix_.length(s); ++i) {
-      seed += 0x9e3779b97f4a7c15u;  // SplitMix64
-      std::uint64_t bits = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9u;
-      bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
-      product_[s][i] = double((bits ^ (bits >> 31)) >> 11) * 0x1p-52 - 1;
-    }
+    for (Index i = 0; i < matrix_.length(s); ++i) product_[s][i] = pseudo_random(seed, i);
     take(s, norm_of(s));
   }
 
@@ -145,7 +140,7 @@ class PowerIteration {
   }
   bool done(const Goal& goal, double residual) {
     residual_ = residual;
-    return count_ >= goal.most || residual <= goal.tol * sigma_ || !std::isfinite(sigma_);
+    return count_ >= goal.most || ends_iterations(residual, goal.tol, sigma_);
   }
 
   const Matrix<C>& matrix_;

@@ -52,7 +52,7 @@ class SpectralNormResult(NamedTuple, Generic[A]):
     """What :func:`spectral_norm` returns, and :func:`spectral_norm_backward` takes."""
 
     weight: A
-    sigma: float
+    sigma: float  # of arrays on a device: an array of no axes, for which nothing waits
     u: A
     v: A
     axis: int
@@ -61,7 +61,7 @@ class SpectralNormResult(NamedTuple, Generic[A]):
 class PowerMethodResult(NamedTuple, Generic[A]):
     """What :func:`power_method` returns."""
 
-    sigma: float
+    sigma: float  # this and the numbers below, of arrays on a device: arrays of no axes
     u: A
     v: A
     n_iterations: int
@@ -109,8 +109,9 @@ def spectral_norm(
     Returns
     -------
     SpectralNormResult
-        ``weight`` like the argument; ``sigma``, a float; new ``u`` and ``v``, float32 (float64 for
-        a float64 weight); ``axis``.
+        ``weight`` like the argument; ``sigma``, a float, or of a weight on a CUDA device an array
+        of no axes there, for which the call does not wait; new ``u`` and ``v``, float32 (float64
+        for a float64 weight); ``axis``.
 
     Raises
     ------
@@ -118,8 +119,8 @@ def spectral_norm(
         For a dtype that is no float, or a missing u.
     ValueError
         For shapes that do not fit, an axis out of range, a negative number of iterations or eps, a
-        bound that is not positive, a missing v without iterations, an ``out`` that does not fit or
-        overlaps, or an array on a CUDA device.
+        bound that is not positive, a missing v without iterations, or an ``out`` that does not fit
+        or overlaps.
 
     References
     ----------
@@ -226,13 +227,20 @@ def power_method(
         ``a @ v = sigma * u``; ``n_iterations``; ``converged``, whether the residual of exactly
         this result is within tol. Of zeros sigma is 0.
 
+    Notes
+    -----
+    A call on a CUDA device does not wait for its numbers: ``sigma``, ``n_iterations`` and
+    ``converged`` (1 or 0) are arrays of no axes there, of the dtype of u. It queues all of
+    ``max_iterations``, and those that come after it has converged find nothing to do; say
+    ``n_iterations``, or fewer at most, where queueing a thousand of them takes too long.
+
     Raises
     ------
     TypeError
         For a dtype that is no float.
     ValueError
-        For another number of axes, a u that does not fit, numbers of iterations below 1, a negative
-        tol, or an array on a CUDA device.
+        For another number of axes, a u that does not fit, numbers of iterations below 1, or a
+        negative tol.
 
     Examples
     --------
@@ -280,7 +288,7 @@ class SpectralNorm(_Layer):
     buffers : dict
         ``u`` and ``v``, float32 (float64 for a float64 weight).
     sigma : float or None
-        Of the last call.
+        Of the last call; see :func:`normcore.spectral_norm`.
 
     Raises
     ------
