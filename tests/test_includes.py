@@ -21,12 +21,20 @@ LAYERS = {
     "src/plan": set(),
     "src/cpu": {"src/plan"},
     "src/pipeline": {"src/plan"},
-    "src/cuda": {"src/plan", "src/pipeline", "src/special/spectral_formulas.h"},
+    "src/cuda": {
+        "src/plan",
+        "src/pipeline",
+        "src/special/mixing.h",
+        "src/special/mixing_formulas.h",
+        "src/special/response.h",
+        "src/special/spectral_formulas.h",
+    },
     "src/special": {
         "src/plan",
         "src/cpu",
         "src/ops/checks.h",
         "src/pipeline/memory.h",
+        "src/cuda/special.h",
         "src/cuda/spectral.h",
     },
     "src/ops": {

@@ -85,6 +85,24 @@ py::object gdn_(py::handle x_, py::handle beta_, py::handle gamma_, py::handle i
   return y.result.take();
 }
 
+// The gradient of an option: a Python float or, as the host does not wait for a device, an array of
+// no axes there.
+struct ScalarGradient {
+  double value = 0;
+  double* data = &value;
+  Result result;
+
+  explicit ScalarGradient(const Array& x) {
+    if (x.where().device != Device::kCuda) return;
+    Tensor one;
+    result = x.new_contiguous(Tensor(nullptr, DType::kFloat64, 0), DType::kFloat64, &one);
+    data = static_cast<double*>(one.data());
+  }
+  ScalarGradient(const ScalarGradient&) = delete;
+  ScalarGradient& operator=(const ScalarGradient&) = delete;
+  py::object take() { return data == &value ? py::float_(value) : result.take(); }
+};
+
 py::object gdn_backward_(py::handle dy_, py::handle x_, py::handle beta_, py::handle gamma_,
                          py::handle inverse, py::handle alpha, py::handle epsilon,
                          py::handle channel_axis, py::handle out) {
@@ -92,13 +110,13 @@ py::object gdn_backward_(py::handle dy_, py::handle x_, py::handle beta_, py::ha
   const GDNOptions options = gdn_options(inverse, alpha, epsilon, channel_axis);
   Output dx(out, x);
   ParameterGradient dbeta(beta), dgamma(gamma);
-  double dalpha = 0, depsilon = 0;
+  ScalarGradient dalpha(x), depsilon(x);
   const Context context =
       call_context(x, {{"dy", dy}, {"beta", beta}, {"gamma", gamma}, {"out", dx.array()}});
   unlocked(x.tensor().size(), &gdn_backward, dy.tensor(), x.tensor(), beta.tensor(), gamma.tensor(),
-           {dx.tensor, dbeta.tensor, dgamma.tensor, &dalpha, &depsilon}, options, context);
-  return py::make_tuple(dx.result.take(), dbeta.result.take(), dgamma.result.take(), dalpha,
-                        depsilon);
+           {dx.tensor, dbeta.tensor, dgamma.tensor, dalpha.data, depsilon.data}, options, context);
+  return py::make_tuple(dx.result.take(), dbeta.result.take(), dgamma.result.take(), dalpha.take(),
+                        depsilon.take());
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Divisive normalization: every element is divided by a power of a weighted sum over the channels
-// of its position. The rules of ops.h hold here too; CPU only.
+// of its position. The rules of ops.h hold here too.
 #pragma once
 
 #include "normcore/context.h"
@@ -19,7 +19,8 @@ struct GDNOptions {
   int channel_axis = 1;
 };
 
-// Gradients to be written; dx must be given, absent others are not computed.
+// Gradients to be written; dx must be given, absent others are not computed. All lie on the device
+// of the call, dalpha and depsilon too.
 struct DivisiveGradients {
   Tensor dx, dweights{}, dsigma{}, dgain{};
 };
@@ -32,7 +33,7 @@ struct GDNGradients {
 // y_j = gain_j sgn(x_j) |x_j|^power / (sigma_j^exponent + sum_k weights_jk |x_k|^exponent)
 //                                     ^(power / exponent)
 // weights: (C, C); sigma, gain: (C,) or a single value. Weights and sigma are finite and not
-// negative. Where all that is divided and divides is 0, y and its gradient are 0.
+// negative: looked at on the CPU alone, since no call waits for a device. Where all that is divided and divides is 0, y and its gradient are 0.
 NORMCORE_API void divisive_norm(const ConstTensor& x, const ConstTensor& weights,
                                 const ConstTensor& sigma, const ConstTensor& gain, const Tensor& y,
                                 const DivisiveNormOptions& options = {},

@@ -1,5 +1,5 @@
 // Normalization by what is near: an element over a function of its window of neighbours, along the
-// channels or over space. The rules are those of ops.h; these run on the CPU alone.
+// channels or over space. The rules are those of ops.h.
 #pragma once
 
 #include <array>

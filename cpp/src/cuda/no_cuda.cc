@@ -1,5 +1,6 @@
 // The build without CUDA.
 #include "cuda/device_buffer.h"
+#include "cuda/special.h"
 #include "cuda/spectral.h"
 #include "normcore/errors.h"
 #include "pipeline/methods.h"
@@ -21,6 +22,17 @@ void keep_until_done(std::shared_ptr<void>, const Context&) { refuse(); }
 void drop_what_is_done() {}
 void wait_for_kept() {}
 void empty_cache() {}
+
+void local_response(const ConstTensor&, const ConstTensor&, const Tensor&, const Index*,
+                    const Index*, const ResponseFormula&, const Context&) {
+  refuse();
+}
+void mix_forward(const MixingCall&, const Tensor&, const Context&) { refuse(); }
+void mix_backward(const MixingCall&, const ConstTensor&, const Tensor&, const MixingTensors&,
+                  const Context&) {
+  refuse();
+}
+void local_divisive(const LocalDivisiveCall&, const Context&) { refuse(); }
 
 template <class Method, class C>
 void run_forward(const Plan&, DType, const ForwardArgs<C>&, const typename Method::Params&,

@@ -6,6 +6,7 @@
 
 #include "cpu/arrays.h"
 #include "cpu/running_call.h"
+#include "cuda/special.h"
 #include "normcore/errors.h"
 #include "ops/checks.h"
 #include "special/mixing.h"
@@ -19,8 +20,10 @@ void check_positive(const char* name, double value) {
                     ", expected a finite number > 0");
 }
 
-// Finite and not negative: no denominator can become negative.
-void check_not_negative(const char* name, const ConstTensor& t) {
+// Finite and not negative: no denominator can become negative. What is on a device is not looked
+// at: the call would wait for it.
+void check_not_negative(const char* name, const ConstTensor& t, const Context& context) {
+  if (context.device == Device::kCuda) return;
   cpu::Workspace::Scope scope(cpu::Workspace::local());
   double* values = scope.take<double>(t.size());
   read_array(t, whole_walk(t), scope, values);
@@ -75,7 +78,7 @@ struct DivisiveArguments {
   DivisiveArguments(const ConstTensor& x, const ConstTensor& weights, const ConstTensor& sigma,
                     const ConstTensor& gain, const DivisiveNormOptions& o, const Context& context)
       : call{"divisive_norm", x, 0, weights, sigma, gain, o.exponent, o.exponent, o.power, 0} {
-    check_on_cpu("divisive_norm", context);
+    check_device(context);
     check_view("x", x);
     check_positive("exponent", o.exponent);
     check_positive("power", o.power);
@@ -85,8 +88,8 @@ struct DivisiveArguments {
     check_shape("weights", weights, channel_shape(x, call.channel_axis, o.channel_axis, 2));
     check_per_channel("sigma", sigma, one);
     if (gain) check_per_channel("gain", gain, one);
-    check_not_negative("weights", weights);
-    check_not_negative("sigma", sigma);
+    check_not_negative("weights", weights, context);
+    check_not_negative("sigma", sigma, context);
   }
   void declare(Operands& operands) const {
     operands.reads("x", call.x);
@@ -102,15 +105,15 @@ struct GDNArguments {
   GDNArguments(const ConstTensor& x, const ConstTensor& beta, const ConstTensor& gamma,
                const GDNOptions& o, const Context& context)
       : call{"gdn", x, 0, gamma, beta, absent, 1, o.alpha, 1, o.inverse ? -o.epsilon : o.epsilon} {
-    check_on_cpu("gdn", context);
+    check_device(context);
     check_view("x", x);
     check_positive("alpha", o.alpha);
     check_finite("epsilon", o.epsilon);
     call.channel_axis = check_axis("channel_axis", o.channel_axis, x.ndim());
     check_shape("beta", beta, channel_shape(x, call.channel_axis, o.channel_axis, 1));
     check_shape("gamma", gamma, channel_shape(x, call.channel_axis, o.channel_axis, 2));
-    check_not_negative("beta", beta);
-    check_not_negative("gamma", gamma);
+    check_not_negative("beta", beta, context);
+    check_not_negative("gamma", gamma, context);
   }
   void declare(Operands& operands) const {
     operands.reads("x", call.x);
@@ -153,6 +156,10 @@ void divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x, const C
   operands.writes("dsigma", g.dsigma);
   operands.writes("dgain", g.dgain);
   operands.check();
+  if (context.device == Device::kCuda) {
+    const cuda::MixingTensors gradients{g.dweights, g.dsigma, g.dgain, {}, {}};
+    return cuda::mix_backward(arguments.call, dy, g.dx, gradients, context);
+  }
   const Index n = arguments.call.channels();
   cpu::Workspace::Scope scope(cpu::Workspace::local());
   auto take = [&](const Tensor& t, Index size) {
@@ -205,6 +212,11 @@ void gdn_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor
   operands.writes("dalpha", dalpha);
   operands.writes("depsilon", depsilon);
   operands.check();
+  if (context.device == Device::kCuda) {
+    const cuda::MixingTensors gradients{g.dgamma, g.dbeta,  {},
+                                        dalpha,   depsilon, o.inverse ? -1.0 : 1.0};
+    return cuda::mix_backward(arguments.call, dy, g.dx, gradients, context);
+  }
   const Index n = arguments.call.channels();
   cpu::Workspace::Scope scope(cpu::Workspace::local());
   auto take = [&](bool wanted, Index size) {

@@ -17,6 +17,7 @@
 #include "cpu/arrays.h"
 #include "cpu/backend.h"
 #include "cpu/running_call.h"
+#include "cuda/special.h"
 #include "normcore/local.h"
 #include "ops/checks.h"
 #include "plan/steps.h"
@@ -437,7 +438,7 @@ void check_parameters(const Call& call, int given_axis) {
 }
 
 void check_call(Call& call, const LocalDivisiveNormOptions& o, const Context& context) {
-  check_on_cpu("local_divisive_norm", context);
+  check_device(context);
   const ConstTensor& x = call.x();
   check_view("x", x);
   call.channel_axis = check_channel_axis(x, o.channel_axis);
@@ -464,6 +465,11 @@ void local_divisive_norm(const ConstTensor& x, const ConstTensor& sigma, const C
   operands.writes("out", y, {&x});
   operands.check();
   if (x.size() == 0) return;
+  if (context.device == Device::kCuda) {
+    return cuda::local_divisive(
+        {x, {}, y, sigma, weight, bias, call.channel_axis, call.radius_a, call.radius_b, nullptr},
+        context);
+  }
   with_compute(x.dtype(),
                [&]<class C>(std::type_identity<C>) { Divisive<C>(call, context).forward(); });
 }
@@ -499,6 +505,11 @@ void local_divisive_norm_backward(const ConstTensor& dy, const ConstTensor& x,
   operands.writes("dweight", g.dweight);
   operands.writes("dbias", g.dbias);
   operands.check();
+  if (context.device == Device::kCuda) {
+    return cuda::local_divisive(
+        {x, dy, g.dx, sigma, weight, none, call.channel_axis, call.radius_a, call.radius_b, &g},
+        context);
+  }
   if (x.size() == 0) {
     for (const Tensor* t : {&g.dsigma, &g.dweight, &g.dbias}) fill_array(0, *t);
     return;

@@ -15,12 +15,14 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/running_call.h"
+#include "cuda/special.h"
 #include "normcore/local.h"
 #include "ops/checks.h"
 #include "plan/plan.h"
 #include "plan/steps.h"
 #include "plan/tuning.h"
 #include "special/local_plan.h"
+#include "special/response.h"
 
 namespace normcore {
 namespace {
@@ -47,7 +49,8 @@ struct Call {
   double limit;  // of squares in float, see largest_safe_square
   Index ahead;   // elements of x from a strip to the next one
   Index bytes;
-  bool overwrites;  // the output lies over an input
+  bool overwrites;                                    // the output lies over an input
+  Index before[kMaxDims] = {}, after[kMaxDims] = {};  // of the window, along each axis of x
 
   int last() const { return operands - 1; }
   bool backward() const { return operands == 3; }
@@ -546,9 +549,14 @@ void run_slices(const Call& call, const Cut& cut, Index part, Index strip, Index
   }
 }
 
-void run_call(Call& call, const Context& context) {
-  const Cut cut(call);
+void run_call(Call& call, const ConstTensor& x, const ConstTensor& dy, const Tensor& output,
+              const Context& context) {
   call.limit = largest_safe_square(call);
+  if (context.device == Device::kCuda) {
+    const ResponseFormula formula{call.k, call.scale, call.beta, call.limit};
+    return cuda::local_response(x, dy, output, call.before, call.after, formula, context);
+  }
+  const Cut cut(call);
   call.ahead = cut.strips > 1 ? cut.width : 0;
   const Index groups = ceil_div(call.plan.slices, cut.group);
   cpu::parallel_for(groups * cut.parts * cut.strips, cpu::threads_for(call.bytes, context.threads),
@@ -564,7 +572,7 @@ void run_call(Call& call, const Context& context) {
 // The operands are x, dy unless it is absent, and the output.
 Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output, Index size,
                const LocalResponseNormOptions& o, const Context& context) {
-  check_on_cpu("local_response_norm", context);
+  check_device(context);
   check_view("x", x);
   const bool over_space = o.across == Across::kSpace;
   if (over_space && x.ndim() < 3) {
@@ -596,17 +604,16 @@ Call make_call(const ConstTensor& x, const ConstTensor& dy, const Tensor& output
   call.scale = o.alpha;
   const Index shorter = (size - 1) / 2, longer = size - 1 - shorter;
   const bool torch = o.even_window == EvenWindow::kTorch;
-  Index before[kMaxDims] = {}, after[kMaxDims] = {};
   for (int a = 1; a < x.ndim(); ++a) {
     if ((a == channel_axis) == over_space) continue;
     call.scale /= double(size);
-    before[a] = torch ? longer : shorter;
-    after[a] = torch ? shorter : longer;
+    call.before[a] = torch ? longer : shorter;
+    call.after[a] = torch ? shorter : longer;
   }
   if (x.size() > 0) {
     const ConstTensor out(output);
     const ConstTensor* const operands[] = {&x, dy ? &dy : &out, dy ? &out : nullptr};
-    make_window_plan(operands, before, after, &call.plan);
+    make_window_plan(operands, call.before, call.after, &call.plan);
   }
   return call;
 }
@@ -617,7 +624,7 @@ void local_response_norm(const ConstTensor& x, Index size, const Tensor& y,
                          const LocalResponseNormOptions& o, const Context& context) {
   const cpu::RunningCall running(context);
   Call call = make_call(x, {}, y, size, o, context);
-  if (x.size() > 0) run_call(call, context);
+  if (x.size() > 0) run_call(call, x, {}, y, context);
 }
 
 void local_response_norm_backward(const ConstTensor& dy, const ConstTensor& x, Index size,
@@ -626,7 +633,7 @@ void local_response_norm_backward(const ConstTensor& dy, const ConstTensor& x, I
   const cpu::RunningCall running(context);
   if (!dy) throw type_error("dy is None, expected an array");
   Call call = make_call(x, dy, dx, size, o, context);
-  if (x.size() > 0) run_call(call, context);
+  if (x.size() > 0) run_call(call, x, dy, dx, context);
 }
 
 }  // namespace normcore

@@ -13,6 +13,7 @@
 #include "cpu/explain.h"
 #include "cpu/parallel.h"
 #include "cpu/running_call.h"
+#include "cuda/special.h"
 #include "plan/tuning.h"
 #include "plan/with_compute.h"
 #include "special/pixels.h"
@@ -440,6 +441,7 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
 }  // namespace
 
 void mix_forward(const MixingCall& call, const Tensor& y, const Context& context) {
+  if (context.device == Device::kCuda) return cuda::mix_forward(call, y, context);
   with_compute(call.x.dtype(),
                [&]<class C>(std::type_identity<C>) { forward<C>(call, y, context); });
 }

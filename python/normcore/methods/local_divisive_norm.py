@@ -1,6 +1,6 @@
 """Local divisive normalization: forward, backward and layer.
 
-On the CPU alone. There are no statistics: backward computes what it needs again.
+There are no statistics: backward computes what it needs again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,204 @@
+// Local divisive normalization on a device: the steps of special/local_divisive.cc, whose comment
+// has the formulas. Statistics per position are tables of doubles, as many times smaller than x as
+// there are channels; windows run over them along one axis after the other.
+#include "cuda/special.cuh"
+#include "cuda/special.h"
+
+namespace normcore::cuda {
+namespace {
+
+struct Divisive {
+  WindowAxes positions;
+  Index channels;
+  Index step[3];  // from channel to channel: x, then y; or x, dy, dx
+  bool last;      // channels are neighbours in memory
+  const double *sigma, *weight, *bias;
+
+  __device__ Index at(int operand, Index c, Index n) const {
+    return positions.at(operand, n) + c * step[operand];
+  }
+};
+
+// Per position: mean over the channels less m, m and t; and what backward adds to them.
+struct Planes {
+  double *deviation, *m, *t, *slope, *shift;
+};
+
+// Calls f(channel, offsets of the position's elements) for the channels of a position, by one
+// thread or, where channels are neighbours in memory, by a warp. `position` is -1 where there is
+// none.
+struct PositionLanes {
+  Index position;
+  int lane, lanes;
+
+  __device__ explicit PositionLanes(const Divisive& d)
+      : lane(d.last ? int(threadIdx.x) % 32 : 0), lanes(d.last ? 32 : 1) {
+    position = my_index() / lanes;
+    if (position >= d.positions.count) position = -1;
+  }
+  __device__ double sum(double v) const {
+    if (lanes == 1) return v;
+    for (int k = 16; k > 0; k /= 2) v += __shfl_xor_sync(0xffffffffu, v, k);
+    return v;
+  }
+};
+Launch one_position_each(const Divisive& d) {
+  return one_each(d.positions.count * (d.last ? 32 : 1));
+}
+
+// The mean over the channels, twice, and the mean of squares around it.
+template <class T>
+__global__ void statistics_kernel(Divisive d, const T* x, Planes planes) {
+  const PositionLanes mine(d);
+  const Index n = mine.position, from = n < 0 ? 0 : d.positions.at(0, n);
+  const Index channels = n < 0 ? 0 : d.channels;
+  double sum = 0;
+  for (Index c = mine.lane; c < channels; c += mine.lanes) {
+    sum += double(widen(x[from + c * d.step[0]]));
+  }
+  const double mean = mine.sum(sum) / double(d.channels);
+  double squares = 0;
+  for (Index c = mine.lane; c < channels; c += mine.lanes) {
+    const double v = double(widen(x[from + c * d.step[0]])) - mean;
+    squares += v * v;
+  }
+  squares = mine.sum(squares) / double(d.channels);
+  if (n < 0 || mine.lane > 0) return;
+  planes.deviation[n] = planes.m[n] = mean;
+  planes.t[n] = squares;
+}
+__global__ void deviations_kernel(Planes planes, Index n) {
+  const Index i = my_index();
+  if (i >= n) return;
+  const double d = planes.deviation[i] -= planes.m[i];
+  planes.t[i] += d * d;
+}
+
+// 1 / sqrt(sigma^2 + t)
+__device__ double inverse_root(double sigma, double t) { return 1 / sqrt(sigma * sigma + t); }
+
+template <class T>
+__global__ void divide_kernel(Divisive d, const T* x, T* y, Planes planes) {
+  const Index i = my_index();
+  if (i >= d.channels * d.positions.count) return;
+  const Index c = d.last ? i % d.channels : i / d.positions.count;
+  const Index n = d.last ? i / d.channels : i % d.positions.count;
+  const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
+  const double value = fused(d.weight[c] * inverse_root(d.sigma[c], planes.t[n]), v, d.bias[c]);
+  y[d.at(1, c, n)] = narrow<T>(Compute<T>(value));
+}
+
+// Means over the channels of g r and of -1/2 g v r^3.
+template <class T>
+__global__ void position_sums_kernel(Divisive d, const T* x, const T* dy, Planes planes) {
+  const PositionLanes mine(d);
+  const Index n = mine.position, channels = n < 0 ? 0 : d.channels;
+  const Index x_at = n < 0 ? 0 : d.positions.at(0, n), dy_at = n < 0 ? 0 : d.positions.at(1, n);
+  double shift = 0, slope = 0;
+  for (Index c = mine.lane; c < channels; c += mine.lanes) {
+    const double r = inverse_root(d.sigma[c], planes.t[n]);
+    const double v = double(widen(x[x_at + c * d.step[0]])) - planes.m[n];
+    const double direct = double(widen(dy[dy_at + c * d.step[1]])) * d.weight[c] * r;
+    shift += direct;
+    slope += direct * (v * r) * r;
+  }
+  shift = mine.sum(shift);
+  slope = mine.sum(slope);
+  if (n < 0 || mine.lane > 0) return;
+  planes.shift[n] = shift / double(d.channels);
+  planes.slope[n] = -0.5 * slope / double(d.channels);
+}
+// Gradients of sigma, weight and bias.
+template <class T>
+__global__ void channel_sums_kernel(Divisive d, ChannelSums sums, const T* x, const T* dy,
+                                    Planes planes, double* partial) {
+  sums.run<3>(partial, [&](Index c, Index n, double (&to)[3]) {
+    const double r = inverse_root(d.sigma[c], planes.t[n]);
+    const double xhat = (double(widen(x[d.at(0, c, n)])) - planes.m[n]) * r;
+    const double g = double(widen(dy[d.at(1, c, n)]));
+    to[0] -= g * d.weight[c] * r * xhat * r * d.sigma[c];
+    to[1] += g * xhat;
+    to[2] += g;
+  });
+}
+__global__ void shifts_kernel(Planes planes, Index n) {
+  const Index i = my_index();
+  if (i < n) planes.shift[i] += 2 * planes.slope[i] * planes.deviation[i];
+}
+template <class T>
+__global__ void grad_kernel(Divisive d, const T* x, const T* dy, T* dx, Planes planes) {
+  const Index i = my_index();
+  if (i >= d.channels * d.positions.count) return;
+  const Index c = d.last ? i % d.channels : i / d.positions.count;
+  const Index n = d.last ? i / d.channels : i % d.positions.count;
+  const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
+  const double direct =
+      double(widen(dy[d.at(1, c, n)])) * d.weight[c] * inverse_root(d.sigma[c], planes.t[n]);
+  dx[d.at(2, c, n)] = narrow<T>(Compute<T>(direct + 2 * planes.slope[n] * v - planes.shift[n]));
+}
+
+}  // namespace
+
+void local_divisive(const LocalDivisiveCall& call, const Context& context) {
+  DeviceMemory memory(context);
+  const bool backward = bool(call.dy);
+  const ConstTensor out(call.out);
+  const ConstTensor* const operands[] = {&call.x, backward ? &call.dy : &out,
+                                         backward ? &out : nullptr};
+  const Index channels = call.x.shape(call.channel_axis);
+  // The windows of both kinds lie over the same positions: these axes are merged where neither is.
+  Index either[kMaxDims];
+  for (int a = 0; a < call.x.ndim(); ++a) either[a] = call.radius_a[a] | call.radius_b[a];
+  Divisive d{WindowAxes(operands, call.channel_axis, either, either),
+             channels,
+             {},
+             false,
+             per_channel(call.sigma, channels, 1, memory),
+             per_channel(call.weight, channels, 1, memory),
+             per_channel(call.bias, channels, 0, memory)};
+  for (int o = 0; o < 3; ++o) d.step[o] = operands[o] ? operands[o]->stride(call.channel_axis) : 0;
+  const Index n = d.positions.count;
+  d.last = d.step[0] == 1 && channels > 1 && n > 1;
+  const WindowAxes a(operands, call.channel_axis, call.radius_a, call.radius_a);
+  const WindowAxes b(operands, call.channel_axis, call.radius_b, call.radius_b);
+  const cudaStream_t stream = memory.stream();
+  double* spare = memory.take<double>(n);
+  auto take = [&](bool wanted) { return wanted ? memory.take<double>(n) : nullptr; };
+  Planes planes{take(true), take(true), take(true), take(backward), take(backward)};
+  auto means = [&](const WindowAxes& axes, bool transposed, double** plane) {
+    const Share share = transposed ? Share::kOfElement : Share::kOfSum;
+    sum_windows(axes, /*mirrored=*/false, share, plane, &spare, stream);
+  };
+  with_element_type(call.x.dtype(), [&]<class T>(T) {
+    const T* x = static_cast<const T*>(call.x.data());
+    T* to = static_cast<T*>(call.out.data());
+    launch(one_position_each(d), stream, statistics_kernel<T>, d, x, planes);
+    means(a, /*transposed=*/false, &planes.m);
+    launch(one_each(n), stream, deviations_kernel, planes, n);
+    means(b, /*transposed=*/false, &planes.t);
+    if (!backward) {
+      return launch(one_each(call.x.size()), stream, divide_kernel<T>, d, x, to, planes);
+    }
+    const T* dy = static_cast<const T*>(call.dy.data());
+    launch(one_position_each(d), stream, position_sums_kernel<T>, d, x, dy, planes);
+    const LocalDivisiveGradients& g = *call.gradients;
+    if (g.dsigma || g.dweight || g.dbias) {
+      const ChannelSums of_channels(channels, n, d.last);
+      double* partial = memory.take<double>(of_channels.splits * 3 * channels);
+      double* sums = memory.take<double>(3 * channels);
+      launch(of_channels.launch_of(3), stream, channel_sums_kernel<T>, d, of_channels, x, dy,
+             planes, partial);
+      launch(one_each(3 * channels), stream, add_splits_kernel, partial, of_channels.splits,
+             3 * channels, sums);
+      store_per_channel(sums, channels, g.dsigma, memory);
+      store_per_channel(sums + channels, channels, g.dweight, memory);
+      store_per_channel(sums + 2 * channels, channels, g.dbias, memory);
+    }
+    means(b, /*transposed=*/true, &planes.slope);
+    launch(one_each(n), stream, shifts_kernel, planes, n);
+    means(a, /*transposed=*/true, &planes.shift);
+    launch(one_each(call.x.size()), stream, grad_kernel<T>, d, x, dy, to, planes);
+  });
+}
+
+}  // namespace normcore::cuda

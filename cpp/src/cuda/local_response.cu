@@ -1,0 +1,244 @@
+// Local response normalization on a device. Windows along the channels: a block has a tile of
+// pixels with their channels in shared memory. Anything else, in general form: tables of sums in
+// double, along one axis after the other.
+#include "cuda/special.cuh"
+#include "cuda/special.h"
+
+namespace normcore::cuda {
+namespace {
+
+// ---- in general
+
+template <class T>
+__global__ void squares_kernel(WindowAxes axes, const T* x, double* squares) {
+  const Index i = my_index();
+  if (i >= axes.count) return;
+  const double v = double(widen(x[axes.at(0, i)]));
+  squares[i] = v * v;
+}
+template <class T>
+__global__ void response_kernel(WindowAxes axes, const T* x, T* y, const double* sums,
+                                ResponseFormula f) {
+  const Index i = my_index();
+  if (i >= axes.count) return;
+  const double v = double(widen(x[axes.at(0, i)]));
+  const double power = inverse_power(fused(f.scale, sums[i], f.k), f.beta);
+  y[axes.at(1, i)] = narrow<T>(Compute<T>(v * power));
+}
+// What a window's elements get back: dy x d^(-beta-1).
+template <class T>
+__global__ void terms_kernel(WindowAxes axes, const T* x, const T* dy, const double* sums,
+                             double* terms, ResponseFormula f) {
+  const Index i = my_index();
+  if (i >= axes.count) return;
+  const double v = double(widen(x[axes.at(0, i)])), g = double(widen(dy[axes.at(1, i)]));
+  const double d = fused(f.scale, sums[i], f.k);
+  terms[i] = g * inverse_power(d, f.beta) * v / d;
+}
+template <class T>
+__global__ void response_grad_kernel(WindowAxes axes, const T* x, const T* dy, T* dx,
+                                     const double* sums, const double* terms, ResponseFormula f) {
+  const Index i = my_index();
+  if (i >= axes.count) return;
+  const double v = double(widen(x[axes.at(0, i)])), g = double(widen(dy[axes.at(1, i)]));
+  const double power = inverse_power(fused(f.scale, sums[i], f.k), f.beta);
+  dx[axes.at(2, i)] = narrow<T>(Compute<T>(g * power - 2 * f.beta * f.scale * v * terms[i]));
+}
+
+template <class T>
+void run_general(const WindowAxes& axes, const T* x, const T* dy, T* out, const ResponseFormula& f,
+                 DeviceMemory& memory) {
+  const cudaStream_t stream = memory.stream();
+  double* sums = memory.take<double>(axes.count);
+  double* spare = memory.take<double>(axes.count);
+  launch(one_each(axes.count), stream, squares_kernel<T>, axes, x, sums);
+  sum_windows(axes, /*mirrored=*/false, Share::kNone, &sums, &spare, stream);
+  if (!dy) {
+    return launch(one_each(axes.count), stream, response_kernel<T>, axes, x, out, sums, f);
+  }
+  double* terms = memory.take<double>(axes.count);
+  launch(one_each(axes.count), stream, terms_kernel<T>, axes, x, dy, sums, terms, f);
+  sum_windows(axes, /*mirrored=*/true, Share::kNone, &terms, &spare, stream);
+  launch(one_each(axes.count), stream, response_grad_kernel<T>, axes, x, dy, out, sums, terms, f);
+}
+
+// ---- along the channels
+
+constexpr int kPixels = 32;  // of a tile
+constexpr int kPitch = kPixels + 1;
+constexpr int kSharedBytes = 48 * 1024 - 3 * kPixels * int(sizeof(Index));
+
+struct ChannelTile {
+  WindowAxes pixels;
+  Index channels, segment;  // channels that a block writes
+  Index before, after;
+  Index step[3];  // from channel to channel
+
+  // Channels of x and of terms that a block has on either side.
+  __host__ __device__ Index reach(bool backward) const {
+    return (before + after) * (backward ? 1 : 0);
+  }
+};
+
+// Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.
+template <bool kLast, class F>
+__device__ void each(Index c0, Index c1, int count, F f) {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  if constexpr (kLast) {
+    for (int p = warp; p < count; p += kWarps) {
+      for (Index c = c0 + lane; c < c1; c += 32) f(c, p);
+    }
+  } else {
+    if (lane >= count) return;
+#pragma unroll 4
+    for (Index c = c0 + warp; c < c1; c += kWarps) f(c, lane);
+  }
+}
+
+template <class T, bool kBackward, bool kLast>
+__global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, ResponseFormula f) {
+  using C = Compute<T>;
+  constexpr int kOut = kBackward ? 2 : 1;
+  const Index first = Index(blockIdx.x) * kPixels;
+  const int count = int(g.pixels.count - first < kPixels ? g.pixels.count - first : kPixels);
+  const Index c0 = Index(blockIdx.y) * g.segment;
+  const Index c1 = c0 + g.segment < g.channels ? c0 + g.segment : g.channels;
+  auto low = [](Index c) { return c < 0 ? 0 : c; };
+  auto high = [&](Index c) { return c < g.channels ? c : g.channels; };
+  // Terms of channels [t0, t1) reach these; squares of [s0, s1) reach those.
+  const Index t0 = kBackward ? low(c0 - g.after) : c0, t1 = kBackward ? high(c1 + g.before) : c1;
+  const Index s0 = low(t0 - g.before), s1 = high(t1 + g.after);
+
+  Index* offsets = reinterpret_cast<Index*>(shared_memory());  // [3][kPixels]
+  double* terms = reinterpret_cast<double*>(offsets + 3 * kPixels);
+  C* direct = reinterpret_cast<C*>(terms + (kBackward ? (t1 - t0) * kPitch : 0));
+  C* values = direct + (kBackward ? (t1 - t0) * kPitch : 0);
+  if (int(threadIdx.x) < count) {
+    for (int o = 0; o <= kOut; ++o) {
+      offsets[o * kPixels + threadIdx.x] = g.pixels.at(o, first + threadIdx.x);
+    }
+  }
+  __syncthreads();
+  auto at = [&](int o, Index c, int p) { return offsets[o * kPixels + p] + c * g.step[o]; };
+  each<kLast>(s0, s1, count,
+              [&](Index c, int p) { values[(c - s0) * kPitch + p] = widen(x[at(0, c, p)]); });
+  __syncthreads();
+
+  // use(d, its power, in float where its range allows it) of channel c's window.
+  auto divisor = [&](Index c, int p, auto use) {
+    const Index q0 = low(c - g.before), q1 = high(c + g.after + 1);
+    C sum = 0;
+    for (Index q = q0; q < q1; ++q) {
+      const C v = values[(q - s0) * kPitch + p];
+      sum = fused(v, v, sum);
+    }
+    if (sizeof(C) == 8 || double(sum) <= f.limit) {
+      const C d = fused(C(f.scale), sum, C(f.k));
+      return use(d, inverse_power(d, C(f.beta)));
+    }
+    double wide = 0;
+    for (Index q = q0; q < q1; ++q) {
+      const double v = double(values[(q - s0) * kPitch + p]);
+      wide = fused(v, v, wide);
+    }
+    wide = fused(f.scale, wide, f.k);
+    use(wide, inverse_power(wide, f.beta));
+  };
+  if constexpr (!kBackward) {
+    each<kLast>(c0, c1, count, [&](Index c, int p) {
+      const C v = values[(c - s0) * kPitch + p];
+      divisor(c, p, [&](auto, auto power) { out[at(kOut, c, p)] = narrow<T>(C(v * power)); });
+    });
+  } else {
+    each<kLast>(t0, t1, count, [&](Index c, int p) {
+      const C v = values[(c - s0) * kPitch + p], gradient = widen(dy[at(1, c, p)]);
+      const Index i = (c - t0) * kPitch + p;
+      divisor(c, p, [&](auto d, auto power) {
+        direct[i] = C(gradient * power);
+        // A term may be too small for float, and what multiplies it as large.
+        terms[i] = double(gradient * power) * double(v) / double(d);
+      });
+    });
+    __syncthreads();
+    each<kLast>(c0, c1, count, [&](Index c, int p) {
+      const Index q0 = low(c - g.after), q1 = high(c + g.before + 1);
+      double sum = 0;
+      for (Index q = q0; q < q1; ++q) sum += terms[(q - t0) * kPitch + p];
+      const double v = double(values[(c - s0) * kPitch + p]);
+      const double whole = double(direct[(c - t0) * kPitch + p]) - 2 * f.beta * f.scale * v * sum;
+      out[at(kOut, c, p)] = narrow<T>(C(whole));
+    });
+  }
+}
+
+// Whether the tile serves; where it does, it is launched.
+template <class T>
+bool run_channels(const ConstTensor* const (&operands)[3], int axis, Index before, Index after,
+                  bool overwrites, const T* x, const T* dy, T* out, const ResponseFormula& f,
+                  cudaStream_t stream) {
+  using C = Compute<T>;
+  if (sizeof(C) == 4 && f.limit < 0) return false;
+  const Index channels = operands[0]->shape(axis);
+  ChannelTile g{WindowAxes(operands, axis, nullptr, nullptr),
+                channels,
+                channels,
+                std::min(before, channels - 1),
+                std::min(after, channels - 1),
+                {}};
+  const bool backward = dy != nullptr;
+  for (int o = 0; o < 3; ++o) g.step[o] = operands[o] ? operands[o]->stride(axis) : 0;
+  // Rows of kPitch elements: x with its surroundings; in backward terms and what is direct too.
+  const Index halo = g.before + g.after, row = kPitch * Index(sizeof(C));
+  const Index wide_row = kPitch * Index(sizeof(double));
+  auto bytes = [&](Index segment) {
+    const Index t = std::min(channels, segment + (backward ? halo : 0));
+    const Index s = std::min(channels, t + halo);
+    return s * row + (backward ? t * (row + wide_row) : 0);
+  };
+  while (g.segment > 1 && bytes(g.segment) > kSharedBytes) g.segment = ceil_div(g.segment, 2);
+  if (bytes(g.segment) > kSharedBytes) return false;
+  // Beyond that blocks would mostly compute what others do; over x they would read what others
+  // have written.
+  if (g.segment < channels && (overwrites || g.segment < 2 * halo)) return false;
+  const Launch l{ceil_div(g.pixels.count, Index(kPixels)), kBlock,
+                 int(bytes(g.segment)) + 3 * kPixels * int(sizeof(Index)), 1,
+                 ceil_div(channels, g.segment)};
+  auto start = [&]<bool kBackward>() {
+    if (g.step[0] == 1 && g.pixels.count > 1) {
+      launch(l, stream, channels_kernel<T, kBackward, true>, g, x, dy, out, f);
+    } else {
+      launch(l, stream, channels_kernel<T, kBackward, false>, g, x, dy, out, f);
+    }
+  };
+  backward ? start.template operator()<true>() : start.template operator()<false>();
+  return true;
+}
+
+}  // namespace
+
+void local_response(const ConstTensor& x, const ConstTensor& dy, const Tensor& out,
+                    const Index* before, const Index* after, const ResponseFormula& f,
+                    const Context& context) {
+  DeviceMemory memory(context);
+  const ConstTensor result(out);
+  const ConstTensor* const operands[] = {&x, dy ? &dy : &result, dy ? &result : nullptr};
+  int windows = 0, axis = -1;
+  for (int a = 0; a < x.ndim(); ++a) {
+    if (before[a] + after[a] == 0) continue;
+    ++windows;
+    axis = a;
+  }
+  const bool overwrites = out.data() == x.data() || (dy && out.data() == dy.data());
+  with_element_type(x.dtype(), [&]<class T>(T) {
+    const T* px = static_cast<const T*>(x.data());
+    const T* pdy = dy ? static_cast<const T*>(dy.data()) : nullptr;
+    T* to = static_cast<T*>(out.data());
+    if (windows == 1 && run_channels(operands, axis, before[axis], after[axis], overwrites, px, pdy,
+                                     to, f, memory.stream())) {
+      return;
+    }
+    run_general(WindowAxes(operands, -1, before, after), px, pdy, to, f, memory);
+  });
+}
+
+}  // namespace normcore::cuda
