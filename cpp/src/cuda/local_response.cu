@@ -73,11 +73,6 @@ struct ChannelTile {
   Index channels, segment;  // channels that a block writes
   Index before, after;
   Index step[3];  // from channel to channel
-
-  // Channels of x and of terms that a block has on either side.
-  __host__ __device__ Index reach(bool backward) const {
-    return (before + after) * (backward ? 1 : 0);
-  }
 };
 
 // Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.

@@ -1,6 +1,7 @@
 """Divisive normalization by a weighted sum over the channels: forward, backward and layer.
 
-Arrays on a CUDA device are refused.
+On a CUDA device the parameters are arrays there. Their values are not looked at, since the call
+would wait for them; a divisor that becomes negative gives NaN.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Generalized divisive normalization (GDN): forward, backward and layer.
 
-Arrays on a CUDA device are refused.
+On a CUDA device the parameters are arrays there. Their values are not looked at, since the call
+would wait for them; a divisor that becomes negative gives NaN.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def gdn_backward(
     -------
     GDNGradients
         ``dx`` like x, ``dbeta`` and ``dgamma`` like their parameters, ``dalpha`` and ``depsilon``
-        floats.
+        floats; on a CUDA device float64 arrays of no axes there.
 
     Raises
     ------

@@ -76,8 +76,8 @@ def local_divisive_norm(
     TypeError
         For a dtype that is no float.
     ValueError
-        For shapes that do not fit, an even size, an axis out of range, an ``out`` that does not fit
-        or overlaps, or an array on a CUDA device.
+        For shapes that do not fit, an even size, an axis out of range, or an ``out`` that does not
+        fit or overlaps.
 
     References
     ----------

@@ -71,8 +71,7 @@ def local_response_norm(
         For a dtype that is no float.
     ValueError
         For too few axes, an axis out of range, a size below 1, a negative ``alpha`` or ``k``, other
-        words for ``across`` or ``even_window``, an ``out`` that does not fit or overlaps, or an
-        array on a CUDA device.
+        words for ``across`` or ``even_window``, or an ``out`` that does not fit or overlaps.
 
     References
     ----------
