@@ -1,7 +1,10 @@
 // CUDA on the host, for tests alone: what the kernels of cpp/src/cuda use of it, with the threads
 // of a block (or of a cluster of blocks) as fibers that take turns at barriers and shuffles. Shows:
 // indexing, tails, the logic of reductions and of the solve step, barriers that not all threads
-// reach, determinism. Cannot show: races within a warp, memory ordering, speed.
+// reach, determinism, and under ThreadSanitizer (NORMCORE_RACES) races. Cannot show: speed.
+//
+// The environment's NORMCORE_EMULATED_ORDER, ascending (the default), descending or random, is the
+// order in which blocks, and threads between two barriers, take turns.
 #pragma once
 
 #include <algorithm>
@@ -29,6 +32,9 @@ struct dim3 {
 struct uint4 {
   unsigned x, y, z, w;
 };
+struct float4 {
+  float x, y, z, w;
+};
 
 namespace emulation {
 
@@ -40,6 +46,9 @@ struct Fiber {
 extern Fiber* here;
 
 // All threads of the warp, block or cluster wait for each other; those that returned do not count.
+// What is written to memory before a barrier is there after it, except for exchange_barrier: the
+// threads of a warp pass each other values, which orders no memory.
+void exchange_barrier();
 void warp_barrier();
 void block_barrier();
 void cluster_barrier();
@@ -53,7 +62,8 @@ struct Shape {
   unsigned cluster;
   std::size_t shared_bytes;
 };
-// Calls of cudaMallocFromPoolAsync so far.
+// Kernels launched and calls of cudaMallocFromPoolAsync so far.
+inline int launches = 0;
 inline int allocations = 0;
 inline bool out_of_memory = false;  // whether the next ones fail
 
@@ -89,13 +99,16 @@ inline int __syncthreads_or(int flag) { return ::emulation::any_of_block(flag !=
 
 // What lane `from` brings to a shuffle.
 template <class T>
-T value_of_lane(T value, unsigned from) {
-  std::memcpy(emulation::lane_slot(threadIdx.x % 32), &value, sizeof(T));
-  emulation::warp_barrier();
-  T other;
-  std::memcpy(&other, emulation::lane_slot(from), sizeof(T));
-  emulation::warp_barrier();
+[[gnu::no_sanitize_thread]] T value_of_lane(T value, unsigned from) {
+  *static_cast<T*>(emulation::lane_slot(threadIdx.x % 32)) = value;
+  emulation::exchange_barrier();
+  const T other = *static_cast<T*>(emulation::lane_slot(from));
+  emulation::exchange_barrier();
   return other;
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return value_of_lane(value, unsigned(from) % 32);
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
@@ -106,14 +119,39 @@ T __shfl_down_sync(unsigned, T value, unsigned distance) {
   const unsigned lane = threadIdx.x % 32;
   return value_of_lane(value, lane + distance < 32 ? lane + distance : lane);
 }
-inline int __any_sync(unsigned, int flag) {
-  int any = flag != 0;
-  for (int d = 16; d > 0; d /= 2) any |= __shfl_xor_sync(0xffffffffu, any, d);
-  return any;
+inline unsigned __ballot_sync(unsigned, int flag) {
+  unsigned lanes = flag != 0 ? 1u << threadIdx.x % 32 : 0u;
+  for (int d = 16; d > 0; d /= 2) lanes |= __shfl_xor_sync(0xffffffffu, lanes, d);
+  return lanes;
 }
+inline int __any_sync(unsigned mask, int flag) { return __ballot_sync(mask, flag) != 0; }
+inline int __all_sync(unsigned mask, int flag) { return __ballot_sync(mask, flag == 0) == 0; }
 inline void __syncwarp(unsigned = 0xffffffffu) { emulation::warp_barrier(); }
-inline uint4 __ldcs(const uint4* p) { return *p; }
-inline void __stcs(uint4* p, uint4 v) { *p = v; }
+
+// Loads and stores with a hint for the caches.
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcs(T* p, T v) {
+  *p = v;
+}
+template <class T>
+void __stcg(T* p, T v) {
+  *p = v;
+}
+
+// Arithmetic that no compiler contracts or takes apart.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 inline float __uint_as_float(unsigned v) { return std::bit_cast<float>(v); }
 inline unsigned __float_as_uint(float v) { return std::bit_cast<unsigned>(v); }
 inline double __hiloint2double(int high, int low) {
