@@ -323,6 +323,24 @@ def cuda(session: nox.Session) -> None:
 
 
 @nox.session
+def races(session: nox.Session) -> None:
+    """The CUDA kernels on the host under ThreadSanitizer, then with faults; --quick: some of it."""
+    quick = "--quick" in session.posargs
+    types = "bf16;f32" if quick else "bf16;f16;f32;f64"
+    build, program = "build/cpp", "normcore_race_pipeline"  # most of it is there from `tests`
+    build_tests(session, build, f"-DNORMCORE_RACE_TYPES={types}", targets=(program,))
+    order = r"\.random" if quick else ""
+    at_once = str(os.cpu_count() or 1)
+    session.run(
+        *("ctest", "--test-dir", build, "-C", "races", "--tests-regex", program + order),
+        *("--output-on-failure", "--no-tests=error", "--parallel", at_once),
+    )
+    if not Path(build, "tests/cuda/races", program).exists():
+        session.skip("no ThreadSanitizer: see the reason above")
+    session.run("python", "tests/cuda/races/planted.py", *session.posargs)
+
+
+@nox.session
 def isa(session: nox.Session) -> None:
     """The Python tests once per instruction set that this machine has."""
     install(session, "test", *TEST_PACKAGES)

@@ -1,0 +1,226 @@
+// The kernels with barriers, launched by hand with teams, blocks and clusters that are small, so
+// that every kind of team takes part in seconds: a part of a warp, warps of a block, several teams
+// with barriers, clusters. The pipeline takes its teams by the length of a row, and clusters only
+// where a row is long.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "cuda/pools.cuh"
+#include "cuda/rows.cuh"
+#include "normcore/methods/layer_norm.h"
+#include "reports.h"
+
+namespace normcore::cuda {
+namespace {
+
+using Formula = Standardize<Pool::instance, false>;
+using Values = std::vector<float>;
+using Doubles = std::vector<double>;
+
+constexpr Formula::Params kParams{1e-5};
+constexpr int kPacks = 2;                     // that a thread holds of a row or pool
+constexpr unsigned kSharedBytes = 48 * 1024;  // more than any kernel needs here
+
+// How a kernel is launched: `of_block` teams of `threads` threads each; a team may have as many in
+// every block of a cluster, and is then alone in its block. Powers of two.
+struct Teams {
+  int threads, of_block, cluster;
+
+  Team team() const {
+    return {std::countr_zero(unsigned(threads)), std::countr_zero(unsigned(cluster)), nullptr};
+  }
+  unsigned block() const { return unsigned(threads * of_block); }
+  unsigned blocks_for(Index rows) const {
+    return unsigned((rows + of_block - 1) / of_block * cluster);
+  }
+};
+
+template <class... Params, class... Args>
+void launch(dim3 blocks, unsigned threads, int cluster, void (*kernel)(Params...),
+            const Args&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = kSharedBytes;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+
+Values numbers(Index n) {
+  Values v(std::size_t(n), 0);
+  for (std::size_t i = 0; i < v.size(); ++i) v[i] = float(i * 7919 % 1013) / 500 - 1;
+  return v;
+}
+Column column(Doubles& v) { return {v.data(), DType::kFloat64, 1}; }
+template <class V>
+bool finite(const V& v) {
+  for (const auto e : v) {
+    if (!std::isfinite(e)) return false;
+  }
+  return true;
+}
+
+// ---- rows
+
+struct RowCase {
+  Index rows;
+  int n, offset;  // the row begins `offset` elements past a boundary of 16 bytes
+  Teams teams;
+};
+void PrintTo(const RowCase& c, std::ostream* out) {
+  *out << c.rows << " rows of " << c.n << " + " << c.offset << ", " << c.teams.of_block
+       << " teams of " << c.teams.threads << ", clusters of " << c.teams.cluster;
+}
+
+template <bool kWhole, bool kCluster>
+void run_rows(const RowCase& c) {
+  const Index end = c.rows * c.n + c.offset;
+  Values x = numbers(end), dy = x, y(x.size(), NAN), weight = numbers(c.n), bias = weight;
+  Doubles mean(std::size_t(c.rows), NAN), var = mean, rstd = mean;
+  const RowParameters parameters{{weight.data(), 1}, {bias.data(), 0}, 0, false};
+
+  RowsForward f{};
+  f.rows = c.rows;
+  f.n = c.n;
+  f.inverse_n = 1 / double(c.n);
+  f.x = {x.data() + c.offset, c.n};
+  f.y = {y.data() + c.offset, c.n};
+  f.parameters = parameters;
+  f.out.mean = column(mean);
+  f.out.var = column(var);
+  f.out.rstd = column(rstd);
+  const auto forward = [&] {
+    launch(c.teams.blocks_for(c.rows), c.teams.block(), c.teams.cluster,
+           rows_forward<Formula, float, kPacks, kWhole, kCluster>, f, kParams, c.teams.team());
+  };
+  forward();
+  const Values input = x, apart(y.begin() + c.offset, y.end());
+  f.y.data = x.data() + c.offset;  // in place
+  forward();
+  EXPECT_EQ(Values(x.begin() + c.offset, x.end()), apart);
+  EXPECT_TRUE(finite(apart) && finite(mean) && finite(var) && finite(rstd));
+  x = input;
+
+  constexpr Index kParts = 2;  // blocks, or clusters, that walk the rows
+  for (const bool saved : {true, false}) {
+    Values dx(x.size(), NAN), dweight(std::size_t(kParts * c.n), NAN), dbias = dweight;
+    RowsBackward<float> b{};
+    b.rows = c.rows;
+    b.n = c.n;
+    b.inverse_n = f.inverse_n;
+    b.x = {x.data() + c.offset, c.n};
+    b.dy = {dy.data() + c.offset, c.n};
+    b.dx = {dx.data() + c.offset, c.n};
+    b.parameters = parameters;
+    b.saved = {saved ? mean.data() : nullptr, saved ? var.data() : nullptr, 1};
+    b.dweight = dweight.data();
+    b.dbias = dbias.data();
+    launch(unsigned(kParts * c.teams.cluster), c.teams.block(), c.teams.cluster,
+           rows_backward<Formula, float, kPacks, kWhole, kCluster>, b, kParams, c.teams.team());
+    EXPECT_TRUE(finite(Values(dx.begin() + c.offset, dx.end())));
+
+    Doubles sums(std::size_t(c.n), NAN), sums_of_bias = sums;
+    launch(dim3(unsigned((c.n + 31) / 32), 2), 32 * kSumWarps, 1, sum_parameter_rows<float>,
+           ParameterSums<float>{dweight.data(), column(sums)},
+           ParameterSums<float>{dbias.data(), column(sums_of_bias)}, kParts, Index(c.n));
+    EXPECT_TRUE(finite(sums) && finite(sums_of_bias));
+  }
+}
+
+class Rows : public ::testing::TestWithParam<RowCase> {};
+
+TEST_P(Rows, HaveNoRaces) {
+  const RowCase& c = GetParam();
+  const int before = races::reports();
+  const bool whole = c.n % 4 == 0 && c.offset == 0;
+  if (c.teams.cluster > 1) {
+    whole ? run_rows<true, true>(c) : run_rows<false, true>(c);
+  } else {
+    whole ? run_rows<true, false>(c) : run_rows<false, false>(c);
+  }
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(
+    Teams, Rows,
+    ::testing::Values(RowCase{37, 29, 0, {4, 16, 1}}, RowCase{19, 64, 0, {8, 8, 1}},
+                      RowCase{9, 61, 1, {16, 2, 1}}, RowCase{7, 250, 3, {32, 4, 1}},
+                      RowCase{5, 500, 0, {64, 2, 1}}, RowCase{5, 1000, 1, {128, 1, 1}},
+                      RowCase{5, 700, 0, {64, 1, 2}}, RowCase{3, 1003, 2, {64, 1, 4}}));
+
+// ---- pools
+
+// Groups of `members` channels of `count` elements.
+struct PoolCase {
+  Index groups;
+  int members;
+  Index count;
+  Teams teams;
+};
+void PrintTo(const PoolCase& c, std::ostream* out) {
+  *out << c.groups << " groups of " << c.members << " x " << c.count << ", " << c.teams.of_block
+       << " teams of " << c.teams.threads << ", clusters of " << c.teams.cluster;
+}
+
+class Pools : public ::testing::TestWithParam<PoolCase> {};
+
+TEST_P(Pools, HaveNoRaces) {
+  const PoolCase& c = GetParam();
+  const int before = races::reports();
+  const Index cells = c.groups * c.members;
+  Values x = numbers(cells * c.count), dy = x, y(x.size(), NAN);
+  Doubles weight(std::size_t(cells), 1.5), bias(weight.size(), 0.5);
+  Doubles mean(std::size_t(c.groups), NAN), var = mean, rstd = mean;
+  HeldPools p{};
+  p.g.outer = 1;
+  p.g.cells = cells;
+  p.g.count = p.g.piece = c.count;
+  p.g.pieces = 1;
+  p.g.space_dims = 1;
+  p.g.space_sizes[0] = c.count;
+  p.shape = {Extent::group, 1, c.groups, c.members, double(c.count) * c.members};
+  p.members = c.members;
+  p.packs = int((c.count + 3) / 4);
+  p.inverse_count = 1 / p.shape.count;
+  auto view = [&](Values& a) {
+    View v{};
+    v.data = a.data();
+    v.cell = c.count;
+    v.space[0] = 1;
+    return v;
+  };
+  StatisticsColumns out;
+  out.mean = column(mean);
+  out.var = column(var);
+  out.rstd = column(rstd);
+  launch(c.teams.blocks_for(c.groups), c.teams.block(), c.teams.cluster,
+         pool_forward<Formula, float, kPacks>, p, view(x), view(y), kParams, c.teams.team(),
+         weight.data(), bias.data(), out);
+  EXPECT_TRUE(finite(y) && finite(mean) && finite(var) && finite(rstd));
+  for (const bool saved : {true, false}) {
+    Values dx(x.size(), NAN);
+    Doubles dweight(weight.size(), NAN), dbias = dweight;
+    launch(c.teams.blocks_for(c.groups), c.teams.block(), c.teams.cluster,
+           pool_backward<Formula, float, kPacks>, p, view(dy), view(x), view(dx), kParams,
+           c.teams.team(), weight.data(),
+           SavedStatistics{saved ? mean.data() : nullptr, saved ? var.data() : nullptr, 1},
+           MemberGradients{column(dweight), column(dbias)});
+    EXPECT_TRUE(finite(dx) && finite(dweight) && finite(dbias));
+  }
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(Teams, Pools,
+                         ::testing::Values(PoolCase{5, 3, 29, {32, 4, 1}},
+                                           PoolCase{5, 3, 130, {64, 2, 1}},
+                                           PoolCase{3, 3, 300, {64, 1, 2}}));
+
+}  // namespace
+}  // namespace normcore::cuda

@@ -1,0 +1,201 @@
+"""Plant faults in the kernels, one at a time, and demand that the race tests find each.
+
+A fault whose place is not found, or is not the only one, fails as well: adapt its pattern to the
+kernel as it now is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[3]
+CUDA_TESTS = ROOT / "tests/cuda"
+
+
+class Fault(NamedTuple):
+    """`pattern` within the body of `function`, in cpp/src/cuda/`file`, becomes `planted`.
+
+    Spaces of a pattern stand for any white space. Where it occurs several times, `which` says the
+    one meant (-1: the last).
+    """
+
+    name: str
+    file: str
+    function: str
+    pattern: str
+    planted: str
+    which: int | None = None
+    quick: bool = False  # one of each kind
+
+
+BLOCK, CLUSTER = r"__syncthreads\(\);", r"cluster_barrier\(\);"
+LEAVE = r"if \([^()]*[cC]luster[^()]*\) cluster_barrier\(\);"
+FAULTS = (
+    Fault("team_sum: no block barrier", "reduce.cuh", "team_sum", BLOCK, ";", quick=True),
+    Fault(
+        "team_sum: one scratch for all phases",
+        "reduce.cuh",
+        "team_sum",
+        r"team\.scratch \+ phase % 2",
+        "team.scratch + phase * 0",
+    ),
+    Fault(
+        "team_sum: one cluster slot for all phases",
+        "reduce.cuh",
+        "team_sum",
+        r"(2 \* Team::kMostWarps \* Team::kMostSums \+ )phase % 2",
+        r"\1phase * 0",
+    ),
+    Fault(
+        "team_sum: a block's barrier for a cluster's",
+        "reduce.cuh",
+        "team_sum",
+        CLUSTER,
+        "__syncthreads();",
+        quick=True,
+    ),
+    Fault(
+        "rows_forward: a block leaves early", "rows.cuh", "rows_forward", LEAVE, "", -1, quick=True
+    ),
+    Fault("rows_backward: a block leaves early", "rows.cuh", "rows_backward", LEAVE, "", -1),
+    Fault(
+        "rows_backward: blocks share a row of sums",
+        "rows.cuh",
+        "rows_backward",
+        r"a\.dweight \+ block \* a\.n",
+        "a.dweight",
+        quick=True,
+    ),
+    Fault("sum_over_teams: no barrier before", "rows.cuh", "sum_over_teams", BLOCK, ";", 0),
+    Fault("sum_over_teams: no barrier after", "rows.cuh", "sum_over_teams", BLOCK, ";", -1),
+    Fault("sum_parameter_rows: no barrier", "rows.cuh", "sum_parameter_rows", BLOCK, ";"),
+    Fault("member_sums: no block barrier", "pools.cuh", "member_sums", BLOCK, ";"),
+    Fault("member_sums: no cluster barrier", "pools.cuh", "member_sums", CLUSTER, ";"),
+    Fault("pool_forward: a block leaves early", "pools.cuh", "pool_forward", LEAVE, "", -1),
+    Fault("pool_backward: a block leaves early", "pools.cuh", "pool_backward", LEAVE, "", -1),
+    Fault(
+        "store_pack_by_warp: no warp barrier",
+        "elements.cuh",
+        "store_pack_by_warp",
+        r"__syncwarp\(\);",
+        ";",
+        quick=True,
+    ),
+)
+
+
+def body_of(function: str, text: str) -> slice:
+    """Where the function lies: from the line of its name to a brace in the first column."""
+    begin = rf"^__(?:device|global)__[^\n]*(?:\n    )?\b{function}\("
+    starts = [m.start() for m in re.finditer(begin, text, re.M)]
+    if len(starts) != 1:
+        raise LookupError(f"{len(starts)} definitions of {function}, expected one")
+    return slice(starts[0], text.index("\n}", starts[0]))
+
+
+def plant(fault: Fault, text: str) -> str:
+    """The source with the fault."""
+    where = body_of(fault.function, text)
+    body = text[where]
+    found = list(re.finditer(fault.pattern.replace(" ", r"\s+"), body))
+    if not found or (fault.which is None and len(found) > 1):
+        raise LookupError(f"{fault.pattern!r} occurs {len(found)} times in {fault.function}")
+    match = found[fault.which or 0]
+    body = body[: match.start()] + match.expand(fault.planted) + body[match.end() :]
+    return text[: where.start] + body + text[where.stop :]
+
+
+class Tests:
+    """kernels_test.cc, compiled against any sources."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.compiler = os.environ.get("CXX", "c++")
+        self.rest = []  # what knows no kernels is compiled once
+        for name in ("races/reports.cc", "emulation/emulation.cc"):
+            compiled = str(work / (Path(name).stem + ".o"))
+            self.compile("-O1", "-DNORMCORE_RACES", str(CUDA_TESTS / name), "-o", compiled)
+            self.rest.append(compiled)
+        # Some kernels of Linux place memory where the sanitizer may not have any.
+        setarch = shutil.which("setarch")
+        self.launcher = [setarch, "-R"] if setarch else []
+
+    def compile(self, *arguments: str) -> None:
+        include = ["-I", str(CUDA_TESTS / "emulation"), "-I", str(ROOT / "cpp/include")]
+        command = [self.compiler, "-std=c++20", *include, "-c", *arguments]
+        self.run(command)
+
+    def run(self, command: list[str]) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+
+    def reports(self, sources: Path, name: str) -> int:
+        """The sanitizer's reports of the tests against these sources."""
+        compiled, program = str(self.work / f"{name}.o"), str(self.work / name)
+        sanitized = ["-fsanitize=thread", "-O1", "-g1", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+        test = str(CUDA_TESTS / "races/kernels_test.cc")
+        self.compile("-I", str(sources), *sanitized, test, "-o", compiled)
+        libraries = ["-lgtest", "-lgtest_main", "-pthread"]
+        objects = [compiled, *self.rest]
+        self.run([self.compiler, "-fsanitize=thread", *objects, *libraries, "-o", program])
+        done = subprocess.run([*self.launcher, program], capture_output=True, text=True)
+        if done.returncode not in (0, 1):
+            raise RuntimeError(f"{name} ended with {done.returncode}\n{done.stderr}")
+        return done.stderr.count("WARNING: ThreadSanitizer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few faults, one of each kind")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("text", nargs="*", help="only faults whose name has it")
+    options = parser.parse_args()
+    chosen = [
+        f
+        for f in FAULTS
+        if (f.quick or not options.quick)
+        and (not options.text or any(t in f.name for t in options.text))
+    ]
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        tests = Tests(Path(folder))
+
+        def found(number: int, fault: Fault | None) -> str:
+            """What the tests say of a fault, or of none; "" where it is as it must be."""
+            sources = Path(folder, f"sources{number}")
+            shutil.copytree(ROOT / "cpp/src", sources)
+            if fault is not None:
+                path = sources / "cuda" / fault.file
+                path.write_text(plant(fault, path.read_text()))
+            reports = tests.reports(sources, f"fault{number}")
+            if fault is None:
+                return f"{reports} races without a fault" if reports else ""
+            return "" if reports else "NOT FOUND"
+
+        runs = {
+            fault: pool.submit(found, number, fault) for number, fault in enumerate([None, *chosen])
+        }
+        for fault, run in runs.items():
+            name = fault.name if fault else "no fault"
+            try:
+                answer = run.result()
+            except (LookupError, RuntimeError) as error:
+                answer = f"FAILED: {error}"
+            missed += bool(answer)
+            print(f"{name:45} {answer or 'as it must be'}", flush=True)
+    if missed:
+        sys.exit(f"{missed} of {len(runs)} are not as they must be")
+
+
+if __name__ == "__main__":
+    main()
