@@ -40,6 +40,7 @@ LAYERS = {
     "src/ops": {
         "src/plan",
         "src/pipeline/arguments.h",
+        "src/pipeline/masked.h",
         "src/pipeline/memory.h",
         "src/pipeline/methods.h",
         "src/cpu/running_call.h",

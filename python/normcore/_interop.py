@@ -230,11 +230,34 @@ def is_wide(x: Any) -> bool:
     return str(getattr(x, "dtype", "float64")).rpartition(".")[2] == "float64"
 
 
+_CUDA = 2  # of DLPack
+
+
+def _weights_there(mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: int | None) -> Any:
+    """As `position_weights`, of a mask on a device, which stays there."""
+    kept = list(shape)
+    if channel_axis is not None and -len(kept) <= channel_axis < len(kept):
+        del kept[channel_axis]
+    kind, library = "float64" if wide else "float32", library_of(mask)
+    try:
+        if library == "torch":
+            return mask.to(getattr(sys.modules[library], kind)).expand(kept)
+        if library == "cupy":
+            return sys.modules[library].broadcast_to(mask.astype(kind), kept)
+    except (ValueError, RuntimeError):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, expected what broadcasts to {tuple(kept)}"
+        ) from None
+    return mask  # which the core takes where shape and dtype are those of the weights
+
+
 def position_weights(
     mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: int | None = None
-) -> Array:
+) -> Any:
     """Return ``mask`` as the core takes it: of x's shape, or of that without the channel axis, in
     the dtype of x's statistics."""
+    if getattr(mask, "__dlpack_device__", lambda: (1, 0))()[0] == _CUDA:
+        return _weights_there(mask, shape, wide, channel_axis)
     weights = as_numpy(mask, "mask")
     if weights.dtype.kind not in "buif" and weights.dtype.name != "bfloat16":
         raise TypeError(f"mask has dtype {weights.dtype}, expected bools or real numbers")

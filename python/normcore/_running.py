@@ -288,7 +288,7 @@ class _RunningNorm(_AffineLayer):
         y: A = self._call(x, step, None)
         return y
 
-    def _call(self, x: Any, step: SupportsIndex | None, mask: Array | None) -> Any:
+    def _call(self, x: Any, step: SupportsIndex | None, mask: Any) -> Any:
         row = self._row_of(step)
         self._forget(step)
         shape = shape_of(x)

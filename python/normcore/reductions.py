@@ -155,7 +155,8 @@ def moments(
     mask : array, optional
         How much each element counts, bools or weights >= 0, broadcastable to ``x``: ``count =
         sum(mask)``, ``mean = sum(mask * x) / count`` and ``m2 = sum(mask * (x - mean)**2)``. What
-        does not count may hold anything, also NaN. CPU only.
+        does not count may hold anything, also NaN. For an ``x`` on a device it lies there, and
+        nobody looks at its values: what is not above 0 does not count.
     keepdims : bool
         Whether reduced axes stay, with size 1.
 

@@ -142,7 +142,8 @@ struct NormOptions {
 };
 struct MomentsOptions {
   std::optional<Axes> axes{};
-  // What each element counts, as in BatchNormOptions; of x's shape.
+  // What each element counts, as in BatchNormOptions; of x's shape. On a device too, where values
+  // are not checked: what is not above 0 does not count.
   ConstTensor mask{};
 };
 // Each of x's shape with 1 along the axes and of any dtype, float64 to merge them, or absent.

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/elements.cuh"
+#include "normcore/errors.h"
 #include "plan/plan.h"
 
 namespace normcore::cuda {
@@ -109,5 +110,40 @@ struct PoolShape {
     return extent == Extent::column ? cell % g.cells : cell / across;
   }
 };
+
+// ---- of a plan
+
+// For divisions by a multiplication.
+inline bool is_few(Index n) { return n > 0 && n <= 0x7fffffff; }
+
+inline Geometry geometry_of(const Plan& plan) {
+  if (plan.outer_dims > kMostAxes || plan.space_dims > kMostAxes) {
+    throw value_error("x has more than 8 axes that do not merge, which CUDA refuses");
+  }
+  Geometry g{};
+  g.outer = plan.outer;
+  g.cells = plan.cells;
+  g.count = plan.count;
+  g.shared_rows = plan.merged_outer;
+  g.outer_dims = plan.outer_dims;
+  g.space_dims = plan.space_dims;
+  if (is_few(g.outer) && is_few(g.cells)) {
+    g.by_cells = Division(g.cells);
+    for (int d = 0; d < plan.outer_dims; ++d) g.by_outer[d] = Division(plan.outer_sizes[d]);
+  }
+  for (int d = 0; d < plan.outer_dims; ++d) g.outer_sizes[d] = plan.outer_sizes[d];
+  for (int d = 0; d < plan.space_dims; ++d) g.space_sizes[d] = plan.space_sizes[d];
+  return g;
+}
+
+inline View view_of(const Plan& plan, int operand, const void* data) {
+  const Access& a = plan.access[operand];
+  View v{};
+  v.data = const_cast<void*>(data);
+  v.cell = a.cell;
+  for (int d = 0; d < plan.outer_dims; ++d) v.outer[d] = a.outer[d];
+  for (int d = 0; d < plan.space_dims; ++d) v.space[d] = a.space[d];
+  return v;
+}
 
 }  // namespace normcore::cuda

@@ -3,6 +3,7 @@
 #include "cuda/special.h"
 #include "cuda/spectral.h"
 #include "normcore/errors.h"
+#include "pipeline/masked.h"
 #include "pipeline/methods.h"
 
 namespace normcore::cuda {
@@ -33,6 +34,10 @@ void mix_backward(const MixingCall&, const ConstTensor&, const Tensor&, const Mi
   refuse();
 }
 void local_divisive(const LocalDivisiveCall&, const Context&) { refuse(); }
+void masked_moments(const Plan&, DType, const void*, const void*, Memory&, double*, double*,
+                    double*) {
+  refuse();
+}
 
 template <class Method, class C>
 void run_forward(const Plan&, DType, const ForwardArgs<C>&, const typename Method::Params&,

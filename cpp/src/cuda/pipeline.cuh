@@ -44,39 +44,6 @@ Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // ---- the plan as kernels take it
 
-// For divisions by a multiplication.
-bool is_few(Index n) { return n > 0 && n <= 0x7fffffff; }
-
-Geometry geometry_of(const Plan& plan) {
-  if (plan.outer_dims > kMostAxes || plan.space_dims > kMostAxes) {
-    throw value_error("x has more than 8 axes that do not merge, which CUDA refuses");
-  }
-  Geometry g{};
-  g.outer = plan.outer;
-  g.cells = plan.cells;
-  g.count = plan.count;
-  g.shared_rows = plan.merged_outer;
-  g.outer_dims = plan.outer_dims;
-  g.space_dims = plan.space_dims;
-  if (is_few(g.outer) && is_few(g.cells)) {
-    g.by_cells = Division(g.cells);
-    for (int d = 0; d < plan.outer_dims; ++d) g.by_outer[d] = Division(plan.outer_sizes[d]);
-  }
-  for (int d = 0; d < plan.outer_dims; ++d) g.outer_sizes[d] = plan.outer_sizes[d];
-  for (int d = 0; d < plan.space_dims; ++d) g.space_sizes[d] = plan.space_sizes[d];
-  return g;
-}
-
-View view_of(const Plan& plan, int operand, const void* data) {
-  const Access& a = plan.access[operand];
-  View v{};
-  v.data = const_cast<void*>(data);
-  v.cell = a.cell;
-  for (int d = 0; d < plan.outer_dims; ++d) v.outer[d] = a.outer[d];
-  for (int d = 0; d < plan.space_dims; ++d) v.space[d] = a.space[d];
-  return v;
-}
-
 PoolShape pool_of(const Plan& plan, Extent extent) {
   PoolShape p{};
   p.extent = extent;

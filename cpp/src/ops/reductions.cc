@@ -6,6 +6,7 @@
 #include "normcore/ops.h"
 #include "ops/call.h"
 #include "ops/mask.h"
+#include "pipeline/masked.h"
 
 namespace normcore {
 namespace {
@@ -44,6 +45,12 @@ struct Reduction {
       Memory& memory = call_memory.get();
       StatsTable table(plan.outer * plan.cells, memory);
       double* weights = mask ? memory.take<double>(plan.outer * plan.cells) : nullptr;
+      if (mask && context.device == Device::kCuda) {
+        cuda::masked_moments(plan, x.dtype(), x.data(), mask.data(), memory, weights, table.mean,
+                             table.var);
+        table.rstd = weights;
+        return write(plan, table, memory);
+      }
       with_compute(x.dtype(), [&]<class C>(std::type_identity<C>) {
         ForwardArgs<C> args{};
         args.op = op;
@@ -96,10 +103,8 @@ void moments(const ConstTensor& x, const MomentsOut& out, const MomentsOptions& 
     shape.rule = "that of x";
     check_shape("mask", o.mask, shape);
     check_mask_dtype(o.mask, x);
-    if (context.device == Device::kCuda) {
-      throw value_error("mask is given, expected none for arrays on a CUDA device");
-    }
-    weigh(o.mask, 1);  // for its check
+    // For its check: on a device nobody waits for it.
+    if (context.device == Device::kCpu) weigh(o.mask, 1);
   }
   Operands operands;
   operands.reads("x", x);

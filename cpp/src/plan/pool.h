@@ -77,8 +77,9 @@ inline PoolTable pool_shape(Extent extent, const Plan& plan, Index on, Index kn)
 }
 
 // Chan's merge of n pairs of moments whose counts differ: a <- a + b.
-inline void merge_weighted(Index n, double* count_a, double* mean_a, double* m2_a,
-                           const double* count_b, const double* mean_b, const double* m2_b) {
+NORMCORE_HD inline void merge_weighted(Index n, double* count_a, double* mean_a, double* m2_a,
+                                       const double* count_b, const double* mean_b,
+                                       const double* m2_b) {
   for (Index k = 0; k < n; ++k) {
     const double total = count_a[k] + count_b[k];
     if (count_b[k] == 0) continue;
