@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from lying_dlpack import Lying
 from support import bits, channel_layers
 
 import normcore as nc
@@ -115,6 +116,15 @@ def test_wrong_arrays_are_refused_and_nothing_changes(layer):
             (None, TypeError, "is None, expected an array of shape"),
         ):
             with pytest.raises(error, match=place + message):
+                setattr(layer, key, value)
+            assert bits(array) == before
+        # What is no array at all is named as well.
+        for value, error, message in (
+            ([[1.0], [1.0, 2.0]], ValueError, r" is \[\[1.0\], \[1.0, 2.0\]\], expected"),
+            (np.ma.masked_array(array, mask=True), TypeError, " .*mask"),
+            (Lying(np.ones(3, np.float32), data=None), ValueError, ".data is null, expected memory"),
+        ):
+            with pytest.raises(error, match="^" + place.strip() + message):
                 setattr(layer, key, value)
             assert bits(array) == before
         array.flags.writeable = False

@@ -58,7 +58,7 @@ class ArrayAttribute(Generic[Held]):
             raise TypeError(f"{name} is None, expected an array of shape {shape}")
         # What lies on a device already stays there.
         elsewhere = not isinstance(array, np.ndarray) and library_of(value) == library_of(array)
-        values = value if elsewhere else stored(value)
+        values = value if elsewhere else stored(value, name)
         if hasattr(value, "dtype"):
             # By name: every library has its own, and NumPy may have read it as another.
             fits = dtype.name in (str(d).rpartition(".")[2] for d in (values.dtype, value.dtype))

@@ -54,7 +54,7 @@ def new_array(shape: int | tuple[int, ...], dtype: npt.DTypeLike, name: str) -> 
         ) from None
 
 
-def stored(value: Any, name: str = "the array") -> Array:
+def stored(value: Any, name: str) -> Array:
     """Return an array of a stored state, of any library, as a NumPy array.
 
     NumPy writes bfloat16 to its files as raw elements of two bytes. No other dtype comes back as

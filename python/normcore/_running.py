@@ -470,7 +470,7 @@ class _ScaledNorm(Foldable, _RunningNorm):
         shape = shape_of(x)
         count = math.prod(shape) / self.num_features
         # One value has the scale of two that are the same, which the function does not refuse.
-        of = x if count > 1 else np.concatenate([as_numpy(x)] * 2)
+        of = x if count > 1 else np.concatenate([as_numpy(x, "x")] * 2)
         own = {name: getattr(self, name) for name in self._shared}
         _, stats = self._function(of, **own, return_stats=True)
         scale = 1 / as_numpy(stats.rstd).astype(np.float64)

@@ -75,7 +75,7 @@ def spectral_state(kernel: Any, u: Any) -> dict[str, Array]:
     Under torch's names, the weight too, which the layer leaves alone. The vectors are of length 1,
     which they need not be there: only the direction counts where each call iterates.
     """
-    weight, start = stored(kernel), stored(u).reshape(-1)
+    weight, start = stored(kernel, "kernel"), stored(u, "u").reshape(-1)
     if weight.ndim < 2 or weight.shape[-1] != start.size:
         raise ValueError(
             f"kernel has shape {weight.shape}, expected (..., {start.size}): the size of u"

@@ -99,8 +99,11 @@ def from_compressai(state: Mapping[str, Any]) -> dict[str, Array]:
     """
     constants = [key for key in state if "_reparam." in key]
     for key in constants:
-        if key.endswith("pedestal") and not np.isclose(stored(state[key]), _PEDESTAL, rtol=1e-5):
-            raise ValueError(f"{key} is {stored(state[key])}, expected {_PEDESTAL}")
+        if not key.endswith("pedestal"):
+            continue
+        value = stored(state[key], key)
+        if not np.isclose(value, _PEDESTAL, rtol=1e-5):
+            raise ValueError(f"{key} is {value}, expected {_PEDESTAL}")
     kept = {key: value for key, value in state.items() if key not in constants}
     return renamed(kept, {"beta": "beta", "gamma": "gamma"})
 
