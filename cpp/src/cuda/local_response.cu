@@ -76,7 +76,7 @@ struct ChannelTile {
 };
 
 // Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.
-template <bool kLast, class F>
+template <bool kLast, int kUnroll = 1, class F>
 __device__ void each(Index c0, Index c1, int count, F f) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   if constexpr (kLast) {
@@ -85,7 +85,7 @@ __device__ void each(Index c0, Index c1, int count, F f) {
     }
   } else {
     if (lane >= count) return;
-#pragma unroll 4
+#pragma unroll kUnroll
     for (Index c = c0 + warp; c < c1; c += kWarps) f(c, lane);
   }
 }
@@ -115,8 +115,8 @@ __global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, 
   }
   __syncthreads();
   auto at = [&](int o, Index c, int p) { return offsets[o * kPixels + p] + c * g.step[o]; };
-  each<kLast>(s0, s1, count,
-              [&](Index c, int p) { values[(c - s0) * kPitch + p] = widen(x[at(0, c, p)]); });
+  each<kLast, 4>(s0, s1, count,
+                 [&](Index c, int p) { values[(c - s0) * kPitch + p] = widen(x[at(0, c, p)]); });
   __syncthreads();
 
   // use(d, its power, in float where its range allows it) of channel c's window.

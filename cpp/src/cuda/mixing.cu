@@ -162,7 +162,7 @@ __global__ void outer_kernel(Mixture m, const T* x, const double* t, Index split
                              double* partial) {
   double* t_tile = shared_memory();  // [kRun][kPitch]
   double* u_tile = t_tile + kRun * kPitch;
-  const Index n = m.channels, tiles = ceil_div(n, Index(kTile));
+  const Index n = m.channels, tiles = (n + kTile - 1) / kTile;
   const Index row0 = blockIdx.x / tiles * kTile, col0 = blockIdx.x % tiles * kTile;
   const Index split = blockIdx.y;
   const Index p0 = m.pixels.count * split / splits, p1 = m.pixels.count * (split + 1) / splits;
