@@ -122,7 +122,11 @@ def test_wrong_arrays_are_refused_and_nothing_changes(layer):
         for value, error, message in (
             ([[1.0], [1.0, 2.0]], ValueError, r" is \[\[1.0\], \[1.0, 2.0\]\], expected"),
             (np.ma.masked_array(array, mask=True), TypeError, " .*mask"),
-            (Lying(np.ones(3, np.float32), data=None), ValueError, ".data is null, expected memory"),
+            (
+                Lying(np.ones(3, np.float32), data=None),
+                ValueError,
+                ".data is null, expected memory",
+            ),
         ):
             with pytest.raises(error, match="^" + place.strip() + message):
                 setattr(layer, key, value)

@@ -33,7 +33,8 @@ struct GDNGradients {
 // y_j = gain_j sgn(x_j) |x_j|^power / (sigma_j^exponent + sum_k weights_jk |x_k|^exponent)
 //                                     ^(power / exponent)
 // weights: (C, C); sigma, gain: (C,) or a single value. Weights and sigma are finite and not
-// negative: looked at on the CPU alone, since no call waits for a device. Where all that is divided and divides is 0, y and its gradient are 0.
+// negative: looked at on the CPU alone, since no call waits for a device. Where all that is divided
+// and divides is 0, y and its gradient are 0.
 NORMCORE_API void divisive_norm(const ConstTensor& x, const ConstTensor& weights,
                                 const ConstTensor& sigma, const ConstTensor& gain, const Tensor& y,
                                 const DivisiveNormOptions& options = {},

@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <exception>
 #include <string>
 #include <vector>
 
@@ -95,8 +94,8 @@ void launch(const Launch& l, cudaStream_t stream, void (*kernel)(Params...), Arg
   check(cudaLaunchKernelEx(&config.config, kernel, Params(args)...), "cudaLaunchKernelEx");
 }
 
-// Clusters of a kernel, or blocks where it has none, that a device runs at once. Also asks for more
-// shared memory where a launch needs it.
+// Clusters of a kernel, or blocks where it has none, that a device runs at once; 0 where it has no
+// room for one. Also asks for more shared memory where a launch needs it.
 Index resident_clusters(const void* kernel, const Launch& l, int device);
 template <class... Params>
 Index resident_clusters(void (*kernel)(Params...), const Launch& l, int device) {
@@ -127,6 +126,7 @@ class DeviceMemory final : public Memory {
  public:
   explicit DeviceMemory(const Context& context);
   ~DeviceMemory() override;
+  void finish() override { launch_steps(); }
 
   int device() const { return device_; }
   // For a launch that may read what steps write: those that wait are launched first.
@@ -176,7 +176,6 @@ class DeviceMemory final : public Memory {
   std::vector<void*> chunks_;
   char* free_;
   std::size_t left_;
-  int exceptions_ = std::uncaught_exceptions();
   Steps steps_;
   bool at_source_[Steps::kMost];  // copies that may never be needed
 };

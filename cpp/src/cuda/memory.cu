@@ -3,7 +3,6 @@
 #include <array>
 #include <atomic>
 #include <bit>
-#include <exception>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -285,10 +284,9 @@ const DeviceFacts& facts_of(int device) { return state_of(device).facts; }
 Index resident_clusters(const void* kernel, const Launch& l, int device) {
   static std::mutex lock;
   static std::map<std::tuple<const void*, int, int, int, int>, Index> known;
+  const std::tuple key{kernel, device, l.cluster, l.threads, l.shared_bytes};
   const std::lock_guard guard(lock);
-  const auto [it, is_new] =
-      known.try_emplace({kernel, device, l.cluster, l.threads, l.shared_bytes}, 0);
-  if (!is_new) return it->second;
+  if (const auto it = known.find(key); it != known.end()) return it->second;
   if (l.shared_bytes > kSharedBytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.shared_bytes),
           "cudaFuncSetAttribute");
@@ -306,7 +304,8 @@ Index resident_clusters(const void* kernel, const Launch& l, int device) {
     check(cudaOccupancyMaxActiveClusters(&count, kernel, &config.config),
           "cudaOccupancyMaxActiveClusters");
   }
-  return it->second = std::max(1, count);
+  known[key] = count;
+  return count;
 }
 
 void* allocate(std::size_t bytes, int device, cudaStream_t stream) {
@@ -441,12 +440,6 @@ DeviceMemory::DeviceMemory(const Context& context)
 }
 
 DeviceMemory::~DeviceMemory() {
-  // Where the call has failed there is nothing to write. A launch of this kernel fails only where
-  // the context is lost, which the next call says.
-  try {
-    if (std::uncaught_exceptions() == exceptions_) launch_steps();
-  } catch (const device_error&) {
-  }
   for (void* p : chunks_) release(p, device_, stream_);
 }
 

@@ -425,11 +425,14 @@ class Pipeline {
     Launch l{0, policy.block_threads(), kTeamBytes, policy.cluster};
     l.shared_bytes += backward_bytes<C>(log2_of(policy.threads), policy.block_threads(), a.n,
                                         policy.packs, args.dh != nullptr);
+    bool done = false;
     with_row_kernel<kRowBackwardPacks<T>>(policy, is_whole, [&](auto p, auto all, auto cluster) {
       const auto kernel = rows_backward<Formula, T, p(), all(), cluster()>;
       // As many blocks as run at once: what follows from the device, the length of a row and its
       // alignment decides the order of the parameters' sums, unless there are fewer rows.
       const Index most = resident_clusters(kernel, l, memory_.device());
+      done = most > 0;
+      if (!done) return;
       const Index blocks = std::min(most, ceil_div(a.rows, policy.rows_per_block));
       l.blocks = blocks * policy.cluster;
       if (wanted) {
@@ -439,7 +442,7 @@ class Pipeline {
       launch(l, stream(), kernel, a, params_, team_of(policy));
       if (wanted) sum_parts(a.dweight, a.dbias, blocks, a.n, args);
     });
-    return true;
+    return done;
   }
 
   // The gradients of the channels' parameters from the sums of the cells.

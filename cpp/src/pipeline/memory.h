@@ -2,6 +2,7 @@
 // buffers and statistics, of any dtype and strides, and the pipeline's contiguous tables.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <numeric>
 
@@ -58,6 +59,9 @@ class Memory {
   // out[k] = (1 - momentum) * old[k] + momentum * factor * mean over the rows of values [rows, n]
   virtual void blend(const double* old, const double* values, Index rows, Index n, double momentum,
                      double factor, double* out) = 0;
+
+  // The end of a call that has not failed: what was put off is done.
+  virtual void finish() {}
 
  protected:
   virtual void* take_bytes(std::size_t bytes) = 0;
@@ -137,11 +141,18 @@ class CallMemory {
   explicit CallMemory(const Context& context) {
     if (context.device == Device::kCuda) device_ = cuda::make_memory(context);
   }
+  // Throws what the last steps of a call throw, but not over what it has thrown already.
+  ~CallMemory() noexcept(false) {
+    if (device_ && std::uncaught_exceptions() == exceptions_) device_->finish();
+  }
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
   Memory& get() { return device_ ? *device_ : static_cast<Memory&>(host_); }
 
  private:
   HostMemory host_;
   std::unique_ptr<Memory> device_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 }  // namespace normcore
