@@ -136,19 +136,26 @@ bool progress = false;
 // the one stack that they know.
 [[gnu::noinline, noreturn]] void jump(void** to) { __builtin_longjmp(to, 1); }
 
+// What others have written since is read again: the optimizer does not see that they ran.
+void forget_what_was_read() { asm volatile("" ::: "memory"); }
+
 // Lets others run.
 [[gnu::noinline]] void give_way() {
-  if (__builtin_setjmp(current->place) != 0) return;
-  switch_to(scheduler_fiber);
-  jump(scheduler_place);
+  if (__builtin_setjmp(current->place) == 0) {
+    switch_to(scheduler_fiber);
+    jump(scheduler_place);
+  }
+  forget_what_was_read();
 }
 // Runs a worker until it gives way or ends.
 [[gnu::noinline]] void resume(Worker& w) {
-  if (__builtin_setjmp(scheduler_place) != 0) return;
-  switch_to(w.sanitizer_fiber);
-  if (w.started) jump(w.place);
-  w.started = true;
-  setcontext(&w.context);
+  if (__builtin_setjmp(scheduler_place) == 0) {
+    switch_to(w.sanitizer_fiber);
+    if (w.started) jump(w.place);
+    w.started = true;
+    setcontext(&w.context);
+  }
+  forget_what_was_read();
 }
 
 void open_if_complete(Group& g) {
