@@ -182,6 +182,7 @@ TEST_P(Pools, HaveNoRaces) {
   HeldPools p{};
   p.g.outer = 1;
   p.g.cells = cells;
+  p.g.by_cells = Division(cells);
   p.g.count = p.g.piece = c.count;
   p.g.pieces = 1;
   p.g.space_dims = 1;
