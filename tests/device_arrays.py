@@ -18,11 +18,20 @@ pointer_of.restype = ctypes.c_void_p
 pointer_of.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 
+# A capsule's deleter is a function of its exporter, called when the device has done its work:
+# after the call, or at the end of the process.
+LENT = []
+
+
 class DeviceArray(Lying):
     def __init__(self, array):
         half = {"capsule_code": 4, "capsule_bits": 16} if array.dtype == ml_dtypes.bfloat16 else {}
         super().__init__(array, device=(2, 0), capsule_device=(2, 0), **half)
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __dlpack__(self, **options):
+        LENT.append(self)
+        return super().__dlpack__(**options)
 
     def __array_namespace__(self):
         return sys.modules[__name__]

@@ -53,6 +53,12 @@ def tiles(kernel, arguments="{T}"):
     return f"normcore::cuda::{kernel}<{arguments}, true>"
 
 
+def cells(kernel, arguments="{T}"):
+    return f"normcore::cuda::{kernel}<{arguments}, 4, (normcore::cuda::Form)2>"
+
+
+# By coefficients from a table.
+APPLIED = "normcore::cuda::KERNEL, normcore::cuda::Coefficients<float> >"
 BF16, F32 = "__nv_bfloat16", "float"
 BUDGETS = [
     Budget("layer norm", rows("rows_forward", LAYER_NORM, 4), 4, 4, 2, {BF16: 30}),
@@ -77,9 +83,25 @@ BUDGETS = [
     Budget("RMS norm backward", rows("rows_backward", RMS_NORM, 2), 2, 4, 3, {BF16: 64}, loop=True),
     Budget("RMS norm backward", rows("rows_backward", RMS_NORM, 2), 2, 4, 3, {F32: 96}, loop=True),
     Budget("moments of tiles", tiles("tile_moments", "false, {T}"), 8, 8, 1, {BF16: 21}, loop=True),
-    Budget("tiles applied", tiles("tile_apply"), 8, 8, 2, {BF16: 30, F32: 30}, loop=True),
+    Budget(
+        "tiles applied",
+        APPLIED.replace("KERNEL", "tile_apply<{T}, true"),
+        8,
+        8,
+        2,
+        {BF16: 30, F32: 30},
+        loop=True,
+    ),
     Budget("sums of tiles", tiles("tile_sums"), 4, 4, 2, {BF16: 30, F32: 30}, loop=True),
     Budget("dx of tiles", tiles("tile_grad"), 4, 4, 3, {BF16: 43, F32: 43}, loop=True),
+    Budget("moments of cells", cells("cell_moments", "false, {T}"), 4, 4, 1, {BF16: 26}),
+    Budget(
+        "cells applied",
+        APPLIED.replace("KERNEL", "cell_apply<{T}, 4, (normcore::cuda::Form)2"),
+        *(4, 4, 2, {BF16: 30}),
+    ),
+    Budget("sums of cells", cells("cell_sums"), 4, 8, 2, {BF16: 43}),
+    Budget("dx of cells", cells("cell_grad"), 4, 8, 3, {BF16: 43}),
 ]
 
 

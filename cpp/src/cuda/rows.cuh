@@ -473,19 +473,23 @@ struct ParameterSums {
 template <class C>
 __global__ void sum_parameter_rows(ParameterSums<C> weight, ParameterSums<C> bias, Index rows,
                                    Index n) {
-  double* sums = shared_memory();  // [kSumWarps, 32]
-  const ParameterSums<C>& mine = blockIdx.y == 0 ? weight : bias;
+  double* sums = shared_memory();      // [kSumWarps, 32]
+  const bool first = blockIdx.y == 0;  // a reference to either would put both into local memory
+  const C* table = first ? weight.table : bias.table;
+  const Column out{first ? weight.out.data : bias.out.data,
+                   first ? weight.out.dtype : bias.out.dtype,
+                   first ? weight.out.stride : bias.out.stride};
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const Index j = Index(blockIdx.x) * 32 + lane;
   double sum = 0;
-  if (mine.out.data && j < n) {
-    for (Index r = warp; r < rows; r += kSumWarps) sum += double(mine.table[r * n + j]);
+  if (out.data && j < n) {
+    for (Index r = warp; r < rows; r += kSumWarps) sum += double(table[r * n + j]);
   }
   sums[warp * 32 + lane] = sum;
   __syncthreads();
-  if (mine.out.data && warp == 0 && j < n) {
+  if (out.data && warp == 0 && j < n) {
     for (int w = 1; w < kSumWarps; ++w) sum += sums[w * 32 + lane];
-    put(mine.out, j, sum);
+    put(out, j, sum);
   }
 }
 

@@ -136,26 +136,29 @@ bool progress = false;
 // the one stack that they know.
 [[gnu::noinline, noreturn]] void jump(void** to) { __builtin_longjmp(to, 1); }
 
-// What others have written since is read again: the optimizer does not see that they ran.
-void forget_what_was_read() { asm volatile("" ::: "memory"); }
+// Others run within a function that changes fibers: its callers may assume nothing of what it
+// reads, writes and leaves in registers, whatever its body shows.
+#if __has_cpp_attribute(gnu::noipa)
+#define NORMCORE_CHANGES_FIBERS [[gnu::noipa]]
+#else
+#define NORMCORE_CHANGES_FIBERS [[gnu::noinline]]
+#endif
 
 // Lets others run.
-[[gnu::noinline]] void give_way() {
+NORMCORE_CHANGES_FIBERS void give_way() {
   if (__builtin_setjmp(current->place) == 0) {
     switch_to(scheduler_fiber);
     jump(scheduler_place);
   }
-  forget_what_was_read();
 }
 // Runs a worker until it gives way or ends.
-[[gnu::noinline]] void resume(Worker& w) {
+NORMCORE_CHANGES_FIBERS void resume(Worker& w) {
   if (__builtin_setjmp(scheduler_place) == 0) {
     switch_to(w.sanitizer_fiber);
     if (w.started) jump(w.place);
     w.started = true;
     setcontext(&w.context);
   }
-  forget_what_was_read();
 }
 
 void open_if_complete(Group& g) {

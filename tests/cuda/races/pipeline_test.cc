@@ -19,9 +19,9 @@ const Context kDevice{Device::kCuda};
 
 // Whether the kernels of the type are compiled by the sanitizer.
 bool is_watched(DType t) {
-  const std::string name = name_of(t), types = ";" NORMCORE_RACE_TYPES ";";
+  const std::string name = name_of(t), types = NORMCORE_RACE_TYPES;  // " bf16 f32 "
   const std::string bits = name.substr(name.find_first_of("0123456789"));
-  return types.find((name[0] == 'b' ? ";bf" : ";f") + bits + ";") != std::string::npos;
+  return types.find((name[0] == 'b' ? " bf" : " f") + bits + " ") != std::string::npos;
 }
 
 Array filled(DType dtype, std::vector<Index> shape, std::vector<Index> strides = {}) {
@@ -76,10 +76,10 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Rows{DType::kBFloat16, 11, 5}, Rows{DType::kBFloat16, 11, 64},
                       Rows{DType::kBFloat16, 11, 257}, Rows{DType::kBFloat16, 7, 60, 3},
                       Rows{DType::kBFloat16, 7, 771, 2}, Rows{DType::kBFloat16, 5, 1504},
-                      Rows{DType::kBFloat16, 2, 9000},  // a cluster of two in backward
+                      Rows{DType::kBFloat16, 1, 9000},  // a cluster of two in backward
                       Rows{DType::kFloat32, 5, 7}, Rows{DType::kFloat32, 5, 771, 2},
-                      Rows{DType::kFloat32, 3, 4097}, Rows{DType::kFloat32, 1, 8300},
-                      Rows{DType::kFloat16, 5, 200}, Rows{DType::kFloat64, 3, 300, 1}));
+                      Rows{DType::kFloat32, 1, 4097}, Rows{DType::kFloat16, 5, 200},
+                      Rows{DType::kFloat64, 3, 300, 1}));
 
 // ---- channels
 
