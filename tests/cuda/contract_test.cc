@@ -8,17 +8,20 @@ namespace normcore {
 namespace {
 
 struct OnDevice {
+  static cuda::DeviceMemory& of_device(CallMemory& memory) {
+    return static_cast<cuda::DeviceMemory&>(memory.get());
+  }
   template <class Method>
   static void forward(const Plan& plan, const ForwardArgs<float>& args,
                       const typename Method::Params& params) {
-    cuda::DeviceMemory memory(Context{Device::kCuda});
-    cuda::forward_on<Method, float>(plan, memory, params, args);
+    CallMemory memory(Context{Device::kCuda});
+    cuda::forward_on<Method, float>(plan, of_device(memory), params, args);
   }
   template <class Method>
   static void backward(const Plan& plan, const BackwardArgs<float>& args,
                        const typename Method::Params& params) {
-    cuda::DeviceMemory memory(Context{Device::kCuda});
-    cuda::backward_on<Method, float>(plan, memory, params, args);
+    CallMemory memory(Context{Device::kCuda});
+    cuda::backward_on<Method, float>(plan, of_device(memory), params, args);
   }
 };
 

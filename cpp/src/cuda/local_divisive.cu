@@ -140,7 +140,8 @@ __global__ void grad_kernel(Divisive d, const T* x, const T* dy, T* dx, Planes p
 }  // namespace
 
 void local_divisive(const LocalDivisiveCall& call, const Context& context) {
-  DeviceMemory memory(context);
+  CallMemory of_call(context);
+  auto& memory = static_cast<DeviceMemory&>(of_call.get());
   const bool backward = bool(call.dy);
   const ConstTensor out(call.out);
   const ConstTensor* const operands[] = {&call.x, backward ? &call.dy : &out,
@@ -161,43 +162,42 @@ void local_divisive(const LocalDivisiveCall& call, const Context& context) {
   d.last = d.step[0] == 1 && channels > 1 && n > 1;
   const WindowAxes a(operands, call.channel_axis, call.radius_a, call.radius_a);
   const WindowAxes b(operands, call.channel_axis, call.radius_b, call.radius_b);
-  const cudaStream_t stream = memory.stream();
   double* spare = memory.take<double>(n);
   auto take = [&](bool wanted) { return wanted ? memory.take<double>(n) : nullptr; };
   Planes planes{take(true), take(true), take(true), take(backward), take(backward)};
   auto means = [&](const WindowAxes& axes, bool transposed, double** plane) {
     const Share share = transposed ? Share::kOfElement : Share::kOfSum;
-    sum_windows(axes, /*mirrored=*/false, share, plane, &spare, stream);
+    sum_windows(axes, /*mirrored=*/false, share, plane, &spare, memory.stream());
   };
   with_element_type(call.x.dtype(), [&]<class T>(T) {
     const T* x = static_cast<const T*>(call.x.data());
     T* to = static_cast<T*>(call.out.data());
-    launch(one_position_each(d), stream, statistics_kernel<T>, d, x, planes);
+    launch(one_position_each(d), memory.stream(), statistics_kernel<T>, d, x, planes);
     means(a, /*transposed=*/false, &planes.m);
-    launch(one_each(n), stream, deviations_kernel, planes, n);
+    launch(one_each(n), memory.stream(), deviations_kernel, planes, n);
     means(b, /*transposed=*/false, &planes.t);
     if (!backward) {
-      return launch(one_each(call.x.size()), stream, divide_kernel<T>, d, x, to, planes);
+      return launch(one_each(call.x.size()), memory.stream(), divide_kernel<T>, d, x, to, planes);
     }
     const T* dy = static_cast<const T*>(call.dy.data());
-    launch(one_position_each(d), stream, position_sums_kernel<T>, d, x, dy, planes);
+    launch(one_position_each(d), memory.stream(), position_sums_kernel<T>, d, x, dy, planes);
     const LocalDivisiveGradients& g = *call.gradients;
     if (g.dsigma || g.dweight || g.dbias) {
       const ChannelSums of_channels(channels, n, d.last);
       double* partial = memory.take<double>(of_channels.splits * 3 * channels);
       double* sums = memory.take<double>(3 * channels);
-      launch(of_channels.launch_of(3), stream, channel_sums_kernel<T>, d, of_channels, x, dy,
-             planes, partial);
-      launch(one_each(3 * channels), stream, add_splits_kernel, partial, of_channels.splits,
-             3 * channels, sums);
+      launch(of_channels.launch_of(3), memory.stream(), channel_sums_kernel<T>, d, of_channels, x,
+             dy, planes, partial);
+      launch(one_each(3 * channels), memory.stream(), add_splits_kernel, partial,
+             of_channels.splits, 3 * channels, sums);
       store_per_channel(sums, channels, g.dsigma, memory);
       store_per_channel(sums + channels, channels, g.dweight, memory);
       store_per_channel(sums + 2 * channels, channels, g.dbias, memory);
     }
     means(b, /*transposed=*/true, &planes.slope);
-    launch(one_each(n), stream, shifts_kernel, planes, n);
+    launch(one_each(n), memory.stream(), shifts_kernel, planes, n);
     means(a, /*transposed=*/true, &planes.shift);
-    launch(one_each(call.x.size()), stream, grad_kernel<T>, d, x, dy, to, planes);
+    launch(one_each(call.x.size()), memory.stream(), grad_kernel<T>, d, x, dy, to, planes);
   });
 }
 

@@ -214,7 +214,8 @@ bool run_channels(const ConstTensor* const (&operands)[3], int axis, Index befor
 void local_response(const ConstTensor& x, const ConstTensor& dy, const Tensor& out,
                     const Index* before, const Index* after, const ResponseFormula& f,
                     const Context& context) {
-  DeviceMemory memory(context);
+  CallMemory of_call(context);
+  auto& memory = static_cast<DeviceMemory&>(of_call.get());
   const ConstTensor result(out);
   const ConstTensor* const operands[] = {&x, dy ? &dy : &result, dy ? &result : nullptr};
   int windows = 0, axis = -1;

@@ -256,12 +256,12 @@ struct Loaded {
 }  // namespace
 
 void mix_forward(const MixingCall& call, const Tensor& y, const Context& context) {
-  DeviceMemory memory(context);
+  CallMemory of_call(context);
+  auto& memory = static_cast<DeviceMemory&>(of_call.get());
   const ConstTensor out(y);
   const ConstTensor* const operands[] = {&call.x, &out, nullptr};
   const Loaded loaded(call, operands, memory);
   const Mixture& m = loaded.m;
-  const cudaStream_t stream = memory.stream();
   // Over x a block may write only what no other block reads.
   const bool direct = call.x.data() != y.data() || m.channels <= kRows;
   with_element_type(call.x.dtype(), [&]<class T>(T) {
@@ -272,25 +272,25 @@ void mix_forward(const MixingCall& call, const Tensor& y, const Context& context
     double* no_table = nullptr;
     T* no_out = nullptr;
     if (direct) {
-      return launch(loaded.products(), stream, product_kernel<T, Product::kY>, m, x, no_dy, to,
-                    none, none, no_table);
+      return launch(loaded.products(), memory.stream(), product_kernel<T, Product::kY>, m, x, no_dy,
+                    to, none, none, no_table);
     }
     double* d = memory.take<double>(call.x.size());
-    launch(loaded.products(), stream, product_kernel<T, Product::kTable>, m, x, no_dy, no_out, none,
-           none, d);
-    launch(one_each(call.x.size()), stream, divide_kernel<T>, m, x, to,
+    launch(loaded.products(), memory.stream(), product_kernel<T, Product::kTable>, m, x, no_dy,
+           no_out, none, none, d);
+    launch(one_each(call.x.size()), memory.stream(), divide_kernel<T>, m, x, to,
            static_cast<const double*>(d));
   });
 }
 
 void mix_backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
                   const MixingTensors& gradients, const Context& context) {
-  DeviceMemory memory(context);
+  CallMemory of_call(context);
+  auto& memory = static_cast<DeviceMemory&>(of_call.get());
   const ConstTensor out(dx);
   const ConstTensor* const operands[] = {&call.x, &dy, &out};
   const Loaded loaded(call, operands, memory);
   const Mixture& m = loaded.m;
-  const cudaStream_t stream = memory.stream();
   const Index n = m.channels, pixels = m.pixels.count;
   const ChannelSums channel_sums(n, pixels, m.last);
   const Index tiles = ceil_div(n, Index(kTile)) * ceil_div(n, Index(kTile));
@@ -312,23 +312,25 @@ void mix_backward(const MixingCall& call, const ConstTensor& dy, const Tensor& d
     const T* no_dy = nullptr;
     T* no_out = nullptr;
     const double* none = nullptr;
-    launch(products, stream, product_kernel<T, Product::kTable>, m, x, no_dy, no_out, none, none,
-           d);
-    launch(channel_sums.launch_of(3), stream, terms_kernel<T>, m, channel_sums, x, g, d, t,
+    launch(products, memory.stream(), product_kernel<T, Product::kTable>, m, x, no_dy, no_out, none,
+           none, d);
+    launch(channel_sums.launch_of(3), memory.stream(), terms_kernel<T>, m, channel_sums, x, g, d, t,
            partial);
     if (outer) {
-      launch({tiles, kBlock, 2 * kRun * kPitch * int(sizeof(double)), 1, splits}, stream,
+      launch({tiles, kBlock, 2 * kRun * kPitch * int(sizeof(double)), 1, splits}, memory.stream(),
              outer_kernel<T>, m, x, t, splits, outer);
     }
-    launch(products, stream, product_kernel<T, Product::kGradient>, m, x, g, to, d, t, a_parts);
+    launch(products, memory.stream(), product_kernel<T, Product::kGradient>, m, x, g, to, d, t,
+           a_parts);
   });
-  launch(one_each(3 * n), stream, add_splits_kernel, partial, channel_sums.splits, 3 * n, sums);
+  launch(one_each(3 * n), memory.stream(), add_splits_kernel, partial, channel_sums.splits, 3 * n,
+         sums);
   if (outer) {
-    launch(one_each(n * n), stream, add_splits_kernel, outer, splits, n * n, weights);
+    launch(one_each(n * n), memory.stream(), add_splits_kernel, outer, splits, n * n, weights);
     memory.store(weights, gradients.weights, whole_walk(gradients.weights));
   }
   if (gradients.offset && call.offset_power != 1) {
-    launch(one_each(n), stream, chain_kernel, sums, loaded.b, n, call.offset_power);
+    launch(one_each(n), memory.stream(), chain_kernel, sums, loaded.b, n, call.offset_power);
   }
   store_per_channel(sums, n, gradients.offset, memory);
   store_per_channel(sums + n, n, gradients.gain, memory);
