@@ -113,7 +113,7 @@ class Case:
 
 
 def _flat(result):
-    if result is None or isinstance(result, (bool, int)):
+    if result is None:
         return
     if isinstance(result, tuple):
         for part in result:
