@@ -160,8 +160,8 @@ struct ChannelSums {
 };
 
 // out[i] = sum over the splits of partial [splits][n], in their order.
-static __global__ void add_splits_kernel(const double* partial, Index splits, Index n,
-                                         double* out) {
+[[maybe_unused]] static __global__ void add_splits_kernel(const double* partial, Index splits,
+                                                          Index n, double* out) {
   const Index i = my_index();
   if (i >= n) return;
   double sum = 0;
