@@ -36,6 +36,13 @@ def emulated_core():
     return None
 
 
+def emulated_core_or_skip():
+    core = emulated_core()
+    if core is None:
+        pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
+    return core
+
+
 TEST_DEVICE = os.environ.get("NORMCORE_TEST_DEVICE", "cuda")
 POISON = 0xFF  # bytes that are NaN in any dtype
 
@@ -104,6 +111,15 @@ class TorchCore:
 
     def __getattr__(self, name):
         return lambda *args: self.call(name, args)
+
+
+def device_core(name):
+    """The core of "emulated" or "cuda", or a skipped test where it is missing."""
+    if name == "emulated":
+        return emulated_core_or_skip()
+    if TEST_DEVICE == "cuda" and not nc.cuda.is_available():
+        pytest.skip("needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
+    return TorchCore(TEST_DEVICE)
 
 
 def compiled_functions():

@@ -8,7 +8,8 @@ streamed. The emulation cannot show races within a warp, memory ordering or spee
 import numpy as np
 import pytest
 import reference
-from cuda_support import TEST_DEVICE, TorchCore, emulated_core, running_on
+from both_devices import device as device  # of each test here
+from cuda_support import TEST_DEVICE
 from support import (
     CENTRED,
     DIVIDING,
@@ -33,22 +34,6 @@ POOLS = [v for v in PLAIN_VARIANTS if v.method in ("batch_norm", "instance_norm"
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 row_methods = pytest.mark.parametrize("method", ["layer_norm", "rms_norm"])
-
-
-@pytest.fixture(
-    autouse=True, params=["emulated", pytest.param("cuda", marks=pytest.mark.cuda)], scope="module"
-)
-def device(request):
-    if request.param == "cuda":
-        if TEST_DEVICE == "cuda" and not nc.cuda.is_available():
-            pytest.skip("needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
-        core = TorchCore(TEST_DEVICE)
-    else:
-        core = emulated_core()
-        if core is None:
-            pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
-    with running_on(core):
-        yield request.param
 
 
 @each_variant

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import test_divisive as mixing
 import test_local as local
-from cuda_support import TorchCore, emulated_core, running_on
+from both_devices import device as device  # of each test here
 from support import DTYPES, GuardedOut, arrange, bfloat16, bits
 
 import normcore as nc
@@ -20,22 +20,6 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 each_layout = pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 each_case, each_method = mixing.each_case, mixing.each_method
 LAST = local.LAST
-
-
-@pytest.fixture(
-    autouse=True, params=["emulated", pytest.param("cuda", marks=pytest.mark.cuda)], scope="module"
-)
-def device(request):
-    if request.param == "cuda":
-        if not nc.cuda.is_available():
-            pytest.skip("needs a CUDA device and a build with -DNORMCORE_CUDA=ON")
-        core = TorchCore("cuda")
-    else:
-        core = emulated_core()
-        if core is None:
-            pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
-    with running_on(core):
-        yield request.param
 
 
 # ---- local response norm

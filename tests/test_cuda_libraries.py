@@ -17,7 +17,7 @@ import weakref
 
 import numpy as np
 import pytest
-from cuda_support import emulated_core, running_on
+from cuda_support import emulated_core_or_skip, running_on
 from exchange_tables import Library
 from lying_dlpack import Lying
 from support import bits
@@ -59,9 +59,7 @@ class Device:
 
 @pytest.fixture
 def device():
-    core = emulated_core()
-    if core is None:
-        pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
+    core = emulated_core_or_skip()
     device = Device()
     with running_on(core):
         yield device
@@ -281,8 +279,7 @@ def test_an_array_used_on_another_stream_is_kept_until_that_has_passed(device):
 
 
 def test_owners_are_dropped_at_the_end_of_the_interpreter():
-    if emulated_core() is None:
-        pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
+    emulated_core_or_skip()
     # What is registered before the module is loaded runs after what the module has registered.
     code = """
 import atexit

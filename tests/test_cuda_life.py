@@ -6,7 +6,7 @@ come back to the host, and for what the device computes otherwise than the CPU.
 
 import numpy as np
 import pytest
-from cuda_support import emulated_core, running_on
+from cuda_support import emulated_core_or_skip, running_on
 from device_arrays import DeviceArray
 from support import DTYPES
 
@@ -17,9 +17,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 
 @pytest.fixture(autouse=True, scope="module")
 def device():
-    core = emulated_core()
-    if core is None:
-        pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
+    core = emulated_core_or_skip()
     with running_on(core):
         yield core
 

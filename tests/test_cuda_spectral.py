@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reference
 import test_spectral as cpu
+from both_devices import device as device  # of each test here
 from support import DTYPES, bfloat16, bits
-from test_cuda import device  # noqa: F401
 
 import normcore as nc
 from normcore.methods import spectral_norm as spectral_norm_module

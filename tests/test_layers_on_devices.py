@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from cuda_support import emulated_core, running_on
+from cuda_support import emulated_core_or_skip, running_on
 from support import channel_layers
 
 import normcore as nc
@@ -96,7 +96,8 @@ def test_as_with_numpy(rng, monkeypatch, name, dtype):
         assert_same(here.buffers, there.buffers, "buffer")
         for a in (here, there):
             for parameter, gradient in zip(a.parameters.values(), a.grads.values(), strict=True):
-                parameter -= 0.125 * gradient  # exact but for the subtraction
+                # Exact but for the subtraction; no step that leaves the range of 16 bits.
+                parameter -= 0.125 * gradient.clip(-1, 1)
             if hasattr(a, "project"):
                 a.project()
     for key, array in arrays.items():
@@ -286,9 +287,7 @@ def test_immutable_arrays_are_refused():
 @pytest.mark.parametrize("name", [*LEARNING, "GhostBatches", "Cumulative", "LayerNorm", "RMSNorm"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_on_the_emulated_device(rng, name, dtype):
-    core = emulated_core()
-    if core is None:
-        pytest.skip("NORMCORE_EMULATED_CUDA does not name the folder of the emulated kernels")
+    core = emulated_core_or_skip()
     here = vary(rng, layer_of(name, dtype))
     there = copy.deepcopy(here)
     for training in (True, True, False):

@@ -24,8 +24,8 @@
 
 namespace normcore {
 
-// 1 / sqrt(v). A device has one instruction and a few Newton steps for it, within a unit in the
-// last place, where a root and a division would take six times as many.
+// 1 / sqrt(v). A device has it within a unit in the last place, for less than a root and a
+// division.
 NORMCORE_HD inline double reciprocal_root(double v) {
 #if defined(__CUDA_ARCH__) && defined(__CUDACC__)
   return ::rsqrt(v);

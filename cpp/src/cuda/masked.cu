@@ -79,10 +79,6 @@ static __global__ void merge_masked(Summers by, Geometry g, const double* weight
   m2[cell] = q;
 }
 
-Launch for_each(const Summers& by, Index n) {
-  return {(n * by.lanes + kSolveThreads - 1) / kSolveThreads, kSolveThreads};
-}
-
 }  // namespace
 
 void masked_moments(const Plan& plan, DType dtype, const void* x, const void* mask, Memory& memory,
@@ -99,10 +95,10 @@ void masked_moments(const Plan& plan, DType dtype, const void* x, const void* ma
       g.space_dims > 0 && plan.access[kX].space[plan.space_dims - 1] == 1 && g.count >= 32;
   const Summers by_pieces(together ? 32 : 1), by_cells(g.pieces);
   with_element_type(dtype, [&]<class T>(T) {
-    launch(for_each(by_pieces, cells * g.pieces), stream, masked_pieces<T>, by_pieces, g,
+    launch(each_by(by_pieces, cells * g.pieces), stream, masked_pieces<T>, by_pieces, g,
            view_of(plan, kX, x), view_of(plan, kMask, mask), weights, means, m2s);
   });
-  launch(for_each(by_cells, cells), stream, merge_masked, by_cells, g, weights, means, m2s, weight,
+  launch(each_by(by_cells, cells), stream, merge_masked, by_cells, g, weights, means, m2s, weight,
          mean, m2);
 }
 

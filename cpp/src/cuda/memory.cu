@@ -11,18 +11,15 @@
 #include "cuda/device_buffer.h"
 #include "cuda/elements.cuh"
 #include "cuda/launch.h"
+#include "cuda/summers.cuh"
 #include "normcore/errors.h"
 
 namespace normcore::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kMostDevices = 64;
 constexpr int kMostWalkAxes = 8;
 constexpr std::size_t kAlignment = 256;
-
-Launch one_each(Index n) { return {(n + kThreads - 1) / kThreads, kThreads}; }
-__device__ Index my_index() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 // A walk whose axes are merged where they can be.
 struct DeviceWalk {

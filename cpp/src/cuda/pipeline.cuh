@@ -40,8 +40,6 @@ constexpr Index kLonePiece = 256;
 constexpr int kLoneThreads = 128;
 constexpr Index kParameterRuns = 256;
 
-Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 // ---- the plan as kernels take it
 
 PoolShape pool_of(const Plan& plan, Extent extent) {
@@ -307,8 +305,7 @@ class Pipeline {
     in_order.append(plan_.count, 1);
     return memory_.template load_shifted<C>(ConstTensor(p.data, p.dtype, 1), in_order, p.offset);
   }
-  static Launch each(Index n) { return {ceil_div(n, kSolveThreads), kSolveThreads}; }
-  static Launch each_by(const Summers& by, Index n) { return each(n * by.lanes); }
+  static Launch each(Index n) { return one_each(n, kSolveThreads); }
 
   // ---- rows that stay in registers
 

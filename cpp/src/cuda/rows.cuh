@@ -391,25 +391,20 @@ __global__ void __launch_bounds__(512)
     const Coef f = Method::coefficients(stats, params, 0);
     const double unit = unit_of(f.a);
     const C unit_c = C(unit), a_c = C(f.a), b_c = C(f.b);
-    // f(p, e, x - center, dy) for all elements.
-    auto each = [&](auto f) {
-      x.each_pack(n, team, [&](int p, const C(&x_i)[V], int left) {
-        C dy_i[V];
-        dy.pack[p].widen(dy_i);
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-          if (kWhole || e < left) f(p, e, x_i[e] - center, dy_i[e]);
-        }
-      });
-    };
     C sums[2] = {0, 0};  // dy * u and dy, with the weight in dy
-    each([&](int p, int e, C d, C dy_i) {
-      const C g = weight[p * V + e] * dy_i;
-      sums[0] = fused(g, d * unit_c, sums[0]);
-      sums[1] += g;
-      if (a.dweight) {
-        dweight[p * V + e] = fused(dy_i, fused(a_c, d, b_c), dweight[p * V + e]);
-        if (!Method::raw) dbias[p * V + e] += dy_i;
+    x.each_pack(n, team, [&](int p, const C(&x_i)[V], int left) {
+      C dy_i[V];
+      dy.pack[p].widen(dy_i);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if (!kWhole && e >= left) continue;
+        const C d = x_i[e] - center, g = weight[p * V + e] * dy_i[e];
+        sums[0] = fused(g, d * unit_c, sums[0]);
+        sums[1] += g;
+        if (a.dweight) {
+          dweight[p * V + e] = fused(dy_i[e], fused(a_c, d, b_c), dweight[p * V + e]);
+          if (!Method::raw) dbias[p * V + e] += dy_i[e];
+        }
       }
     });
     team_sum(sums, team, phase);

@@ -106,7 +106,7 @@ __global__ void prepare_params(typename Method::Params params, double* numbers) 
 template <class Method, class C>
 __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
                               Source weight, Source bias, ForwardTable<C> to) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   const C center = pools.template stats_of<C>(g, cell, stats);
@@ -177,7 +177,7 @@ template <class Method>
 __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
                                   typename Method::Params params, StatisticsColumns out) {
   const PoolShape& shape = pools.shape[i];
-  const Index e = my_cell();
+  const Index e = my_index();
   if (e >= shape.entries()) return;
   const double var = pools.var_of(i, e);
   const double rstd =
@@ -189,7 +189,7 @@ __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
 template <class Method, class C>
 __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
                                Source weight, GradientTable<C> t) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   t.center[cell] = pools.template stats_of<C>(g, cell, stats);
@@ -248,7 +248,7 @@ template <class Method, class C>
 __global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method::Params params,
                           Source weight, GradientTable<C> t, const double* sum_u,
                           const double* sum_1, CellGradients<Method> d) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= g.coefficient_cells()) return;
   Stats stats[kPoolCount<Method>];
   pools.template stats_of<C>(g, cell, stats);
@@ -294,7 +294,7 @@ static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool, const do
 template <class Method, class C>
 __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_computed,
                           CellGradients<Method> pooled, const double* sum_1, GradientTable<C> t) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= g.coefficient_cells()) return;
   Share share;
   for (int i = first_computed; i < kPoolCount<Method>; ++i) {

@@ -8,15 +8,13 @@
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
+#include "cuda/summers.cuh"
 #include "plan/plan.h"
 
 namespace normcore::cuda {
 
 inline constexpr int kBlock = 256;
 inline constexpr int kWarps = kBlock / 32;
-
-inline Launch one_each(Index n) { return {ceil_div(n, Index(kBlock)), kBlock}; }
-__device__ inline Index my_index() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 // Axes of x, outermost in memory first, and how far windows reach along each. Element i counts
 // along them.

@@ -4,6 +4,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/spectral.cuh"
+#include "cuda/summers.cuh"
 
 namespace normcore::cuda {
 namespace {
@@ -250,7 +251,7 @@ class PowerIteration {
             crew_};
   }
   Launch crew() const { return {crew_, kCrewThreads, Crew::kDoubles * int(sizeof(double)), crew_}; }
-  static Launch of_entries(Index n) { return {ceil_div(n, Index(kCrewThreads)), kCrewThreads}; }
+  static Launch of_entries(Index n) { return one_each(n, kCrewThreads); }
 
   const PowerCall<C>& call_;
   DeviceMemory& memory_;

@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kTileThreads)
 template <class Method, class C>
 __global__ void prepare_spread(Index cells, double n, PoolSource found, bool is_variance,
                                double least, SpreadTable<C> t) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= cells) return;
   const double mean = found.mean(cell), deviation = found.var(cell);
   double size = is_variance ? std::sqrt(deviation) : deviation;
@@ -289,7 +289,7 @@ __global__ void join_tallies(Summers by, Geometry g, const double* sums, double*
 // The threshold where it is the one largest: what was found, or the spread that is known.
 template <class C>
 __global__ void take_peak(Index cells, const double* tallies, Source spread, SpreadTable<C> t) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= cells) return;
   t.threshold[cell] =
       C(tallies ? tallies[cell * kMostTallies] : spread(cell) * double(t.unit[cell]));
@@ -299,7 +299,7 @@ __global__ void take_peak(Index cells, const double* tallies, Source spread, Spr
 template <class C>
 __global__ void narrow_brackets(Index cells, double n, double k, const double* tallies,
                                 Bracket<C>* brackets, SpreadTable<C> t) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= cells) return;
   if (tallies) {
     brackets[cell].narrow(tallies[cell * kMostTallies], k);
@@ -312,7 +312,7 @@ __global__ void narrow_brackets(Index cells, double n, double k, const double* t
 template <class C>
 __global__ void finish_spread(Index cells, SpreadKind kind, double n, const double* tallies,
                               Source var, SpreadTable<C> t, double* spread) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= cells) return;
   const double v = var(cell);
   const double of_u = spread_of(kind, n, tallies + cell * kMostTallies, double(t.threshold[cell]));
@@ -328,7 +328,7 @@ template <class Method, class C>
 __global__ void finish_slopes(Index cells, SpreadKind kind, double n, const double* tallies,
                               Source spread, const double* dmean, const double* dspread,
                               SpreadTable<C> t, C* q, C* r) {
-  const Index cell = my_cell();
+  const Index cell = my_index();
   if (cell >= cells) return;
   const double of_u = spread(cell) * double(t.unit[cell]);
   const Slopes s = slopes_of(kind, n, tallies + cell * kMostTallies, of_u);

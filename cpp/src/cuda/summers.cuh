@@ -1,21 +1,25 @@
-// Who works on the entries of small tables: a thread alone, or the lanes of a warp that sum.
+// Who works on the entries of tables: a thread each, or the lanes of a warp that sum.
 #pragma once
 
 #include "cuda/geometry.cuh"
+#include "cuda/launch.h"
 
 namespace normcore::cuda {
 
-inline constexpr int kSolveThreads = 128;
+// A thread for each of n entries, and the entry of this one.
+inline Launch one_each(Index n, int threads = 256) {
+  return {ceil_div(n, Index(threads)), threads};
+}
+__device__ inline Index my_index() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// The entry that this thread alone works on.
-__device__ inline Index my_cell() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
+inline constexpr int kSolveThreads = 128;
 
 // The threads that sum for one entry: 32 or 1, by the number of terms.
 struct Summers {
   int lanes;
   explicit Summers(Index terms) : lanes(terms < 32 ? 1 : 32) {}
 
-  __device__ Index entry() const { return my_cell() / lanes; }
+  __device__ Index entry() const { return my_index() / lanes; }
   __device__ int lane() const { return int(threadIdx.x) % lanes; }
   template <class... D>
   __device__ void sum(D&... v) const {
@@ -23,5 +27,6 @@ struct Summers {
     for (int d = 16; d > 0; d /= 2) ((v += __shfl_xor_sync(0xffffffffu, v, d)), ...);
   }
 };
+inline Launch each_by(const Summers& by, Index n) { return one_each(n * by.lanes, kSolveThreads); }
 
 }  // namespace normcore::cuda
