@@ -193,7 +193,12 @@ __device__ Stats held_statistics(Each each, EachAndZeros each_and_zeros, double 
     if (unsafe) squares = wide[0] / unit / unit;
   }
   const double var = squares * inverse_count - rest * rest;
-  return counted_from_center<kRaw>(double(center) + rest, var < 0 ? 0 : var, count, &center);
+  C counted;
+  Stats s = counted_from_center<kRaw>(double(center) + rest, var < 0 ? 0 : var, count, &counted);
+  // In float64 the sum above has lost what the mean has below its last place.
+  if (!kRaw) s.mean = (double(center) - double(counted)) + rest;
+  center = counted;
+  return s;
 }
 
 // Of a row of n.
