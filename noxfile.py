@@ -65,8 +65,10 @@ def cmake(
 ) -> None:
     """Configure and build `source` in the folder `build`: all of it, or the targets."""
     session.install("cmake>=3.20", "ninja")
-    release = "-DCMAKE_BUILD_TYPE=Release"  # a later option of the same name wins
-    session.run("cmake", "-S", source, "-B", build, "-G", "Ninja", release, *options)
+    defaults = ["-DCMAKE_BUILD_TYPE=Release"]  # a later option of the same name wins
+    if source == "." and IN_CI:  # of all builds alike, so that they share what ccache keeps
+        defaults.append("-DNORMCORE_WERROR=ON")
+    session.run("cmake", "-S", source, "-B", build, "-G", "Ninja", *defaults, *options)
     chosen = ["--target", *targets] if targets else []
     session.run("cmake", "--build", build, *chosen)
 

@@ -42,7 +42,7 @@ if(WAY STREQUAL find_package)
 else()
   # The portable kernels: one source to compile instead of one per instruction set.
   list(APPEND options -DNORMCORE_SOURCE=${NORMCORE_SOURCE} -DNORMCORE_GENERIC=ON
-    -DBUILD_SHARED_LIBS=${SHARED} "-DCMAKE_C_FLAGS=${C_FLAGS}" "-DCMAKE_CXX_FLAGS=${CXX_FLAGS}")
+    -DNORMCORE_WERROR=${WERROR} -DBUILD_SHARED_LIBS=${SHARED} "-DCMAKE_C_FLAGS=${C_FLAGS}" "-DCMAKE_CXX_FLAGS=${CXX_FLAGS}")
 endif()
 run(${CMAKE_COMMAND} -S ${CONSUMERS}/${WAY} -B ${WORK}/build ${options})
 run(${CMAKE_COMMAND} --build ${WORK}/build --config ${CONFIG})
