@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import reference
 from both_devices import device as device  # of each test here
-from cuda_support import TEST_DEVICE
 from support import (
     CENTRED,
     DIVIDING,
@@ -421,13 +420,3 @@ def test_empty_input(rng):
         np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.ones(4, np.float32)
     )
     assert (grads.dweight == 0).all()
-
-
-def test_what_is_of_the_cpu_alone_says_so(rng, device):
-    if device == "cuda" and TEST_DEVICE != "cuda":
-        pytest.skip("takes the CPU for a device")
-    x = rng.normal(size=(4, 3, 5)).astype(np.float32)
-    with pytest.raises(
-        ValueError, match="mask is given, expected none for arrays on a CUDA device"
-    ):
-        nc.batch_norm(x, mask=np.ones((4, 5), np.float32))

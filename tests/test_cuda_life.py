@@ -4,6 +4,7 @@ Emulated on the host, with arrays that NumPy cannot read (device_arrays.py). Hun
 come back to the host, and for what the device computes otherwise than the CPU.
 """
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cuda_support import emulated_core_or_skip, running_on
@@ -11,6 +12,7 @@ from device_arrays import DeviceArray
 from support import DTYPES
 
 import normcore as nc
+from normcore._processes import Processes
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 
@@ -145,3 +147,140 @@ def test_masks_that_do_not_fit(rng):
     assert weights.shape == (4, 5) and weights.dtype == torch.float32
     with pytest.raises(ValueError, match=r"mask has shape \(3,\), expected what broadcasts to"):
         _weights_there(torch.ones(3), (4, 3, 5), False, 1)
+
+
+@each_dtype
+def test_masks_of_batch_norms_stay_there(rng, dtype):
+    """Nobody looks whether anything counts: no weight of a device is read on the host."""
+    x, dy = rng.normal(2, 1, (2, 5, 4, 40)).astype(dtype)
+    w, b = rng.normal(size=(2, 4)).astype(dtype)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    mask = (rng.random((5, 40)) < 0.5).astype(wide)
+    buffers = {"running_mean": np.zeros(4, wide), "running_var": np.ones(4, wide)}
+    there = {name: on_device(a.copy()) for name, a in buffers.items()}
+    given = {"training": True, "unbiased_running_var": True, "momentum": 0.5}
+    want_y = nc.batch_norm(x, w, b, mask=mask, **buffers, **given)
+    y, stats = nc.batch_norm(
+        *map(on_device, (x, w, b)), mask=on_device(mask), return_stats=True, **there, **given
+    )
+    np.testing.assert_array_equal(y.array, want_y)
+    for name, buffer in buffers.items():
+        np.testing.assert_array_equal(there[name].array, buffer)
+    want = nc.batch_norm_backward(dy, x, w, mask=mask, training=True)
+    for s in (None, stats):
+        got = nc.batch_norm_backward(
+            *map(on_device, (dy, x, w)), mask=on_device(mask), training=True, stats=s
+        )
+        for field in ("dx", "dweight"):
+            np.testing.assert_array_equal(getattr(got, field).array, getattr(want, field))
+
+
+def running_buffers():
+    return {n: on_device(np.full(4, 3, np.float32)) for n in ("running_mean", "running_var")}
+
+
+def test_a_layer_whose_mask_counts_nothing(rng):
+    """What counts there is not known here, and not asked for."""
+    layer = nc.BatchNorm(4, affine=False, track_running_stats=False)
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    y = layer(on_device(x), mask=on_device(np.zeros(5, np.float32)))
+    dx = layer.backward(on_device(x))
+    np.testing.assert_array_equal(y.array, np.zeros((5, 4)))
+    np.testing.assert_array_equal(dx.array, np.zeros((5, 4)))
+    buffers = running_buffers()
+    nc.batch_norm(on_device(x), mask=on_device(np.zeros(5, np.float32)), training=True, **buffers)
+    for buffer in buffers.values():
+        np.testing.assert_array_equal(buffer.array, np.full(4, 3))
+
+
+# ---- other processes
+
+
+class Twice:
+    """Two processes with the same samples. What it gets and returns stays on the device."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def allreduce(self, array):
+        assert isinstance(array, DeviceArray) and array.array.dtype == np.float64
+        self.sizes.append(array.shape)
+        return DeviceArray(2 * array.array)
+
+
+BARE = {"affine": False, "track_running_stats": False}
+LAYERS = {
+    "batch": lambda **o: nc.BatchNorm(4, **BARE, **o),
+    "mean-only": lambda **o: nc.MeanOnlyBatchNorm(4, bias=False, track_running_stats=False, **o),
+}
+
+
+def twice(array):
+    return np.concatenate([array, array])
+
+
+@each_dtype
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_over_processes_stay_there(rng, dtype, name, masked):
+    x, dy = rng.normal(2, 1, (2, 5, 4, 7)).astype(dtype)
+    mask = (rng.random((5, 7)) * 2).astype(np.float64 if dtype == np.float64 else np.float32)
+    comm = Twice()
+    there, whole = LAYERS[name](comm=comm), LAYERS[name]()
+    y = there(on_device(x), **({"mask": on_device(mask)} if masked else {}))
+    dx = there.backward(on_device(dy))
+    want_y = whole(twice(x), **({"mask": twice(mask)} if masked else {}))[:5]
+    want_dx = whole.backward(twice(dy))[:5]
+    # Sums of float64 in another order, of 70 terms of about 2: the last digits differ.
+    eps = float(ml_dtypes.finfo(dtype).eps)
+    for got, want in ((y, want_y), (dx, want_dx)):
+        got, want = got.array.astype(float), want.astype(float)
+        np.testing.assert_allclose(got, want, rtol=2 * eps, atol=64 * eps)
+    # Counts and means together, squares around them; in backward counts, and both gradients.
+    assert comm.sizes == [(7,), (4,), (3,), (8,)]
+
+
+@pytest.mark.parametrize(
+    ("total", "error", "rule"),
+    [
+        (lambda a: on_device(a.array[1:]), ValueError, r"shape \(6,\), expected .* shape \(7,\)"),
+        (
+            lambda a: on_device(a.array.astype(np.float32)),
+            TypeError,
+            "of float32, expected the sum",
+        ),
+        (lambda a: on_device(twice(a.array)[::2]), ValueError, "expected the sum: contiguous"),
+        (lambda a: None, TypeError, "what comm.allreduce returned is None"),
+    ],
+)
+def test_what_is_no_sum(rng, total, error, rule):
+    class Comm:
+        allreduce = staticmethod(total)
+
+    buffers = running_buffers()
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    out = np.full((5, 4), 7, np.float32)
+    with pytest.raises(error, match=rule), Processes(Comm(), 1).together("a test", on_device(x)):
+        nc.batch_norm(on_device(x), training=True, out=on_device(out), **buffers)
+    np.testing.assert_array_equal(out, np.full((5, 4), 7))
+    for buffer in buffers.values():
+        np.testing.assert_array_equal(buffer.array, np.full(4, 3))
+
+
+def test_mpi_sums_on_the_host(rng):
+    class Done:
+        def Test(self):
+            return True
+
+    class Mpi:
+        def Iallreduce(self, sent, received):
+            assert isinstance(sent, np.ndarray)
+            received[...] = 2 * sent
+            return Done()
+
+        def allreduce(self, array):
+            raise AssertionError("without a time limit")
+
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    y = LAYERS["batch"](comm=Mpi())(on_device(x))
+    np.testing.assert_allclose(y.array, nc.batch_norm(twice(x))[:5], rtol=1e-6, atol=1e-6)

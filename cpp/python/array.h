@@ -223,6 +223,7 @@ class Array {
   Result new_array(const ConstTensor& shape, DType dtype, const int* order, Tensor* view) const {
     const int n = shape.ndim();
     Index strides[kMaxDims];
+    strides[0] = 1;  // of no axes: GCC warns of what is handed over unset
     Index stride = 1;
     for (int i = n - 1; i >= 0; --i) {
       strides[order[i]] = stride;

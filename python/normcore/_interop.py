@@ -233,6 +233,11 @@ def is_wide(x: Any) -> bool:
 _CUDA = 2  # of DLPack
 
 
+def _is_there(array: Any) -> bool:
+    """Whether an array lies on a device."""
+    return bool(getattr(array, "__dlpack_device__", lambda: (1, 0))()[0] == _CUDA)
+
+
 def _weights_there(mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: int | None) -> Any:
     """As `position_weights`, of a mask on a device, which stays there."""
     kept = list(shape)
@@ -251,12 +256,17 @@ def _weights_there(mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: 
     return mask  # which the core takes where shape and dtype are those of the weights
 
 
+def counts_nothing(weights: Any) -> bool:
+    """Whether no weight of a mask counts, as far as that is known without waiting for a device."""
+    return not _is_there(weights) and not weights.any()
+
+
 def position_weights(
     mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: int | None = None
 ) -> Any:
     """Return ``mask`` as the core takes it: of x's shape, or of that without the channel axis, in
     the dtype of x's statistics."""
-    if getattr(mask, "__dlpack_device__", lambda: (1, 0))()[0] == _CUDA:
+    if _is_there(mask):
         return _weights_there(mask, shape, wide, channel_axis)
     weights = as_numpy(mask, "mask")
     if weights.dtype.kind not in "buif" and weights.dtype.name != "bfloat16":

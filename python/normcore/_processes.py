@@ -22,6 +22,10 @@ class Processes:
     ``comm`` is an mpi4py communicator or any object with ``allreduce(array)``, which returns the
     sum of float64 arrays over all processes. Of mpi4py the sums are awaited no longer than
     ``timeout`` seconds; other objects keep their own time.
+
+    In calls on a CUDA device an ``allreduce`` gets an array of x's library there, and nothing waits
+    for it: neither is the count known here, nor do the processes make sure that they make the same
+    call. mpi4py's communicators get the numbers by the host, which waits.
     """
 
     def __init__(self, comm: Any, timeout: float) -> None:
@@ -32,17 +36,30 @@ class Processes:
         self._what = ""
         self._pending: str | None = None  # the call that has not met the other processes yet
         self._calls = 0
-        self.count = 0.0  # values a channel in the last call, of all processes
+        # Values a channel in the last call, of all processes; negative where a device knows them.
+        self.count = 0.0
 
     @contextmanager
-    def together(self, what: str) -> Iterator[None]:
-        """A function called within takes batch statistics over all processes.
+    def together(self, what: str, x: Any) -> Iterator[None]:
+        """A function of x called within takes batch statistics over all processes.
 
         They meet at its first sum: what it refuses, it refuses before anybody waits.
         """
         self.count, self._pending = -1.0, what
+
+        def sum_there(values: _core.ValuesThere) -> None:
+            if hasattr(self._comm, "Iallreduce"):
+                host = values.to_numpy()
+                self._sum_in_place(host.data)
+                values.set(host)
+                return
+            total = self._comm.allreduce(values.array_like(x))
+            values.set(total)
+            if self.count < 0 and isinstance(total, np.ndarray):
+                self.count = float(total[0])
+
         try:
-            with _core.Exchange(self._sum_in_place):
+            with _core.Exchange(self._sum_in_place, sum_there):
                 yield
         finally:
             self._pending = None

@@ -17,7 +17,15 @@ import numpy.typing as npt
 from ._arguments import averaging, flag, integer, not_negative, number, positive, shape_of, shown
 from ._attributes import maybe
 from ._dtypes import float_dtype, new_array
-from ._interop import Array, adopt, as_numpy, is_wide, position_weights, split_masked
+from ._interop import (
+    Array,
+    adopt,
+    as_numpy,
+    counts_nothing,
+    is_wide,
+    position_weights,
+    split_masked,
+)
 from ._layer import _ChannelLayer, affine_parameters, check_writable
 from ._life import Foldable, Parts, ghost_chunks
 from ._owned import copied, in_numpy, like, write
@@ -304,9 +312,10 @@ class _RunningNorm(_AffineLayer):
         if len(call.chunks) > 1:  # a later one may be refused, and then none has been there
             buffers = {name: copied(buffer) for name, buffer in own.items()}
         for chunk in call.chunks:
-            part = x if len(call.chunks) == 1 else x[chunk]
-            part_of_mask = {} if mask is None else {"mask": mask[chunk]}
-            y, gradient = self._run_chunk(part, parts.out(chunk), part_of_mask, buffers)
+            whole = len(call.chunks) == 1  # which not every array could be sliced to
+            part = x if whole else x[chunk]
+            weights = mask if whole or mask is None else mask[chunk]
+            y, gradient = self._run_chunk(part, weights, parts.out(chunk), buffers)
             parts.add(y)
             call.gradients.append(gradient)
         joined = parts.joined()
@@ -347,9 +356,11 @@ class _RunningNorm(_AffineLayer):
         return ghost_chunks(shape[0], self.ghost_batch_size, values_per_sample)
 
     def _run_chunk(
-        self, x: Any, out: Any, mask: dict[str, Array], buffers: dict[str, Array]
+        self, x: Any, mask: Any, out: Any, buffers: dict[str, Array]
     ) -> tuple[Any, Callable[..., Any]]:
-        per_call = {**self._running_options(buffers), **mask}
+        per_call = self._running_options(buffers)
+        if mask is not None:
+            per_call["mask"] = mask
         forward_only: dict[str, Any] = {} if out is None else {"out": out}
         batches = buffers.get("num_batches_tracked")
         if batches is None:
@@ -360,7 +371,8 @@ class _RunningNorm(_AffineLayer):
             forward_only["unbiased_running_var"] = self.unbiased_running_var
         result = self._run_together(x, per_call, forward_only)
         # Batches of nothing leave the statistics alone, so they must not weigh in their average.
-        nothing = 0 in shape_of(x) or (mask and not mask["mask"].any())
+        # On a device nobody knows what counts.
+        nothing = 0 in shape_of(x) or (mask is not None and counts_nothing(mask))
         if self._processes is not None:
             nothing = self._processes.count == 0
         if self._learning and not nothing:
@@ -376,11 +388,11 @@ class _RunningNorm(_AffineLayer):
             return self._forward(x, per_call, **forward_only)
         name = f"{type(self).__name__}({self.num_features})"
         masked = " with a mask" if "mask" in per_call else ""
-        with processes.together(f"{name} forward{masked}"):
+        with processes.together(f"{name} forward{masked}", x):
             y, gradient = self._forward(x, per_call, **forward_only)
 
         def together(dy: Any, **options: Any) -> Any:
-            with processes.together(f"{name} backward"):
+            with processes.together(f"{name} backward", x):
                 return gradient(dy, **options)
 
         return y, together

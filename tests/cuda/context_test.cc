@@ -73,5 +73,17 @@ TEST(CudaErrors, NameTheCallTheShapeAndTheDevice) {
             "memory");
 }
 
+TEST(CudaErrors, AnExchangeOfTheHostAloneIsRefusedBeforeAnythingIsWritten) {
+  class OfTheHost final : public Exchange {
+    void sum(double*, Index) override {}
+  } exchange;
+  std::vector<float> x{1, 2, 3, 4, 5, 6}, y(6, -1);
+  Context context{Device::kCuda};
+  context.exchange = &exchange;
+  EXPECT_THROW(batch_norm({x.data(), {3, 2}}, {}, {}, {y.data(), {3, 2}}, {}, {}, context),
+               value_error);
+  EXPECT_EQ(y, std::vector<float>(6, -1));
+}
+
 }  // namespace
 }  // namespace normcore

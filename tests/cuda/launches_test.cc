@@ -18,10 +18,17 @@ using testing::Random;
 
 const Context kDevice{Device::kCuda};
 
+// Of a process that is alone.
+class Alone final : public Exchange {
+ public:
+  void sum(double*, Index) override {}
+  void sum_on_device(double*, Index, int, void*) override {}
+};
+
 // The arrays of the calls below. x is bfloat16.
 struct Arrays {
   static constexpr DType kX = DType::kBFloat16, kWide = DType::kFloat32, kPooled = DType::kFloat64;
-  Array x, dy, y, weight, bias, dweight, dbias, mean, rstd, pooled, running_mean, running_var;
+  Array x, dy, y, weight, bias, dweight, dbias, mean, rstd, pooled, running_mean, running_var, mask;
 
   // Of a matrix the statistics are by row, else by channel.
   Arrays(const std::vector<Index>& shape, DType parameters)
@@ -37,9 +44,13 @@ struct Arrays {
         pooled(kPooled, shape.size() == 2 ? std::vector<Index>{shape[0], 1, 2}
                                           : std::vector<Index>{shape[1], 2}),
         running_mean(kWide, {shape[1]}),
-        running_var(kWide, {shape[1]}) {
+        running_var(kWide, {shape[1]}),
+        mask(kWide, shape.size() == 4 ? std::vector<Index>{shape[0], shape[2], shape[3]}
+                                      : std::vector<Index>{shape[0]}) {
     Random random(1);
-    for (Array* a : {&x, &dy, &weight, &bias, &running_mean, &running_var}) a->fill(random, 1, 0.2);
+    for (Array* a : {&x, &dy, &weight, &bias, &running_mean, &running_var, &mask}) {
+      a->fill(random, 1, 0.2);
+    }
   }
   StatsOut stats() const {
     StatsOut out;
@@ -103,6 +114,31 @@ void batch_norm_gradients(const Arrays& a) {
   batch_norm_backward(a.dy.tensor(), a.x.tensor(), a.weight.tensor(), a.gradients(),
                       a.options(true), a.pooled.tensor(), kDevice);
 }
+void masked_training(const Arrays& a) {
+  BatchNormOptions o = a.options(true);
+  o.mask = a.mask.tensor();
+  batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), a.y.tensor(), o, a.stats(), kDevice);
+}
+void masked_gradients(const Arrays& a) {
+  BatchNormOptions o = a.options(true);
+  o.mask = a.mask.tensor();
+  batch_norm_backward(a.dy.tensor(), a.x.tensor(), a.weight.tensor(), a.gradients(), o,
+                      a.pooled.tensor(), kDevice);
+}
+void training_together(const Arrays& a) {
+  Alone alone;
+  Context together = kDevice;
+  together.exchange = &alone;
+  batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), a.y.tensor(), a.options(true),
+             a.stats(), together);
+}
+void gradients_together(const Arrays& a) {
+  Alone alone;
+  Context together = kDevice;
+  together.exchange = &alone;
+  batch_norm_backward(a.dy.tensor(), a.x.tensor(), a.weight.tensor(), a.gradients(),
+                      a.options(true), a.pooled.tensor(), together);
+}
 void batch_norm_evaluation(const Arrays& a) {
   batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), a.y.tensor(), a.options(false), {},
              kDevice);
@@ -130,6 +166,10 @@ const Call kCalls[] = {
     {"batch norm training, two sweeps", kSweeps, batch_norm_training, 4, 4, 1},
     {"batch norm backward, two sweeps", kSweeps, batch_norm_gradients, 4, 4, 1},
     {"batch norm evaluation, two sweeps", kSweeps, batch_norm_evaluation, 1, 1, 1},
+    {"batch norm training with a mask", kSweeps, masked_training, 8, 8, 1},
+    {"batch norm backward with a mask", kSweeps, masked_gradients, 6, 6, 1},
+    {"batch norm training over processes", kSweeps, training_together, 9, 9, 1},
+    {"batch norm backward over processes", kSweeps, gradients_together, 7, 7, 1},
     {"group norm, two sweeps", kSweeps, group_norm_call, 3, 3, 1},
     {"group norm backward, two sweeps", kSweeps, group_norm_gradients, 7, 7, 1},
 };

@@ -19,6 +19,9 @@ class NORMCORE_API Exchange {
   // Replaces every value by its sum over the processes. All of them call it equally often with
   // equally many values, and get the same.
   virtual void sum(double* values, std::ptrdiff_t n) = 0;
+  // The same for calls on a CUDA device, where `values` lie: queued on `stream`, a cudaStream_t.
+  // Nobody waits for it. Throws a value_error where it is not overridden.
+  virtual void sum_on_device(double* values, std::ptrdiff_t n, int device, void* stream);
 };
 
 // Asked by the calling thread about ten times a second while a long call runs on the CPU.
@@ -39,8 +42,8 @@ struct Context {
   // lacks comes from a stream-ordered pool.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
-  // Batch statistics are those of all processes' samples, however many each has, also none. CPU
-  // only; not for Lp and top-k batch norm.
+  // Batch statistics are those of all processes' samples, however many each has, also none. Not for
+  // Lp and top-k batch norm.
   Exchange* exchange = nullptr;
   Interrupt* interrupt = nullptr;
 };

@@ -230,12 +230,22 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// dx = p * dy + q * u + r, or with weights by element p * (weight * dy - r) + q * u; with q null
-// p * dy alone. dh is added.
-template <class T, int P, Form kForm>
+// What a gradient has by element: how much an element counts, or weights; null: none.
+template <class C, bool kMasked>
+using ByElement = std::conditional_t<kMasked, View, const C*>;
+
+// p * dy + m * (q * u + r): what does not count may hold anything.
+template <class C>
+__device__ C masked_grad(C of_dy, C of_statistics, C m) {
+  return of_dy + (m > 0 ? m * of_statistics : C(0));
+}
+
+// dx = p * dy + q * u + r, or with weights by element p * (weight * dy - r) + q * u, or with a mask
+// as masked_grad; with q null p * dy alone. dh is added.
+template <class T, int P, Form kForm, bool kMasked>
 __global__ void __launch_bounds__(512)
     cell_grad(Geometry g, View dy, View x, View dh, View dx, Team team,
-              GradientCoefficients<Compute<T>> f, const Compute<T>* weight) {
+              GradientCoefficients<Compute<T>> f, ByElement<Compute<T>, kMasked> by_element) {
   using C = Compute<T>;
   constexpr bool kWhole = kForm == Form::whole;
   const Piece piece = my_piece<kForm>(g, team, true);
@@ -253,9 +263,19 @@ __global__ void __launch_bounds__(512)
     q = through_statistics ? f.q[at] : C(0);
     r = through_statistics ? f.r[at] : C(0);
   };
+  const C* row = nullptr;
+  if constexpr (kMasked) {
+    row = by_element.template cell_start<const C>(g, piece.cell);
+  } else {
+    row = by_element;
+  }
   auto value = [&](C dy_i, C x_i, Index s) {
-    const C d = weight ? p_c * (weight[s] * dy_i - r) : fused(p_c, dy_i, r);
-    return through_statistics ? fused(q, (x_i - c) * u, d) : d;
+    if constexpr (kMasked) {
+      return masked_grad(p_c * dy_i, fused(q, (x_i - c) * u, r), row[by_element.step(g, s)]);
+    } else {
+      const C d = row ? p_c * (row[s] * dy_i - r) : fused(p_c, dy_i, r);
+      return through_statistics ? fused(q, (x_i - c) * u, d) : d;
+    }
   };
   if constexpr (kForm != Form::lone) {
     const int n = piece.n;

@@ -390,10 +390,10 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 // As cell_grad.
-template <class T, bool kWhole>
+template <class T, bool kWhole, bool kMasked>
 __global__ void __launch_bounds__(kTileThreads)
     tile_grad(Geometry g, TileShape shape, View dy, View x, View dh, View dx,
-              GradientCoefficients<Compute<T>> f, const Compute<T>* weight) {
+              GradientCoefficients<Compute<T>> f, ByElement<Compute<T>, kMasked> by_element) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany;
   const Tile<T, kWhole> tile(g, shape, true);
@@ -409,6 +409,12 @@ __global__ void __launch_bounds__(kTileThreads)
     tile.coefficients(f.q, at, q);
     tile.coefficients(f.r, at, r_c);
   }
+  const C* along = nullptr;
+  if constexpr (kMasked) {
+    along = by_element.template at<const C>(g, unsigned(tile.outer), 0);
+  } else {
+    along = by_element;
+  }
   tile.template each_rows<N>([&](int r) {
     Pack<T> dy_held[N], x_held[N] = {}, dh_held[N] = {};
     dy_rows.template load<N, true>(tile, r, dy_held);
@@ -419,8 +425,19 @@ __global__ void __launch_bounds__(kTileThreads)
       const int row = r + (p << tile.log_rows);
       C d[V], x_p[V];
       dy_held[p].widen(d);
-      if (weight) {
-        const C w = row < tile.rows ? weight[tile.first + row] : C(0);
+      if constexpr (kMasked) {
+        const C m = row < tile.rows ? along[by_element.step(g, tile.first + row)] : C(0);
+        x_held[p].widen(x_p);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const C u = (x_p[e] - center[e]) * unit[e];
+          d[e] = masked_grad(p_c[e] * d[e], fused(q[e], u, r_c[e]), m);
+        }
+        dy_held[p] = Pack<T>::narrowed(d);
+        continue;
+      }
+      if (along) {
+        const C w = row < tile.rows ? along[tile.first + row] : C(0);
 #pragma unroll
         for (int e = 0; e < V; ++e) d[e] = p_c[e] * (w * d[e] - r_c[e]);
       } else {

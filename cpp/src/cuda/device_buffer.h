@@ -18,6 +18,10 @@ std::shared_ptr<void> allocate_shared(std::size_t bytes, const Context& where);
 // What was queued on `first` is done before what is queued on `then` from now on.
 void order_streams(const Context& first, const Context& then);
 
+// Copies what both have, on the stream; where `wait`, it is done afterwards. Memory of the host may
+// be either.
+void copy(void* to, const void* from, std::size_t bytes, const Context& where, bool wait = false);
+
 // The device of an address; of null, which has no memory, the thread's.
 int device_of(const void* address);
 

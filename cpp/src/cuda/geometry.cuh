@@ -8,7 +8,7 @@
 
 #include "cuda/elements.cuh"
 #include "normcore/errors.h"
-#include "plan/plan.h"
+#include "plan/pool.h"
 
 namespace normcore::cuda {
 
@@ -67,6 +67,10 @@ struct View {
   template <class T>
   __device__ T* cell_start(const Geometry& g, Index cell_index) const {
     const auto [o, k] = g.by_cells(cell_index);
+    return at<T>(g, o, k);
+  }
+  template <class T>
+  __device__ T* at(const Geometry& g, unsigned o, Index k) const {
     return static_cast<T*>(data) + k * cell + row_offset(g, o);
   }
   // To element (o, 0, 0).
@@ -95,9 +99,16 @@ struct View {
 struct PoolShape {
   Extent extent;
   Index rows, cols;
-  Index across;  // neighbouring cells of an entry
-  double count;  // elements of an entry
+  Index across;                      // neighbouring cells of an entry
+  double count;                      // elements of an entry
+  const Weighed* counted = nullptr;  // what counts in their place; null: all, and no others
 
+  // A pool of nothing has an infinite variance, and counts as one.
+  __device__ double size() const {
+    if (!counted) return count;
+    const double sum = counted->sum;
+    return sum > 0 ? sum : 1;
+  }
   __host__ __device__ Index entries() const { return rows * cols; }
   // Cells of an entry, in a fixed order: the m-th of cells_of_entry.
   __host__ __device__ Index cells_of_entry(const Geometry& g) const {

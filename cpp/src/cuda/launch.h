@@ -108,9 +108,11 @@ struct Step {
   Index n = 0;
   Column out{};
   Source in{};
-  double a = 0, b = 0;             // offset, value or factor; of a blend momentum and factor
+  double a = 0;                    // offset, value, factor, or momentum of a blend
   const double* values = nullptr;  // [rows, n]
   Index rows = 0;
+  Counted counted{};  // of a blend
+  bool unbiased = false;
 };
 struct Steps {
   static constexpr int kMost = 16;
@@ -147,7 +149,7 @@ class DeviceMemory final : public Memory {
   void transform(Transform t, const double* values, Index n, double* out) override;
   void sum_each(const double* values, Index rows, Index n, double* out) override;
   void blend(const double* old, const double* values, Index rows, Index n, double momentum,
-             double factor, double* out) override;
+             const Counted& counted, bool unbiased, double* out) override;
 
  protected:
   void* take_bytes(std::size_t bytes) override;

@@ -80,9 +80,11 @@ __device__ double result(const Step& s, Index i) {
     case Step::blend:
       break;
   }
+  const Weighed counted = s.counted.there ? *s.counted.there : s.counted.here;
+  if (counted.sum == 0) return s.in(i);
   double sum = 0;
   for (Index o = 0; o < s.rows; ++o) sum += s.values[o * s.n + i];
-  return blended(s.in(i), sum / double(s.rows), s.a, s.b);
+  return blended(s.in(i), sum / double(s.rows), s.a, s.unbiased ? counted.bessel() : 1);
 }
 __global__ void run_steps(Steps steps) {
   const Index i = my_index();
@@ -361,6 +363,13 @@ void empty_cache() {
   }
 }
 
+void copy(void* to, const void* from, std::size_t bytes, const Context& where, bool wait) {
+  const DeviceGuard guard(where.device_index);
+  const auto stream = static_cast<cudaStream_t>(where.stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+  if (wait) check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+}
+
 void order_streams(const Context& first, const Context& then) {
   if (first.stream == then.stream) return;
   const DeviceGuard guard(first.device_index);
@@ -551,15 +560,16 @@ void DeviceMemory::sum_each(const double* values, Index rows, Index n, double* o
   launch({rows, 32}, stream(), sum_each_kernel, values, n, out);
 }
 void DeviceMemory::blend(const double* old, const double* values, Index rows, Index n,
-                         double momentum, double factor, double* out) {
+                         double momentum, const Counted& counted, bool unbiased, double* out) {
   add({.kind = Step::blend,
        .n = n,
        .out = {out, DType::kFloat64, 1},
        .in = of_table(old),
        .a = momentum,
-       .b = factor,
        .values = values,
-       .rows = rows});
+       .rows = rows,
+       .counted = counted,
+       .unbiased = unbiased});
 }
 void DeviceMemory::shift(const float* values, Index n, double offset, float* out) {
   add({.kind = Step::shift,

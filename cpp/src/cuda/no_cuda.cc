@@ -18,6 +18,7 @@ namespace {
 std::unique_ptr<Memory> make_memory(const Context&) { refuse(); }
 std::shared_ptr<void> allocate_shared(std::size_t, const Context&) { refuse(); }
 void order_streams(const Context&, const Context&) { refuse(); }
+void copy(void*, const void*, std::size_t, const Context&, bool) { refuse(); }
 int device_of(const void*) { refuse(); }
 void keep_until_done(std::shared_ptr<void>, const Context&) { refuse(); }
 void drop_what_is_done() {}

@@ -12,6 +12,7 @@
 #include "cuda/launch.h"
 #include "cuda/policy.h"
 #include "cuda/pools.cuh"
+#include "cuda/population.h"
 #include "cuda/rows.cuh"
 #include "cuda/solve.cuh"
 #include "cuda/spread.cuh"
@@ -102,6 +103,8 @@ class Pipeline {
   // Whose given statistics are all that its coefficients need.
   static constexpr bool kGiven = P == 1 && Method::pools[0] == Pool::batch &&
                                  !MeasuresSpread<Method> && kParameterCount<Method> == 0;
+  // Whose statistics are of the batch alone, so that a mask says what counts in them.
+  static constexpr bool kMaskable = Method::pools[P - 1] == Pool::batch && !MeasuresSpread<Method>;
   static constexpr bool kHeld =
       P == 1 && !MeasuresSpread<Method> && !Method::by_channel && kParameterCount<Method> == 0;
 
@@ -116,7 +119,7 @@ class Pipeline {
       if (forward_rows(args)) return;
     }
     if constexpr (kHeld && !kRowFamily) {
-      if (args.y && forward_pools(args)) return;
+      if (args.y && of_this_array(args.population) && forward_pools(args)) return;
     }
     if (args.residual) {
       settle_pieces({kX, kY, kResidual, kXIn}, {args.x, args.y, args.residual, args.x_in});
@@ -160,7 +163,7 @@ class Pipeline {
       to = {memory_.take<C>(cells), memory_.take<C>(cells), memory_.take<C>(cells)};
     };
     if constexpr (P == 1 && !MeasuresSpread<Method>) {
-      if (!args.given_mean) {
+      if (!args.given_mean && of_this_array(args.population)) {
         const Moments of_pieces = piece_moments(args.x);
         const PoolShape shape = pool_of(plan_, extent_of(Method::pools[0], plan_.affinity));
         const Summers by(shape.cells_of_entry(g_) * g_.pieces);
@@ -196,7 +199,7 @@ class Pipeline {
       if (backward_rows(args)) return;
     }
     if constexpr (kHeld && !kRowFamily) {
-      if (backward_pools(args)) return;
+      if (of_this_array(args.population) && backward_pools(args)) return;
     }
     if (args.dh) {
       settle_pieces({kX, kDy, kDx, kDh}, {args.x, args.dy, args.dx, args.dh});
@@ -239,9 +242,19 @@ class Pipeline {
         const Team team{of_entry > 1 ? log2_of(kSolveThreads) : 5, 0, nullptr};
         const Launch l{ceil_div(pools.shape[0].entries(), kSolveThreads >> team.log_threads),
                        kSolveThreads, kTeamBytes};
+        // Of a pool that is also of other processes they are summed, and then shared out.
+        const bool together = !given && exchange_of(0, args.population);
+        const Index entries = pools.shape[0].entries();
+        CellGradients<Formula> pooled{};
+        if (together) take_in_row(entries, pooled.mean[0], pooled.var[0]);
         launch(l, stream(), solve_gradients<Formula, C>, team, g_, pools, params_, weight, element,
                given, t, dy_u, dy_1, sum_u, sum_1, direct ? dweight_of(args) : Column{},
-               direct ? dbias_of(args) : Column{});
+               direct ? dbias_of(args) : Column{}, pooled);
+        if (together) {
+          sum_over_processes(*args.population.exchange, pooled.mean[0], 2 * entries, memory_);
+          launch(each(cells), stream(), share_out<Formula, C>, g_, pools, 0, pooled,
+                 static_cast<const double*>(nullptr), t);
+        }
         if (by_channel && !direct) channel_sums(args, t, sum_u, sum_1);
       } else {
         const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
@@ -258,15 +271,22 @@ class Pipeline {
       if (!given) pull_back_through(pools, args, weight, t, sum_u, sum_1);
     }
     const GradientCoefficients<C> f{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c};
-    on_pieces(
-        [&](auto p, auto form) {
-          launch(pieces_, stream(), cell_grad<T, p(), form()>, g_, dy, x, dh, dx, team_, f,
-                 element_weight);
-        },
-        [&](auto whole) {
-          launch(pieces_, stream(), tile_grad<T, whole()>, g_, tiles_, dy, x, dh, dx, f,
-                 element_weight);
-        });
+    // What is by element, and runs along a row: weights, or how much an element counts.
+    auto apply = [&](auto masked, const auto& by_element) {
+      on_pieces(
+          [&](auto p, auto form) {
+            launch(pieces_, stream(), cell_grad<T, p(), form(), masked()>, g_, dy, x, dh, dx, team_,
+                   f, by_element);
+          },
+          [&](auto whole) {
+            launch(pieces_, stream(), tile_grad<T, whole(), masked()>, g_, tiles_, dy, x, dh, dx, f,
+                   by_element);
+          });
+    };
+    if constexpr (kMaskable) {
+      if (args.population.mask) return apply(std::true_type{}, view(kMask, args.population.mask));
+    }
+    apply(std::false_type{}, element_weight);
   }
 
  private:
@@ -280,6 +300,11 @@ class Pipeline {
     }
   }
   cudaStream_t stream() const { return memory_.stream(); }
+  static bool of_this_array(const Population& p) { return !p.mask && !p.exchange; }
+  // Of pool i.
+  static Exchange* exchange_of(int i, const Population& p) {
+    return Method::pools[i] == Pool::batch ? p.exchange : nullptr;
+  }
   View view(int operand, const void* data) const {
     return data ? view_of(plan_, operand, data) : View{};
   }
@@ -653,6 +678,11 @@ class Pipeline {
     if (args.saved_mean()) {
       pools.mean[P - 1] = source(args.saved_mean(), args.forward_step);
       pools.var[P - 1] = source(args.saved_var(), args.forward_step);
+    } else if (args.population.mask) {
+      const BatchMoments found =
+          masked_batch_moments(plan_, kDType, args.x, args.population.mask, memory_);
+      pools.mean[P - 1] = {found.mean};
+      pools.var[P - 1] = {found.var};
     } else {
       const Moments of_pieces = piece_moments(args.x);
       merge(pools, P - 1, g_, {of_pieces.mean}, {of_pieces.m2}, 1);
@@ -666,7 +696,33 @@ class Pipeline {
     for (int i = computed; i < P - 1; ++i) {
       merge(pools, i, cells, pools.mean[P - 1], pools.var[P - 1], pools.shape[P - 1].count);
     }
+    if (!of_this_array(args.population)) count_population(args, computed, pools);
     return pools;
+  }
+
+  // The pools of all samples where a mask or other processes decide what that is.
+  template <class Args>
+  void count_population(const Args& args, int computed, PoolTables<Formula>& pools) {
+    const Population& population = args.population;
+    const Weighed* own =
+        population.mask ? weigh_mask(plan_, kDType, population.mask, memory_) : nullptr;
+    for (int i = computed; i < P; ++i) {
+      if (Method::pools[i] != Pool::batch) continue;
+      PoolShape& shape = pools.shape[i];
+      shape.counted = own;
+      if (population.exchange) {
+        const bool known = i == P - 1 && args.saved_mean();
+        // What is not known is in tables of ours.
+        auto table = [](const Source& s) {
+          return const_cast<double*>(static_cast<const double*>(s.data));
+        };
+        shape.counted = known
+                            ? merge_processes(population, own, 0, {}, memory_)
+                            : merge_processes(population, own, shape.entries(),
+                                              {table(pools.mean[i]), table(pools.var[i])}, memory_);
+      }
+      population.count->there = shape.counted;
+    }
   }
 
   // The statistics of pool i from those of pieces.
@@ -774,6 +830,13 @@ class Pipeline {
         });
   }
 
+  // Tables for the gradients of a pool's means and variances, which are summed over processes
+  // together.
+  void take_in_row(Index entries, double*& mean, double*& var) {
+    mean = memory_.take<double>(2 * entries);
+    var = mean + entries;
+  }
+
   void pull_back_through(const PoolTables<Formula>& pools, const BackwardArgs<C>& args,
                          const Source& weight, const GradientTable<C>& t, const double* sum_u,
                          const double* sum_1) {
@@ -794,11 +857,13 @@ class Pipeline {
     }
     for (int i = computed; i < P; ++i) {
       const Index entries = pools.shape[i].entries();
-      pooled.mean[i] = memory_.take<double>(entries);
-      pooled.var[i] = memory_.take<double>(entries);
+      take_in_row(entries, pooled.mean[i], pooled.var[i]);
       const Summers by(g_.shared_rows ? 1 : pools.shape[i].cells_of_entry(g_));
       launch(each_by(by, entries), stream(), sum_pool, by, g_, pools.shape[i], d.mean[i], d.var[i],
              pooled.mean[i], pooled.var[i]);
+      if (Exchange* exchange = exchange_of(i, args.population)) {
+        sum_over_processes(*exchange, pooled.mean[i], 2 * entries, memory_);
+      }
     }
     launch(each(cells), stream(), share_out<Formula, C>, g_, pools, computed, pooled,
            args.element_weight ? sum_1 : nullptr, t);

@@ -24,6 +24,7 @@ __device__ inline Pooled pooled(const Summers& by, const Geometry& g, const Pool
       f(pool.cell_of(g, entry, m) * g.pieces + piece, double(g.elements_of(piece)));
     }
   };
+  if (parts == 0) return {0, 0};
   // From the first mean on: equal means have exactly themselves for a mean.
   double center = 0;
   if (!raw) {
@@ -76,8 +77,8 @@ struct PoolTables {
     for (int i = P - 1; i >= 0; --i) {
       const Index e = shape[i].entry_of(g, cell);
       if (i == P - 1)
-        center = center_of<Method::raw, C>(mean_of(i, e), var_of(i, e), shape[i].count);
-      stats[i] = {from_center<Method::raw>(mean_of(i, e), center), var_of(i, e), shape[i].count};
+        center = center_of<Method::raw, C>(mean_of(i, e), var_of(i, e), shape[i].size());
+      stats[i] = {from_center<Method::raw>(mean_of(i, e), center), var_of(i, e), shape[i].size()};
     }
     return center;
   }
@@ -181,7 +182,7 @@ __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
   if (e >= shape.entries()) return;
   const double var = pools.var_of(i, e);
   const double rstd =
-      out.rstd.data ? Method::rstd({0, var, shape.count}, params, shape.cell_of(g, e, 0) % g.cells)
+      out.rstd.data ? Method::rstd({0, var, shape.size()}, params, shape.cell_of(g, e, 0) % g.cells)
                     : 0;
   write_statistics(out, e, pools.mean_of(i, e), var, rstd);
 }
@@ -290,6 +291,12 @@ static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool, const do
   }
 }
 
+// Whether a pool is of a single element, and its results are zero whatever that is.
+template <class Method>
+__device__ bool gives_zero(const PoolShape& pool) {
+  return !pool.counted && is_always_zero<Method>(pool.count);
+}
+
 // q and r of dx, from the gradients of the pools; with weights by element `sum_1` is given.
 template <class Method, class C>
 __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_computed,
@@ -301,7 +308,7 @@ __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_comput
     const PoolShape& shape = pools.shape[i];
     const Index e = shape.entry_of(g, cell);
     const Stats stats{from_center<Method::raw>(pools.mean_of(i, e), t.center[cell]),
-                      pools.var_of(i, e), shape.count};
+                      pools.var_of(i, e), shape.size()};
     if (sum_1) {
       share = Share::by_element<Method::raw>(pooled.var[i][e], sum_1[cell], stats, t.a[cell]);
     } else {
@@ -309,19 +316,20 @@ __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_comput
     }
   }
   t.share(cell, share);
-  if (is_always_zero<Method>(pools.shape[0].count)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
+  if (gives_zero<Method>(pools.shape[0])) t.p[cell] = t.q[cell] = t.r[cell] = 0;
 }
 
 // From the sums of the pieces to q and r of dx for a method of one pool without parameters of its
 // own, in one launch: a team of warps takes an entry of the pool, a warp one of its cells at a
 // time. `by_element`: weights are; `given`: no statistics have gradients. dweight and dbias where a
-// channel has one coefficient cell, data null: not wanted.
+// channel has one coefficient cell, data null: not wanted. `pooled`: where the gradients of the
+// pool go, and the call ends, if they are wanted.
 template <class Method, class C>
 __global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
                                 typename Method::Params params, Source weight, bool by_element,
                                 bool given, GradientTable<C> t, const double* dy_u,
                                 const double* dy_1, double* sum_u, double* sum_1, Column dweight,
-                                Column dbias) {
+                                Column dbias, CellGradients<Method> pooled) {
   team.scratch = shared_memory();
   int phase = 0;
   const PoolShape& pool = pools.shape[0];
@@ -364,6 +372,13 @@ __global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
   if (given) return;
   __syncwarp();
   team_sum(d, team, phase);
+  if (pooled.mean[0]) {
+    if (active && team.thread() == 0) {
+      pooled.mean[0][entry] = d[0];
+      pooled.var[0][entry] = d[1];
+    }
+    return;
+  }
   for (Index m = team.thread(); m < cells; m += team.threads()) {
     const Index cell = pool.cell_of(g, entry, m);
     Stats stats[1];
@@ -375,7 +390,7 @@ __global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
       share.template add<Method::raw>({d[0], d[1]}, stats[0]);
     }
     t.share(cell, share);
-    if (is_always_zero<Method>(pool.count)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
+    if (gives_zero<Method>(pool)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
   }
 }
 

@@ -31,12 +31,8 @@ inline void check_buffers(const ConstTensor& mean, const ConstTensor& var, const
   check_shape(var_name, var, shape);
 }
 
-// What a device and a single value per channel cannot have.
+// What a single value per channel cannot have.
 inline void check_samples(const ChannelCall& call, const Context& context) {
-  if (context.device == Device::kCuda && (call.mask || exchange_of(call, context))) {
-    throw value_error(std::string(call.mask ? "mask" : "context.exchange") +
-                      " is given, expected none for arrays on a CUDA device");
-  }
   if (call.of_the_batch() && !context.exchange && !call.empty() &&
       call.samples() * call.space() == 1) {
     throw value_error("Expected more than 1 value per channel when training" + input_size(call.x));

@@ -38,7 +38,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
       if (entries > 0) last = StatsTable(entries, memory);
     }
     const GivenMoments given(call, memory);
-    Weighed count;
+    Counted count;
     const Population population = population_of(call, context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       ForwardArgs<C> args{};
@@ -59,7 +59,7 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     if (call.empty()) {
       // Its samples have no statistics; the batch has them where other processes have samples.
       finish_empty(stats, context);
-      if (count.sum == 0) return;
+      if (!count.there && count.here.sum == 0) return;
     }
     if (stats.given && given.mean) write_pairs(plan, given.mean, given.var, stats.given, memory);
     if (last.mean) write_pairs(plan, last.mean, last.var, stats.pooled, memory);
@@ -71,8 +71,8 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
     if (!one_pool) of_table.pooled = {};
     write_stats(plan, table, of_table, memory);
     const Index rows = plan.pool_rows(call.reported_extent());
-    if (rows > 1) count = Weighed::elements(double(call.space()));
-    if (count.sum == 0) return;
+    if (rows > 1) count = {Weighed::elements(double(call.space()))};
+    if (!count.there && count.here.sum == 0) return;
     move_buffers(updates, table, rows, count, memory);
   });
 }
@@ -143,7 +143,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
     Column dweight_column{}, dbias_column{};
     const bool dweight_written = column_of(call, g.dweight, context, &dweight_column);
     const bool dbias_written = column_of(call, g.dbias, context, &dbias_column);
-    Weighed count;
+    Counted count;
     const Population population = population_of(call, context, &count);
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
       BackwardArgs<C> args{};

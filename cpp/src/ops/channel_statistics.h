@@ -31,21 +31,22 @@ inline Exchange* exchange_of(const ChannelCall& call, const Context& context) {
 }
 
 // Mask and exchange where statistics are taken from x, and how much a batch pool counts.
-inline Population population_of(const ChannelCall& call, const Context& context, Weighed* count) {
+inline Population population_of(const ChannelCall& call, const Context& context, Counted* count) {
   Population p{};
   p.own = Weighed::elements(double(call.space()) * double(call.samples()));
   p.exchange = exchange_of(call, context);
   p.count = count;
   p.least_count = call.of_the_batch() && !call.mask ? 2 : 0;
   if (call.mask) {
-    // It is repeated along the channels.
-    const Weighed weights = weigh(call.mask, std::max<Index>(1, call.channels()));
-    if (!call.computed().empty()) {
-      p.mask = call.mask.data();
-      p.own = weights;
+    const bool counts = !call.computed().empty();
+    if (counts) p.mask = call.mask.data();
+    if (context.device == Device::kCpu) {
+      // It is repeated along the channels.
+      const Weighed weights = weigh(call.mask, std::max<Index>(1, call.channels()));
+      if (counts) p.own = weights;
     }
   }
-  *count = p.own;
+  count->here = p.own;
   return p;
 }
 

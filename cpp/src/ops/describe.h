@@ -114,7 +114,7 @@ Json describe(const char* type) {
     }
     if constexpr (kind == Kind::weight || kind == Kind::bias) {
       affine.append(a.name);
-      gradients.append(("d" + std::string(a.name)).c_str());
+      gradients.append(std::string("d").append(a.name).c_str());
     }
     if constexpr (kind == Kind::buffer) buffers.append(pair(a.name, name_of(a.follows)));
     if constexpr (kind == Kind::learns) d.add("learns", a.name);

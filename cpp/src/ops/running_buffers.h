@@ -30,7 +30,7 @@ inline Tensor writable(const Buffer& buffer) {
 }
 
 inline double* moved(const BufferUpdate& update, const StatsTable& table, Index rows,
-                     const Weighed& n, Memory& memory) {
+                     const Counted& n, Memory& memory) {
   const Buffer& buffer = update.buffer;
   const Index channels = buffer.shape(0);
   const double* values = update.follows == Follows::mean ? table.mean : table.var;
@@ -39,16 +39,15 @@ inline double* moved(const BufferUpdate& update, const StatsTable& table, Index 
     memory.transform(Memory::kReciprocal, table.rstd, rows * channels, inverse);
     values = inverse;
   }
-  const double factor = update.unbiased ? n.bessel() : 1;
   const double* old = memory.load<double>(buffer, vector_walk(buffer));
   double* out = memory.take<double>(channels);
-  memory.blend(old, values, rows, channels, update.momentum, factor, out);
+  memory.blend(old, values, rows, channels, update.momentum, n, update.unbiased, out);
   return out;
 }
 
 // All of them, or none where memory lacks.
 inline void move_buffers(std::span<const BufferUpdate> updates, const StatsTable& table, Index rows,
-                         const Weighed& n, Memory& memory) {
+                         const Counted& n, Memory& memory) {
   constexpr std::size_t kMost = 2;
   const double* values[kMost];
   Index entries = 0;

@@ -8,13 +8,13 @@
 
 namespace normcore {
 
-// Beyond x: which elements count, and the samples of other processes. Host only.
+// Beyond x: which elements count, and the samples of other processes.
 struct Population {
   const void* mask = nullptr;  // weights of the elements, in the compute type: operand kMask
-  Weighed own{};               // what a pool over all of x counts
+  Weighed own{};               // what a pool over all of x counts; with a mask, on the CPU alone
   double* weights = nullptr;   // out, with a mask: its sums by cell
   Exchange* exchange = nullptr;
-  Weighed* count = nullptr;  // out, with an exchange: what such a pool counts in all processes
+  Counted* count = nullptr;  // out, with an exchange or a device's mask: what such a pool counts
   double least_count = 0;    // of those
 };
 

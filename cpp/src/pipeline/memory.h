@@ -56,9 +56,10 @@ class Memory {
   virtual void transform(Transform t, const double* values, Index n, double* out) = 0;
   // out[i] = sum over row i of values [rows, n]
   virtual void sum_each(const double* values, Index rows, Index n, double* out) = 0;
-  // out[k] = (1 - momentum) * old[k] + momentum * factor * mean over the rows of values [rows, n]
+  // out[k] = (1 - momentum) * old[k] + momentum * mean over the rows of values [rows, n]; they are
+  // variances of so much where they are to be `unbiased`. On a device old[k] where nothing counts.
   virtual void blend(const double* old, const double* values, Index rows, Index n, double momentum,
-                     double factor, double* out) = 0;
+                     const Counted& counted, bool unbiased, double* out) = 0;
 
   // The end of a call that has not failed: what was put off is done.
   virtual void finish() {}
@@ -99,7 +100,8 @@ class HostMemory final : public Memory {
       out[i] = std::accumulate(values + i * n, values + (i + 1) * n, 0.0);
   }
   void blend(const double* old, const double* values, Index rows, Index n, double momentum,
-             double factor, double* out) override {
+             const Counted& counted, bool unbiased, double* out) override {
+    const double factor = unbiased ? counted.here.bessel() : 1;
     for (Index k = 0; k < n; ++k) {
       double sum = 0;
       for (Index o = 0; o < rows; ++o) sum += values[o * n + k];

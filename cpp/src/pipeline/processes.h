@@ -17,7 +17,7 @@ void merge_processes(const Population& population, bool known, Index n, double& 
   double counts[] = {own, own * population.own.divisor / 2, own * own};
   exchange.sum(counts, 3);
   count = counts[0];
-  *population.count = Weighed::of_parts(counts[0], counts[1], counts[2]);
+  population.count->here = Weighed::of_parts(counts[0], counts[1], counts[2]);
   if (count > 0 && count < population.least_count) {
     throw value_error(
         "Expected more than 1 value per channel when training, got one in all processes");

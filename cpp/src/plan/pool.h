@@ -18,16 +18,30 @@ namespace normcore {
 struct Weighed {
   double sum, divisor;  // sum w - sum w^2 / sum w; n - 1 where all weights are 1
 
-  static Weighed elements(double n) { return {n, n > 1 ? n - 1 : 0}; }
+  NORMCORE_HD static Weighed elements(double n) { return {n, n > 1 ? n - 1 : 0}; }
   // From the sums over parts of their sums of weights, of the products of all pairs of weights
   // within a part, and of the squares of their sums. Those of a single part are its own.
-  static Weighed of_parts(double sum, double pairs, double squares) {
-    pairs += std::fmax(0, sum * sum - squares) / 2;
+  NORMCORE_HD static Weighed of_parts(double sum, double pairs, double squares) {
+    pairs += std::fmax(0.0, sum * sum - squares) / 2;
     return {sum, sum > 0 ? 2 * pairs / sum : 0};
+  }
+  // Of two parts; no product of weights leaves the range.
+  NORMCORE_HD static Weighed joined(const Weighed& a, const Weighed& b) {
+    const double sum = a.sum + b.sum;
+    if (!(sum > 0)) return {sum, 0};
+    const double share = b.sum / sum;
+    return {sum, a.divisor * (a.sum / sum) + b.divisor * share + 2 * (a.sum * share)};
   }
   // Of the unbiased variance to the biased one. Where one element is all that counts there is no
   // unbiased one; by less than this others are no more than its rounding.
-  double bessel() const { return divisor > 1e-12 * sum ? sum / divisor : 1; }
+  NORMCORE_HD double bessel() const { return divisor > 1e-12 * sum ? sum / divisor : 1; }
+};
+
+// What a pool of all samples counts. `there`: where that is in memory of a device, which a mask or
+// other processes decide; nothing of it is known here then.
+struct Counted {
+  Weighed here{};
+  const Weighed* there = nullptr;
 };
 
 // The statistics of one pool over a block of the table: rows x cols entries.

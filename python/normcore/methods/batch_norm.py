@@ -291,7 +291,8 @@ class BatchNorm(Foldable, _MaskedNorm):
     comm : mpi4py communicator or object with ``allreduce(array)``, optional
         Batch statistics are those of all processes' samples, weighed by their counts, forward and
         backward; each process may have any number of samples, also none, and all must call the
-        layer equally often. Parameters' gradients are those of the own samples.
+        layer equally often. Parameters' gradients are those of the own samples. Of x on a CUDA
+        device ``allreduce`` gets and returns arrays of x's library there.
     comm_timeout : float, default 600
         Seconds to wait for the others before TimeoutError; for mpi4py.
 

@@ -9,7 +9,9 @@
 namespace normcore::python {
 
 Context call_context(const Array& x, std::initializer_list<Named> others) {
-  return x.numpy() ? Context{Device::kCuda} : context_of_arrays(x, others);
+  Context context = context_of_arrays(x, others);
+  context.device = Device::kCuda;
+  return context;
 }
 
 }  // namespace normcore::python

@@ -289,7 +289,7 @@ inline cudaError_t cudaDeviceSynchronize() {
   if (emulation::host.capturing) return emulated_result(cudaErrorStreamCaptureUnsupported);
   return emulation::host.busy = false, cudaSuccess;
 }
-enum cudaMemcpyKind { cudaMemcpyDeviceToHost = 2 };
+enum cudaMemcpyKind { cudaMemcpyDeviceToHost = 2, cudaMemcpyDefault = 4 };
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
   return std::memcpy(to, from, bytes), cudaSuccess;
