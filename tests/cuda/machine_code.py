@@ -49,12 +49,15 @@ def rows(kernel, formula, packs):
     return f"normcore::cuda::{kernel}<{formula}, {{T}}, {packs}, true, false>"
 
 
-def tiles(kernel, arguments="{T}"):
-    return f"normcore::cuda::{kernel}<{arguments}, true>"
+def tiles(kernel, arguments="{T}", more=""):
+    return f"normcore::cuda::{kernel}<{arguments}, true{more}>"
 
 
-def cells(kernel, arguments="{T}"):
-    return f"normcore::cuda::{kernel}<{arguments}, 4, (normcore::cuda::Form)2>"
+def cells(kernel, arguments="{T}", more=""):
+    return f"normcore::cuda::{kernel}<{arguments}, 4, (normcore::cuda::Form)2{more}>"
+
+
+NO_MASK = ", false"
 
 
 # By coefficients from a table.
@@ -93,7 +96,9 @@ BUDGETS = [
         loop=True,
     ),
     Budget("sums of tiles", tiles("tile_sums"), 4, 4, 2, {BF16: 30, F32: 30}, loop=True),
-    Budget("dx of tiles", tiles("tile_grad"), 4, 4, 3, {BF16: 43, F32: 43}, loop=True),
+    Budget(
+        "dx of tiles", tiles("tile_grad", more=NO_MASK), 4, 4, 3, {BF16: 43, F32: 43}, loop=True
+    ),
     Budget("moments of cells", cells("cell_moments", "false, {T}"), 4, 4, 1, {BF16: 26}),
     Budget(
         "cells applied",
@@ -101,7 +106,7 @@ BUDGETS = [
         *(4, 4, 2, {BF16: 30}),
     ),
     Budget("sums of cells", cells("cell_sums"), 4, 8, 2, {BF16: 43}),
-    Budget("dx of cells", cells("cell_grad"), 4, 8, 3, {BF16: 43}),
+    Budget("dx of cells", cells("cell_grad", more=NO_MASK), 4, 8, 3, {BF16: 43}),
 ]
 
 

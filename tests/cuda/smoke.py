@@ -33,7 +33,7 @@ HANG_SECONDS = 30
 # Of the largest result. Both sides round once to the dtype, which is half an ulp of each; sums of
 # float32, of float64 for float64, are taken in another order.
 TOLERANCE = {"float16": 2**-9, "bfloat16": 2**-6, "float32": 2e-5, "float64": 1e-11}
-REFUSALS = ("expected the CPU", "expected none for arrays on a CUDA device")
+REFUSAL = "expected the CPU"
 
 IMAGES = (3, 6, 5, 7)
 # To both sides of the steps of the ladder of row kernels: a part of a warp, warps, blocks, clusters
@@ -139,7 +139,7 @@ def attempt(call, device):
         said = "errors " + " ".join(f"{e:.2g}" for e in errors) + " of what is allowed"
         return "ok" if good else "FAIL", "" if good else said
     except ValueError as e:
-        refused = "CUDA" in str(e) and any(rule in str(e) for rule in REFUSALS)
+        refused = "CUDA" in str(e) and REFUSAL in str(e)
         return "refused" if refused else "FAIL", str(e)
     except Exception as e:  # whatever it is belongs into the table
         return "FAIL", f"{type(e).__name__}: {e}"
