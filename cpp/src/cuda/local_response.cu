@@ -1,7 +1,7 @@
-// Local response normalization on a device. Windows along the channels: a block has a tile of
-// pixels with their channels in shared memory. Anything else, in general form: tables of sums in
-// double, along one axis after the other.
-#include "cuda/special.cuh"
+// Local response normalization on a device. Windows along the channels: by tiles
+// (local_response.cuh). Anything else, in general form: tables of sums in double, along one axis
+// after the other.
+#include "cuda/local_response.cuh"
 #include "cuda/special.h"
 
 namespace normcore::cuda {
@@ -64,107 +64,7 @@ void run_general(const WindowAxes& axes, const T* x, const T* dy, T* out, const 
 
 // ---- along the channels
 
-constexpr int kPixels = 32;  // of a tile
-constexpr int kPitch = kPixels + 1;
-constexpr int kSharedBytes = 48 * 1024 - 3 * kPixels * int(sizeof(Index));
-
-struct ChannelTile {
-  WindowAxes pixels;
-  Index channels, segment;  // channels that a block writes
-  Index before, after;
-  Index step[3];  // from channel to channel
-};
-
-// Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.
-template <bool kLast, int kUnroll = 1, class F>
-__device__ void each(Index c0, Index c1, int count, F f) {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  if constexpr (kLast) {
-    for (int p = warp; p < count; p += kWarps) {
-      for (Index c = c0 + lane; c < c1; c += 32) f(c, p);
-    }
-  } else {
-    if (lane >= count) return;
-#pragma unroll kUnroll
-    for (Index c = c0 + warp; c < c1; c += kWarps) f(c, lane);
-  }
-}
-
-template <class T, bool kBackward, bool kLast>
-__global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, ResponseFormula f) {
-  using C = Compute<T>;
-  constexpr int kOut = kBackward ? 2 : 1;
-  const Index first = Index(blockIdx.x) * kPixels;
-  const int count = int(g.pixels.count - first < kPixels ? g.pixels.count - first : kPixels);
-  const Index c0 = Index(blockIdx.y) * g.segment;
-  const Index c1 = c0 + g.segment < g.channels ? c0 + g.segment : g.channels;
-  auto low = [](Index c) { return c < 0 ? 0 : c; };
-  auto high = [&](Index c) { return c < g.channels ? c : g.channels; };
-  // Terms of channels [t0, t1) reach these; squares of [s0, s1) reach those.
-  const Index t0 = kBackward ? low(c0 - g.after) : c0, t1 = kBackward ? high(c1 + g.before) : c1;
-  const Index s0 = low(t0 - g.before), s1 = high(t1 + g.after);
-
-  Index* offsets = reinterpret_cast<Index*>(shared_memory());  // [3][kPixels]
-  double* terms = reinterpret_cast<double*>(offsets + 3 * kPixels);
-  C* direct = reinterpret_cast<C*>(terms + (kBackward ? (t1 - t0) * kPitch : 0));
-  C* values = direct + (kBackward ? (t1 - t0) * kPitch : 0);
-  if (int(threadIdx.x) < count) {
-    for (int o = 0; o <= kOut; ++o) {
-      offsets[o * kPixels + threadIdx.x] = g.pixels.at(o, first + threadIdx.x);
-    }
-  }
-  __syncthreads();
-  auto at = [&](int o, Index c, int p) { return offsets[o * kPixels + p] + c * g.step[o]; };
-  each<kLast, 4>(s0, s1, count,
-                 [&](Index c, int p) { values[(c - s0) * kPitch + p] = widen(x[at(0, c, p)]); });
-  __syncthreads();
-
-  // use(d, its power, in float where its range allows it) of channel c's window.
-  auto divisor = [&](Index c, int p, auto use) {
-    const Index q0 = low(c - g.before), q1 = high(c + g.after + 1);
-    C sum = 0;
-    for (Index q = q0; q < q1; ++q) {
-      const C v = values[(q - s0) * kPitch + p];
-      sum = fused(v, v, sum);
-    }
-    if (sizeof(C) == 8 || double(sum) <= f.limit) {
-      const C d = fused(C(f.scale), sum, C(f.k));
-      return use(d, inverse_power(d, C(f.beta)));
-    }
-    double wide = 0;
-    for (Index q = q0; q < q1; ++q) {
-      const double v = double(values[(q - s0) * kPitch + p]);
-      wide = fused(v, v, wide);
-    }
-    wide = fused(f.scale, wide, f.k);
-    use(wide, inverse_power(wide, f.beta));
-  };
-  if constexpr (!kBackward) {
-    each<kLast>(c0, c1, count, [&](Index c, int p) {
-      const C v = values[(c - s0) * kPitch + p];
-      divisor(c, p, [&](auto, auto power) { out[at(kOut, c, p)] = narrow<T>(C(v * power)); });
-    });
-  } else {
-    each<kLast>(t0, t1, count, [&](Index c, int p) {
-      const C v = values[(c - s0) * kPitch + p], gradient = widen(dy[at(1, c, p)]);
-      const Index i = (c - t0) * kPitch + p;
-      divisor(c, p, [&](auto d, auto power) {
-        direct[i] = C(gradient * power);
-        // A term may be too small for float, and what multiplies it as large.
-        terms[i] = double(gradient * power) * double(v) / double(d);
-      });
-    });
-    __syncthreads();
-    each<kLast>(c0, c1, count, [&](Index c, int p) {
-      const Index q0 = low(c - g.after), q1 = high(c + g.before + 1);
-      double sum = 0;
-      for (Index q = q0; q < q1; ++q) sum += terms[(q - t0) * kPitch + p];
-      const double v = double(values[(c - s0) * kPitch + p]);
-      const double whole = double(direct[(c - t0) * kPitch + p]) - 2 * f.beta * f.scale * v * sum;
-      out[at(kOut, c, p)] = narrow<T>(C(whole));
-    });
-  }
-}
+constexpr int kTileBytes = kSharedBytes - 3 * kPixels * int(sizeof(Index));
 
 // Whether the tile serves; where it does, it is launched.
 template <class T>
@@ -190,8 +90,8 @@ bool run_channels(const ConstTensor* const (&operands)[3], int axis, Index befor
     const Index s = std::min(channels, t + halo);
     return s * row + (backward ? t * (row + wide_row) : 0);
   };
-  while (g.segment > 1 && bytes(g.segment) > kSharedBytes) g.segment = ceil_div(g.segment, 2);
-  if (bytes(g.segment) > kSharedBytes) return false;
+  while (g.segment > 1 && bytes(g.segment) > kTileBytes) g.segment = ceil_div(g.segment, 2);
+  if (bytes(g.segment) > kTileBytes) return false;
   // Beyond that blocks would mostly compute what others do; over x they would read what others
   // have written.
   if (g.segment < channels && (overwrites || g.segment < 2 * halo)) return false;

@@ -24,6 +24,7 @@ struct WindowAxes {
   Index size[kMostAxes], stride[3][kMostAxes];
   Index before[kMostAxes], after[kMostAxes];
 
+  WindowAxes() = default;
   // All axes of the first operand but `skip`. Absent operands are null.
   WindowAxes(const ConstTensor* const (&operands)[3], int skip, const Index* reach_before,
              const Index* reach_after) {

@@ -577,8 +577,10 @@ struct RowPieces {
   __device__ Index row(int k) const {
     return (Index(blockIdx.x) * kDeep + k) * rows_at_once() + (int(threadIdx.x) >> log_lanes);
   }
-  // The same, or the last one: loads without a condition wait together.
-  __device__ Index at_most(int k) const { return row(k) < rows ? row(k) : rows - 1; }
+  __device__ bool has(int k) const { return pack() < packs && row(k) < rows; }
+  // Row k, or the first where that is none: loads without a condition wait together, and others
+  // may write their rows over what they read.
+  __device__ Index row_or_first(int k) const { return row(has(k) ? k : 0); }
 };
 
 template <class T>
@@ -587,12 +589,12 @@ __global__ void __launch_bounds__(kCrewThreads)
                  const Compute<T>* left, const Compute<T>* right) {
   using C = Compute<T>;
   constexpr int V = kPack<T>;
+  if (!pieces.has(0)) return;
   const int at = pieces.pack();
-  if (at >= pieces.packs) return;
   uint4 words[RowPieces::kDeep];
 #pragma unroll
   for (int k = 0; k < RowPieces::kDeep; ++k) {
-    words[k] = x[pieces.at_most(k) * pieces.x_stride + at];
+    words[k] = x[pieces.row_or_first(k) * pieces.x_stride + at];
   }
   const C p = C(numbers->p), q = C(numbers->q);
   C f[V], other[V];
@@ -600,7 +602,7 @@ __global__ void __launch_bounds__(kCrewThreads)
   for (int e = 0; e < V; ++e) other[e] = left ? right[Index(at) * V + e] : C(0);
 #pragma unroll
   for (int k = 0; k < RowPieces::kDeep; ++k) {
-    if (pieces.row(k) >= pieces.rows) continue;
+    if (!pieces.has(k)) continue;
     Pack<T>{words[k]}.widen(f);
     const C factor = left ? left[pieces.row(k)] : C(0);
 #pragma unroll
@@ -641,18 +643,17 @@ __global__ void __launch_bounds__(kCrewThreads)
     inner_rows(const uint4* x, const uint4* y, RowPieces pieces, double* parts) {
   using C = Compute<T>;
   constexpr int V = kPack<T>;
-  const int at = pieces.pack();
-  const bool inside = at < pieces.packs;
+  const bool some = pieces.has(0);
   uint4 a[RowPieces::kDeep], b[RowPieces::kDeep];
 #pragma unroll
   for (int k = 0; k < RowPieces::kDeep; ++k) {
-    a[k] = x[pieces.at_most(k) * pieces.x_stride + (inside ? at : 0)];
-    b[k] = y[pieces.at_most(k) * pieces.y_stride + (inside ? at : 0)];
+    a[k] = x[some ? pieces.row_or_first(k) * pieces.x_stride + pieces.pack() : 0];
+    b[k] = y[some ? pieces.row_or_first(k) * pieces.y_stride + pieces.pack() : 0];
   }
   C sum = 0;
 #pragma unroll
   for (int k = 0; k < RowPieces::kDeep; ++k) {
-    if (!inside || pieces.row(k) >= pieces.rows) continue;
+    if (!pieces.has(k)) continue;
     C f[V], g[V];
     Pack<T>{a[k]}.widen(f);
     Pack<T>{b[k]}.widen(g);

@@ -6,10 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <bit>
-#include <cmath>
-#include <string>
-#include <vector>
 
+#include "by_hand.h"
+#include "cuda/columns.cuh"
 #include "cuda/pools.cuh"
 #include "cuda/rows.cuh"
 #include "normcore/methods/layer_norm.h"
@@ -19,12 +18,9 @@ namespace normcore::cuda {
 namespace {
 
 using Formula = Standardize<Pool::instance, false>;
-using Values = std::vector<float>;
-using Doubles = std::vector<double>;
 
 constexpr Formula::Params kParams{1e-5};
-constexpr int kPacks = 2;                     // that a thread holds of a row or pool
-constexpr unsigned kSharedBytes = 48 * 1024;  // more than any kernel needs here
+constexpr int kPacks = 2;  // that a thread holds of a row or pool
 
 // How a kernel is launched: `of_block` teams of `threads` threads each; a team may have as many in
 // every block of a cluster, and is then alone in its block. Powers of two.
@@ -39,35 +35,6 @@ struct Teams {
     return unsigned((rows + of_block - 1) / of_block * cluster);
   }
 };
-
-template <class... Params, class... Args>
-void launch(dim3 blocks, unsigned threads, int cluster, void (*kernel)(Params...),
-            const Args&... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  cudaLaunchKernelEx(&config, kernel, Params(args)...);
-}
-
-Values numbers(Index n) {
-  Values v(std::size_t(n), 0);
-  for (std::size_t i = 0; i < v.size(); ++i) v[i] = float(i * 7919 % 1013) / 500 - 1;
-  return v;
-}
-Column column(Doubles& v) { return {v.data(), DType::kFloat64, 1}; }
-template <class V>
-bool finite(const V& v) {
-  for (const auto e : v) {
-    if (!std::isfinite(e)) return false;
-  }
-  return true;
-}
 
 // ---- rows
 
@@ -222,6 +189,79 @@ INSTANTIATE_TEST_SUITE_P(Teams, Pools,
                          ::testing::Values(PoolCase{5, 3, 29, {32, 4, 1}},
                                            PoolCase{5, 3, 130, {64, 2, 1}},
                                            PoolCase{3, 3, 300, {64, 1, 2}}));
+
+// ---- tiles
+
+// Cells that are neighbours in memory, in rows `gap` elements apart from each other.
+struct TileCase {
+  Index outer, cells, count, piece, gap;
+  int log_across, log_rows;
+};
+void PrintTo(const TileCase& c, std::ostream* out) {
+  *out << c.outer << " x " << c.cells << " cells of " << c.count << " in pieces of " << c.piece
+       << ", tiles of " << (1 << c.log_across) << " x " << (1 << c.log_rows);
+}
+
+template <bool kWhole>
+void run_tiles(const TileCase& c) {
+  const Index stride = c.cells + c.gap, cells = c.outer * c.cells;
+  Geometry g{};
+  g.outer = c.outer;
+  g.cells = c.cells;
+  g.count = c.count;
+  g.piece = c.piece;
+  g.pieces = (c.count + c.piece - 1) / c.piece;
+  g.outer_dims = g.space_dims = 1;
+  g.outer_sizes[0] = c.outer;
+  g.space_sizes[0] = c.count;
+  g.by_pieces = Division(g.pieces);
+  g.by_cells = Division(c.cells);
+  g.by_outer[0] = Division(c.outer);
+  auto view = [&](Values& a) {
+    View v{};
+    v.data = a.data();
+    v.cell = 1;
+    v.outer[0] = c.count * stride;
+    v.space[0] = stride;
+    return v;
+  };
+  const Index of_tile = Index(kPack<float>) << c.log_across;
+  const Index tiles = (c.cells + of_tile - 1) / of_tile;
+  const TileShape shape{c.log_across, c.log_rows, Division(tiles)};
+  auto start = [&](auto kernel, const auto&... args) {
+    launch(unsigned(c.outer * g.pieces * tiles), 1u << (c.log_across + c.log_rows), 1, kernel, g,
+           shape, args...);
+  };
+  Values x = numbers(c.outer * c.count * stride), dy = x, h(x.size(), 0), dx = h;
+  const Values table = numbers(cells), by_element = numbers(c.count), residual = x;
+  Doubles first(std::size_t(cells * g.pieces), NAN), second = first;
+  double *const to = first.data(), *const also_to = second.data();
+  const float *const weight = by_element.data(), *const none = nullptr,
+                     *const of_cells = table.data();
+  start(tile_moments<false, float, kWhole>, view(x), to, also_to);
+  EXPECT_TRUE(finite(first) && finite(second));
+  start(tile_sums<float, kWhole>, view(dy), view(x), of_cells, of_cells, weight, to, also_to);
+  EXPECT_TRUE(finite(first) && finite(second));
+  start(tile_add<float, kWhole>, view(x), view(dy), view(h));
+  start(tile_grad<float, kWhole>, view(dy), view(x), view(h), view(dx),
+        GradientCoefficients<float>{of_cells, of_cells, of_cells, of_cells, of_cells}, none);
+  start(tile_apply<float, kWhole, Coefficients<float>>, view(x), view(x),
+        Coefficients<float>{of_cells, of_cells, of_cells}, weight, weight);  // in place
+  EXPECT_TRUE(finite(h) && finite(dx) && finite(x));
+}
+
+class Tiles : public ::testing::TestWithParam<TileCase> {};
+
+TEST_P(Tiles, HaveNoRaces) {
+  const TileCase& c = GetParam();
+  const int before = races::reports();
+  (c.cells + c.gap) % 4 == 0 && c.cells % 4 == 0 ? run_tiles<true>(c) : run_tiles<false>(c);
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, Tiles,
+                         ::testing::Values(TileCase{2, 12, 37, 20, 0, 0, 6},
+                                           TileCase{1, 72, 9, 9, 4, 3, 3},
+                                           TileCase{2, 5, 150, 75, 1, 1, 5}));
 
 }  // namespace
 }  // namespace normcore::cuda

@@ -157,5 +157,81 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ChannelsHave,
                                            Channels{DType::kFloat16, {2, 70, 3}, 2},
                                            Channels{DType::kFloat64, {2, 3, 40}}));
 
+// ---- windows over channels and over space, in all types
+
+struct Images {
+  DType dtype;
+  std::vector<Index> shape;
+  int axis = 1;
+};
+void PrintTo(const Images& i, std::ostream* out) { *out << name_of(i.dtype) << " axis " << i.axis; }
+class WindowsHave : public ::testing::TestWithParam<Images> {};
+
+TEST_P(WindowsHave, NoRaces) {
+  const Images& i = GetParam();
+  const int before = races::reports();
+  const Index channels = i.shape[std::size_t(i.axis)];
+  const Array x = filled(i.dtype, i.shape), dy = filled(i.dtype, i.shape), y(i.dtype, i.shape);
+  LocalResponseNormOptions response;
+  response.channel_axis = i.axis;
+  for (const Across across : {Across::kChannels, Across::kSpace}) {
+    response.across = across;
+    local_response_norm(x.tensor(), 3, y.tensor(), response, kDevice);
+    local_response_norm_backward(dy.tensor(), x.tensor(), 3, y.tensor(), response, kDevice);
+  }
+  const auto vector = [&] { return filled(DType::kFloat32, {channels}); };
+  const Array sigma = vector(), weight = vector(), bias = vector();
+  const Array dsigma = vector(), dweight = vector(), dbias = vector();
+  const LocalDivisiveNormOptions divisive{{3}, {3}, i.axis};
+  local_divisive_norm(x.tensor(), sigma.tensor(), weight.tensor(), bias.tensor(), y.tensor(),
+                      divisive, kDevice);
+  local_divisive_norm_backward(dy.tensor(), x.tensor(), sigma.tensor(), weight.tensor(),
+                               {y.tensor(), dsigma.tensor(), dweight.tensor(), dbias.tensor()},
+                               divisive, kDevice);
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, WindowsHave,
+                         ::testing::Values(Images{DType::kBFloat16, {2, 9, 5, 7}},
+                                           Images{DType::kFloat32, {2, 5, 7, 9}, 3},
+                                           Images{DType::kFloat16, {1, 34, 3, 3}},
+                                           Images{DType::kFloat64, {2, 3, 3, 34}, 3}));
+
+// ---- matrices, in all types
+
+struct Matrix {
+  DType dtype;
+  Index rows, cols, gap = 0;
+};
+void PrintTo(const Matrix& m, std::ostream* out) {
+  *out << name_of(m.dtype) << " " << m.rows << " x " << m.cols << " + " << m.gap;
+}
+class MatricesHave : public ::testing::TestWithParam<Matrix> {};
+
+TEST_P(MatricesHave, NoRaces) {
+  const Matrix& m = GetParam();
+  const int before = races::reports();
+  const Array w = filled(m.dtype, {m.rows, m.cols}, {m.cols + m.gap, 1});
+  const Array out(m.dtype, {m.rows, m.cols}), dw = filled(m.dtype, {m.rows, m.cols});
+  const DType wide = m.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const Array u = filled(wide, {m.rows}), v = filled(wide, {m.cols}), sigma(DType::kFloat64, {});
+  SpectralNormOptions options;
+  for (const Index n : {0, 2}) {
+    options.n_power_iterations = n;
+    spectral_norm(w.tensor(), {u.tensor(), v.tensor()},
+                  {out.tensor(), u.tensor(), v.tensor(), sigma.tensor()}, options, kDevice);
+  }
+  spectral_norm_backward(dw.tensor(), out.tensor(), ConstTensor(sigma.tensor()), u.tensor(),
+                         v.tensor(), dw.tensor(), options, kDevice);
+  PowerMethodOptions until;
+  until.max_iterations = 3;
+  power_method(w.tensor(), {}, u.tensor(), v.tensor(), until, kDevice);
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, MatricesHave,
+                         ::testing::Values(Matrix{DType::kBFloat16, 37, 64},
+                                           Matrix{DType::kFloat32, 20, 33, 2},
+                                           Matrix{DType::kFloat16, 5, 1200},
+                                           Matrix{DType::kFloat64, 65, 18}));
+
 }  // namespace
 }  // namespace normcore

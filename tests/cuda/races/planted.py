@@ -1,4 +1,4 @@
-"""Plant faults in the kernels, one at a time, and demand that the race tests find each.
+"""Plant faults in the kernels, one at a time, and demand that the tests of each kernel find them.
 
 A fault whose place is not found, or is not the only one, fails as well: adapt its pattern to the
 kernel as it now is.
@@ -90,16 +90,84 @@ FAULTS = (
         ";",
         quick=True,
     ),
+    Fault("fold_tile: no barrier", "columns.cuh", "fold_tile", BLOCK, ";"),
+    Fault(
+        "tiles: pieces share an entry",
+        "columns.cuh",
+        "part",
+        r"g\.pieces \+ strip",
+        "g.pieces",
+        quick=True,
+    ),
+    Fault(
+        "channels_kernel: offsets without a barrier",
+        "local_response.cuh",
+        "channels_kernel",
+        BLOCK,
+        ";",
+        0,
+    ),
+    Fault(
+        "channels_kernel: values without a barrier",
+        "local_response.cuh",
+        "channels_kernel",
+        BLOCK,
+        ";",
+        1,
+        quick=True,
+    ),
+    Fault(
+        "channels_kernel: terms without a barrier",
+        "local_response.cuh",
+        "channels_kernel",
+        BLOCK,
+        ";",
+        -1,
+    ),
+    Fault("sums of channels: no barrier", "special.cuh", "run", BLOCK, ";"),
+    Fault("block_sums: no barrier", "spectral.cuh", "block_sums", BLOCK, ";"),
+    Fault(
+        "block_sums: one memory for all phases",
+        "spectral.cuh",
+        "block_sums",
+        r"phase\+\+ & 1",
+        "phase++ & 0",
+    ),
+    Fault("sweep_matrix: tops over sums", "spectral.cuh", "sweep_matrix", BLOCK, ";", 0),
+    Fault("sweep_matrix: tops without a barrier", "spectral.cuh", "sweep_matrix", BLOCK, ";", -1),
+    Fault(
+        "sweep_matrix: blocks share a row of shares",
+        "spectral.cuh",
+        "sweep_matrix",
+        r"s\.shares \+ Index\(blockIdx\.x\)",
+        "s.shares + 0",
+    ),
+    Fault("collect_shares: no barrier", "spectral.cuh", "collect_shares", BLOCK, ";"),
+    Fault("Crew: no block barrier", "spectral.cuh", "joined", BLOCK, ";"),
+    Fault("Crew: no cluster barrier", "spectral.cuh", "joined", CLUSTER, ";"),
+    Fault("Crew: one memory for all phases", "spectral.cuh", "joined", r"phase_\+\+ & 1", "0"),
+    Fault("Crew: a block leaves early", "spectral.cuh", "leave", CLUSTER, ";", quick=True),
+    Fault(
+        "Crew: a barrier of blocks alone", "spectral.cuh", "barrier", CLUSTER, "__syncthreads();"
+    ),
+    Fault("block_sum: no barrier", "spectral.cuh", "block_sum", BLOCK, ";"),
+    Fault("settle_gradient: no barrier", "spectral.cuh", "settle_gradient", BLOCK, ";"),
 )
+# The tests of a file of kernels; of any other: kernels_test.cc.
+TESTS = {
+    "local_response.cuh": "special_test.cc",
+    "special.cuh": "special_test.cc",
+    "spectral.cuh": "special_test.cc",
+}
 
 
 def body_of(function: str, text: str) -> slice:
-    """Where the function lies: from the line of its name to a brace in the first column."""
-    begin = rf"^__(?:device|global)__[^\n]*(?:\n    )?\b{function}\("
-    starts = [m.start() for m in re.finditer(begin, text, re.M)]
+    """Where the function lies: from the line of its name to a brace in the column it begins in."""
+    begin = rf"^( *)__(?:device|global)__[^\n]*(?:\n *)?\b{function}\("
+    starts = list(re.finditer(begin, text, re.M))
     if len(starts) != 1:
         raise LookupError(f"{len(starts)} definitions of {function}, expected one")
-    return slice(starts[0], text.index("\n}", starts[0]))
+    return slice(starts[0].start(), text.index(f"\n{starts[0][1]}}}", starts[0].start()))
 
 
 def plant(fault: Fault, text: str) -> str:
@@ -115,7 +183,7 @@ def plant(fault: Fault, text: str) -> str:
 
 
 class Tests:
-    """kernels_test.cc, compiled against any sources."""
+    """The tests that launch kernels by hand, compiled against any sources."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -139,11 +207,11 @@ class Tests:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
 
-    def reports(self, sources: Path, name: str) -> int:
+    def reports(self, test_name: str, sources: Path, name: str) -> int:
         """The sanitizer's reports of the tests against these sources."""
         compiled, program = str(self.work / f"{name}.o"), str(self.work / name)
         sanitized = ["-fsanitize=thread", "-O1", "-g1", "-Wno-unknown-pragmas", "-ffp-contract=off"]
-        test = str(CUDA_TESTS / "races/kernels_test.cc")
+        test = str(CUDA_TESTS / "races" / test_name)
         self.compile("-I", str(sources), *sanitized, test, "-o", compiled)
         libraries = ["-lgtest", "-lgtest_main", "-pthread"]
         objects = [compiled, *self.rest]
@@ -170,23 +238,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         tests = Tests(Path(folder))
 
-        def found(number: int, fault: Fault | None) -> str:
+        def found(number: int, fault: Fault | None, test: str) -> str:
             """What the tests say of a fault, or of none; "" where it is as it must be."""
             sources = Path(folder, f"sources{number}")
             shutil.copytree(ROOT / "cpp/src", sources)
             if fault is not None:
                 path = sources / "cuda" / fault.file
                 path.write_text(plant(fault, path.read_text()))
-            reports = tests.reports(sources, f"fault{number}")
+            reports = tests.reports(test, sources, f"fault{number}")
             if fault is None:
                 return f"{reports} races without a fault" if reports else ""
             return "" if reports else "NOT FOUND"
 
-        runs = {
-            fault: pool.submit(found, number, fault) for number, fault in enumerate([None, *chosen])
-        }
-        for fault, run in runs.items():
-            name = fault.name if fault else "no fault"
+        cases: list[tuple[str, Fault | None, str]] = [
+            (fault.name, fault, TESTS.get(fault.file, "kernels_test.cc")) for fault in chosen
+        ]
+        cases += [(f"{test}: no fault", None, test) for test in sorted({c[2] for c in cases})]
+        runs = [
+            (name, pool.submit(found, number, fault, test))
+            for number, (name, fault, test) in enumerate(cases)
+        ]
+        for name, run in runs:
             try:
                 answer = run.result()
             except (LookupError, RuntimeError) as error:
