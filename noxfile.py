@@ -320,7 +320,8 @@ def cuda(session: nox.Session) -> None:
     )
     session.run("python", "-c", code, env={"PYTHONPATH": str(ROOT / "build/cuda")})
     session.install("nvidia-cuda-cuobjdump==13.*", "nvidia-cuda-nvdisasm==13.*")
-    objects = sorted(str(p) for p in (ROOT / "build/cuda").glob("**/pipeline_*.o"))
+    names = ("pipeline_*", "spectral", "local_*")
+    objects = sorted(str(p) for n in names for p in (ROOT / "build/cuda").glob(f"**/cuda/{n}*.o"))
     session.run("python", "tests/cuda/machine_code.py", *objects)
 
 

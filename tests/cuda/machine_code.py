@@ -6,6 +6,7 @@ Reads the objects by cuobjdump, walks through each hot kernel along the way that
 take, and prints a table: registers, spills, accesses of 16 bytes, how many of these loads are
 under way before the first of them is used, instructions per element, and the traffic at which
 issuing them is the limit. Fails where a kernel is behind its budget, or where one is missing.
+Kernels that move single elements are there too: with their loads of any width.
 
 The walk is an estimate: at a conditional branch it keeps off calls, single elements, sums in
 float64 and what stores more packs than the result has (the residual's sum); loops run once.
@@ -33,12 +34,13 @@ class Budget:
 
     label: str
     kernel: str  # {T}: the element type
-    packs: int  # of each operand that a thread holds
-    loads: int  # of 16 bytes under way together, at least
+    packs: int  # of each operand that a thread holds; 0: it moves single elements
+    loads: int  # of 16 bytes, or of single elements, under way together, at least
     traffic: float  # tensors that it moves: read and written
-    most: dict  # element type: instructions per element
+    most: dict  # element type: instructions per element; None: a loop says nothing of them
     loop: bool = False  # count one turn of the loop that stores the result
     warp: bool = False  # a team is within a warp: no shared memory
+    registers: int = 255  # at most
 
 
 LAYER_NORM = "normcore::Standardize<(normcore::Pool)0, false>"
@@ -60,6 +62,16 @@ def cells(kernel, arguments="{T}", more=""):
 NO_MASK = ", false"
 
 
+def special(kernel):
+    return f"normcore::cuda::{kernel}"
+
+
+def sweep(packs, products):
+    return special(f"sweep_matrix<{{T}}, {packs}, {products}>")
+
+
+# A turn of a sweep's loop: eight packs of the matrix, and two blocks of 512 threads side by side.
+ONE_READ, LOOP = (8, 8, 1), {"loop": True, "registers": 128}
 # By coefficients from a table.
 APPLIED = "normcore::cuda::KERNEL, normcore::cuda::Coefficients<float> >"
 BF16, F32 = "__nv_bfloat16", "float"
@@ -107,6 +119,37 @@ BUDGETS = [
     ),
     Budget("sums of cells", cells("cell_sums"), 4, 8, 2, {BF16: 43}),
     Budget("dx of cells", cells("cell_grad", more=NO_MASK), 4, 8, 3, {BF16: 43}),
+    # Blocks of 512 threads that hold several packs, of 128 that hold one.
+    Budget("A x and A^T A x", sweep(1, "true, true"), *ONE_READ, {BF16: 16, F32: 26}, **LOOP),
+    Budget("A x and A^T A x, wide", sweep(2, "true, true"), *ONE_READ, {BF16: 12}, **LOOP),
+    Budget("A x and A^T A x, wide", sweep(4, "true, true"), *ONE_READ, {F32: 12}, **LOOP),
+    Budget("A^T y", sweep(1, "false, true"), *ONE_READ, {BF16: 8, F32: 10}, **LOOP),
+    Budget("rows times a factor", special("combine_rows<{T}>"), 4, 4, 2, {BF16: 10, F32: 14}),
+    Budget("inner product", special("inner_rows<{T}>"), 4, 8, 2, {BF16: 18, F32: 28}),
+    Budget(
+        "local response",
+        special("channels_kernel<{T}, false, false>"),
+        *(0, 4, 2, {BF16: None, F32: None}),
+        registers=48,
+    ),
+    Budget(
+        "local response backward",
+        special("channels_kernel<{T}, true, false>"),
+        *(0, 4, 3, {BF16: None, F32: None}),
+        registers=64,
+    ),
+    Budget(
+        "local divisive",
+        special("(anonymous namespace)::divide_kernel<{T}>"),
+        *(0, 4, 2, {BF16: 160, F32: 160}),
+        registers=40,
+    ),
+    Budget(
+        "local divisive backward",
+        special("(anonymous namespace)::grad_kernel<{T}>"),
+        *(0, 4, 3, {BF16: 195, F32: 195}),
+        registers=40,
+    ),
 ]
 
 
@@ -173,6 +216,13 @@ def is_load(op):
     return op.startswith("LDG.") and op.endswith("128")
 
 
+def registers_of_load(op, single):
+    """How many registers a load fills; 0 where it is none, or not of 16 bytes and not asked for."""
+    if not op.startswith("LDG.") or not (single or is_load(op)):
+        return 0
+    return 4 if op.endswith("128") else 2 if op.endswith("64") else 1
+
+
 def is_copy(op):
     """Of 16 bytes into shared memory, which no register waits for."""
     return op.startswith("LDGSTS") and "128" in op
@@ -185,6 +235,8 @@ def is_store(op):
 def keeps_off(instructions, packs, stores_after, warp):
     """Whether a stretch that a branch may leave out is not on the way of full, aligned rows."""
     ops = [opcode(text) for _, text in instructions]
+    if packs == 0:
+        return any(op.startswith("CALL") for op in ops)
     return (
         any(op.startswith(("CALL", "LDG.E.U16", "STG.E.U16")) for op in ops)
         or any(op in ("LDG.E", "STG.E", "F2F.F64.F32") for op in ops)
@@ -237,8 +289,8 @@ def hot_path(kernel, budget):
     return path
 
 
-def loads_together(path):
-    """The largest number of 16-byte loads that are issued before one of them is used.
+def loads_together(path, single=False):
+    """The largest number of loads that are issued before one is used: of 16 bytes, or of any.
 
     Copies into shared memory count together: they are waited for in the next turn of the loop.
     """
@@ -248,9 +300,8 @@ def loads_together(path):
     for text in path:
         op = opcode(text)
         registers = [int(r) for r in re.findall(r"\bR(\d+)\b", text)]
-        if is_load(op):
-            first = registers[0]
-            waiting.update(range(first, first + 4))
+        if filled := registers_of_load(op, single):
+            waiting.update(range(registers[0], registers[0] + filled))
             count += 1
             continue
         sources = registers if op.startswith("ST") else registers[1:]
@@ -271,20 +322,22 @@ def examine(kernels, budget, dtype):
         return f"{label:40} missing", [f"{label}: no kernel {pattern}"]
     kernel = found[0]
     path = hot_path(kernel, budget)
-    elements = budget.packs * 16 // TYPES[dtype]
-    per_element = len(path) / elements
-    loads = loads_together(path)
+    single = budget.packs == 0
+    elements = 1 if single else budget.packs * 16 // TYPES[dtype]
+    per_element, most = len(path) / elements, budget.most[dtype]
+    loads = loads_together(path, single)
     ops = [opcode(text) for text in path]
     spills = sum(op.startswith(("LDL", "STL")) for op in ops)
     packs = sum(is_load(op) or is_copy(op) or is_store(op) for op in ops)
     bound = ISSUE_RATE / per_element * budget.traffic * TYPES[dtype] / 1e12
-    line = (
-        f"{label:40} {kernel.registers:4} {spills:6} {packs:7} {loads:6} {per_element:12.1f}"
-        f" {budget.most[dtype]:7} {bound:8.1f}"
-    )
+    line = f"{label:40} {kernel.registers:4} {spills:6} {packs:7} {loads:6}"
+    if most is not None:
+        line += f" {per_element:12.1f} {most:7} {bound:8.1f}"
     faults = []
-    if per_element > budget.most[dtype]:
-        faults.append(f"{label}: {per_element:.1f} instructions, budget {budget.most[dtype]}")
+    if most is not None and per_element > most:
+        faults.append(f"{label}: {per_element:.1f} instructions, budget {most}")
+    if kernel.registers > budget.registers:
+        faults.append(f"{label}: {kernel.registers} registers, budget {budget.registers}")
     if loads < budget.loads:
         faults.append(f"{label}: {loads} loads under way, budget {budget.loads}")
     if spills:

@@ -13,7 +13,16 @@ struct Divisive {
   Index step[3];  // from channel to channel: x, then y; or x, dy, dx
   bool last;      // channels are neighbours in memory
   const double *sigma, *weight, *bias;
+  IndexDivision by_inner;  // of elements: channels where they are last, else positions
 
+  // Element i in the order of memory.
+  struct Element {
+    Index channel, position;
+  };
+  __device__ Element element(Index i) const {
+    const auto [outer, inner] = by_inner(i);
+    return last ? Element{inner, outer} : Element{outer, inner};
+  }
   __device__ Index at(int operand, Index c, Index n) const {
     return positions.at(operand, n) + c * step[operand];
   }
@@ -81,8 +90,7 @@ template <class T>
 __global__ void divide_kernel(Divisive d, const T* x, T* y, Planes planes) {
   const Index i = my_index();
   if (i >= d.channels * d.positions.count) return;
-  const Index c = d.last ? i % d.channels : i / d.positions.count;
-  const Index n = d.last ? i / d.channels : i % d.positions.count;
+  const auto [c, n] = d.element(i);
   const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
   const double value = fused(d.weight[c] * inverse_root(d.sigma[c], planes.t[n]), v, d.bias[c]);
   y[d.at(1, c, n)] = narrow<T>(Compute<T>(value));
@@ -129,8 +137,7 @@ template <class T>
 __global__ void grad_kernel(Divisive d, const T* x, const T* dy, T* dx, Planes planes) {
   const Index i = my_index();
   if (i >= d.channels * d.positions.count) return;
-  const Index c = d.last ? i % d.channels : i / d.positions.count;
-  const Index n = d.last ? i / d.channels : i % d.positions.count;
+  const auto [c, n] = d.element(i);
   const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
   const double direct =
       double(widen(dy[d.at(1, c, n)])) * d.weight[c] * inverse_root(d.sigma[c], planes.t[n]);
@@ -156,10 +163,12 @@ void local_divisive(const LocalDivisiveCall& call, const Context& context) {
              false,
              per_channel(call.sigma, channels, 1, memory),
              per_channel(call.weight, channels, 1, memory),
-             per_channel(call.bias, channels, 0, memory)};
+             per_channel(call.bias, channels, 0, memory),
+             {}};
   for (int o = 0; o < 3; ++o) d.step[o] = operands[o] ? operands[o]->stride(call.channel_axis) : 0;
   const Index n = d.positions.count;
   d.last = d.step[0] == 1 && channels > 1 && n > 1;
+  d.by_inner = IndexDivision(d.last ? channels : n, n * channels);
   const WindowAxes a(operands, call.channel_axis, call.radius_a, call.radius_a);
   const WindowAxes b(operands, call.channel_axis, call.radius_b, call.radius_b);
   double* spare = memory.take<double>(n);

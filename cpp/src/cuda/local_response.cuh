@@ -18,7 +18,7 @@ struct ChannelTile {
 };
 
 // Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.
-template <bool kLast, int kUnroll = 1, class F>
+template <bool kLast, class F>
 __device__ void each_element(Index c0, Index c1, int count, F f) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   if constexpr (kLast) {
@@ -27,8 +27,30 @@ __device__ void each_element(Index c0, Index c1, int count, F f) {
     }
   } else {
     if (lane >= count) return;
-#pragma unroll kUnroll
     for (Index c = c0 + warp; c < c1; c += kWarps) f(c, lane);
+  }
+}
+
+// The same in two steps, use(channel, pixel, load(channel, pixel)), so that several loads of a
+// thread wait together.
+template <bool kLast, class Load, class Use>
+__device__ void each_loaded(Index c0, Index c1, int count, Load load, Use use) {
+  constexpr int kTogether = kPixels / kWarps;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  // A lane has pixels of one channel, or channels of one pixel.
+  for (Index c = c0 + (kLast ? lane : warp); c < c1; c += kLast ? 32 : kWarps * kTogether) {
+    auto channel = [&](int k) { return kLast ? c : c + k * kWarps; };
+    auto pixel = [&](int k) { return kLast ? warp + k * kWarps : lane; };
+    auto is_there = [&](int k) { return channel(k) < c1 && pixel(k) < count; };
+    decltype(load(c, 0)) v[kTogether] = {};
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      if (is_there(k)) v[k] = load(channel(k), pixel(k));
+    }
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      if (is_there(k)) use(channel(k), pixel(k), v[k]);
+    }
   }
 }
 
@@ -57,9 +79,14 @@ __global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, 
   }
   __syncthreads();
   auto at = [&](int o, Index c, int p) { return offsets[o * kPixels + p] + c * g.step[o]; };
-  each_element<kLast, 4>(s0, s1, count, [&](Index c, int p) {
-    values[(c - s0) * kPitch + p] = widen(x[at(0, c, p)]);
-  });
+  each_loaded<kLast>(
+      s0, s1, count, [&](Index c, int p) { return widen(x[at(0, c, p)]); },
+      [&](Index c, int p, C v) { values[(c - s0) * kPitch + p] = v; });
+  if constexpr (kBackward) {  // dy, until what is direct takes its place
+    each_loaded<kLast>(
+        t0, t1, count, [&](Index c, int p) { return widen(dy[at(1, c, p)]); },
+        [&](Index c, int p, C v) { direct[(c - t0) * kPitch + p] = v; });
+  }
   __syncthreads();
 
   // use(d, its power, in float where its range allows it) of channel c's window.
@@ -89,8 +116,8 @@ __global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, 
     });
   } else {
     each_element<kLast>(t0, t1, count, [&](Index c, int p) {
-      const C v = values[(c - s0) * kPitch + p], gradient = widen(dy[at(1, c, p)]);
       const Index i = (c - t0) * kPitch + p;
+      const C v = values[(c - s0) * kPitch + p], gradient = direct[i];
       divisor(c, p, [&](auto d, auto power) {
         direct[i] = C(gradient * power);
         // A term may be too small for float, and what multiplies it as large.

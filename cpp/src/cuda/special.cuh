@@ -16,6 +16,29 @@ namespace normcore::cuda {
 inline constexpr int kBlock = 256;
 inline constexpr int kWarps = kBlock / 32;
 
+// Division of indices that the host knows the most of: by a multiplication where they are few.
+struct IndexDivision {
+  Index divisor = 1;
+  bool few = false;
+  Division quick;
+
+  struct Parts {
+    Index quotient, rest;
+  };
+  IndexDivision() = default;
+  // Of numbers under `end`.
+  IndexDivision(Index by, Index end) : divisor(by), few(is_few(by) && is_few(end)) {
+    if (few) quick = Division(by);
+  }
+  __device__ Parts operator()(Index n) const {
+    if (few) {
+      const auto [quotient, rest] = quick(n);
+      return {quotient, rest};
+    }
+    return {n / divisor, n % divisor};
+  }
+};
+
 // Axes of x, outermost in memory first, and how far windows reach along each. Element i counts
 // along them.
 struct WindowAxes {
@@ -23,6 +46,7 @@ struct WindowAxes {
   Index count = 1;
   Index size[kMostAxes], stride[3][kMostAxes];
   Index before[kMostAxes], after[kMostAxes];
+  IndexDivision by_size[kMostAxes];
 
   WindowAxes() = default;
   // All axes of the first operand but `skip`. Absent operands are null.
@@ -56,13 +80,15 @@ struct WindowAxes {
         stride[o][dims - 1] = operands[o] ? operands[o]->stride(axis) : 0;
       }
     }
+    for (int d = 0; d < dims; ++d) by_size[d] = IndexDivision(size[d], count);
   }
   bool windowed(int d) const { return before[d] + after[d] > 0; }
   __device__ Index at(int operand, Index i) const {
     Index offset = 0;
     for (int d = dims - 1; d > 0; --d) {
-      offset += i % size[d] * stride[operand][d];
-      i /= size[d];
+      const auto [rest, digit] = by_size[d](i);
+      offset += digit * stride[operand][d];
+      i = rest;
     }
     return dims > 0 ? offset + i * stride[operand][0] : 0;
   }
@@ -75,10 +101,11 @@ struct WindowAxes {
 enum class Share { kNone, kOfSum, kOfElement };
 
 static __global__ void window_kernel(const double* from, double* to, Index total, Index n,
-                                     Index inner, Index before, Index after, Share share) {
+                                     Index inner, IndexDivision by_inner, IndexDivision by_n,
+                                     Index before, Index after, Share share) {
   const Index i = my_index();
   if (i >= total) return;
-  const Index at = i / inner % n;
+  const Index at = by_n(by_inner(i).quotient).rest;
   // The transposed windows are symmetric ones, so these are also who reaches this element.
   const Index first = at - before < 0 ? 0 : at - before;
   const Index last = at + after < n ? at + after : n - 1;
@@ -103,8 +130,9 @@ inline void sum_windows(const WindowAxes& axes, bool mirrored, Share share, doub
     inner /= axes.size[d];
     if (!axes.windowed(d)) continue;
     launch(one_each(axes.count), stream, window_kernel, *table, *spare, axes.count, axes.size[d],
-           inner, mirrored ? axes.after[d] : axes.before[d],
-           mirrored ? axes.before[d] : axes.after[d], share);
+           inner, IndexDivision(inner, axes.count), axes.by_size[d],
+           mirrored ? axes.after[d] : axes.before[d], mirrored ? axes.before[d] : axes.after[d],
+           share);
     std::swap(*table, *spare);
   }
 }
