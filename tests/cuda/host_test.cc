@@ -10,6 +10,7 @@
 #include "cuda/device_buffer.h"
 #include "cuda/launch.h"
 #include "normcore/normcore.h"
+#include "support.h"
 
 namespace normcore::cuda {
 namespace {
@@ -26,6 +27,8 @@ enum DeviceOf {
   kEight,
   kTwelve,
   kRefusing,
+  kRefusingAll,
+  kRefusingFour,
   kStreams,
   kKept
 };
@@ -41,7 +44,7 @@ std::string call(const char* name, int device, std::uintptr_t argument = 0) {
 }
 using Calls = std::vector<std::string>;
 
-class CudaHost : public testing::Test {
+class CudaHost : public ::testing::Test {
  protected:
   void SetUp() override { emulation::host = {}; }
   void TearDown() override { emulation::host = {}; }
@@ -179,6 +182,46 @@ TEST_F(CudaHost, ClustersAreAsLargeAsTheDeviceRuns) {
   EXPECT_EQ(facts_of(kRefusing).most_cluster, 1);
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   EXPECT_EQ(facts_of(0).most_cluster, 16);
+}
+
+// A large row, a large channel and a long vector, each for a cluster: two at least of the first
+// two, eight of the last.
+std::vector<double> results_of_clusters(int device) {
+  constexpr Index kLong = 20000;
+  using testing::Array;
+  testing::Random random(1);
+  const DType dtype = DType::kFloat32;
+  const Array x(dtype, {1, kLong}), dy(dtype, {1, kLong}), weight(dtype, {kLong});
+  for (const Array* a : {&x, &dy, &weight}) const_cast<Array*>(a)->fill(random, 1, 0.2);
+  const Array y(dtype, {1, kLong}), dx(dtype, {1, kLong}), z(dtype, {1, kLong});
+  const Array dz(dtype, {1, kLong}), u(dtype, {1}), v(dtype, {kLong});
+  const Context there = on(device);
+  layer_norm(x.tensor(), weight.tensor(), {}, y.tensor(), {}, {}, there);
+  layer_norm_backward(dy.tensor(), x.tensor(), weight.tensor(), {dx.tensor(), {}, {}}, {}, {}, {},
+                      there);
+  auto image = [](const Array& a) {
+    return Tensor(static_cast<float*>(a.tensor().data()), {1, 1, kLong});
+  };
+  instance_norm(image(x), {}, {}, image(z), {}, {}, there);
+  instance_norm_backward(image(dy), image(x), {}, {image(dz), {}, {}}, {}, {}, there);
+  power_method(x.tensor(), {}, u.tensor(), v.tensor(), {2}, there);
+  std::vector<double> all;
+  for (const Array* a : {&y, &dx, &z, &dz, &v}) {
+    const auto* values = static_cast<const float*>(a->tensor().data());
+    all.insert(all.end(), values, values + kLong);
+  }
+  return all;
+}
+
+TEST_F(CudaHost, ClustersThatHaveNoRoomAreNotLaunched) {
+  const std::vector<double> want = results_of_clusters(0);
+  for (const int device : {kRefusingAll, kRefusingFour}) {
+    emulation::host.refused_cluster = device == kRefusingAll ? 2 : 4;
+    const std::vector<double> got = results_of_clusters(device);
+    // Other sums: a rounding of each of float32's.
+    for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 2e-6) << i;
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  }
 }
 
 TEST_F(CudaHost, StreamsAreOrderedWhereTheyDiffer) {

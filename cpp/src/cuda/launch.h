@@ -101,6 +101,13 @@ template <class... Params>
 Index resident_clusters(void (*kernel)(Params...), const Launch& l, int device) {
   return resident_clusters(reinterpret_cast<const void*>(kernel), l, device);
 }
+// Whether clusters of the launch's size have room. It is asked first, since a launch that is
+// refused is an error of the call; which sizes a device takes depends on the kernel, and on how
+// much of the device there is.
+template <class... Params>
+bool has_room(void (*kernel)(Params...), const Launch& l, int device) {
+  return l.cluster == 1 || resident_clusters(kernel, l, device) > 0;
+}
 
 // A step on small arrays, by element: out[i] from in[i], and for a blend from column i of values.
 struct Step {

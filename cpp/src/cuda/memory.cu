@@ -300,8 +300,13 @@ Index resident_clusters(const void* kernel, const Launch& l, int device) {
     Launch one = l;
     one.blocks = l.cluster;
     const LaunchConfig config(one, kernel, nullptr);
-    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config.config),
-          "cudaOccupancyMaxActiveClusters");
+    const cudaError_t code = cudaOccupancyMaxActiveClusters(&count, kernel, &config.config);
+    if (code == cudaErrorInvalidClusterSize) {
+      cudaGetLastError();
+      count = 0;
+    } else {
+      check(code, "cudaOccupancyMaxActiveClusters");
+    }
   }
   known[key] = count;
   return count;

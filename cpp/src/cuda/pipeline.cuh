@@ -414,11 +414,13 @@ class Pipeline {
                           (!add || (whole(a.residual) && whole(a.h)));
     const Launch l{ceil_div(a.rows, policy.rows_per_block) * policy.cluster, policy.block_threads(),
                    kTeamBytes, policy.cluster};
+    bool done = false;
     with_row_kernel<kForwardPacks<T>>(policy, is_whole, [&](auto p, auto all, auto cluster) {
-      launch(l, stream(), rows_forward<Formula, T, p(), all(), cluster()>, a, params_,
-             team_of(policy));
+      const auto kernel = rows_forward<Formula, T, p(), all(), cluster()>;
+      done = has_room(kernel, l, memory_.device());
+      if (done) launch(l, stream(), kernel, a, params_, team_of(policy));
     });
-    return true;
+    return done;
   }
 
   bool backward_rows(const BackwardArgs<C>& args) {
@@ -520,14 +522,18 @@ class Pipeline {
     HeldPools pools;
     RowPolicy policy;
     if (!pools_shape({kX, kY}, args.given_mean, kForwardPacks<T>, &pools, &policy)) return false;
-    const Source weight = memory_.source(args.channel_weight, 1);
-    const Source bias = memory_.source(args.channel_bias);
+    const Launch l = pools_launch(pools, policy, kTeamBytes);
+    bool done = false;
     with_packs<kForwardPacks<T>>(policy.packs, [&](auto p) {
-      launch(pools_launch(pools, policy, kTeamBytes), stream(), pool_forward<Formula, T, p()>,
-             pools, view(kX, args.x), view(kY, args.y), params_, team_of(policy), weight, bias,
-             columns_of(args));
+      const auto kernel = pool_forward<Formula, T, p()>;
+      done = has_room(kernel, l, memory_.device());
+      if (!done) return;
+      const Source weight = memory_.source(args.channel_weight, 1);
+      const Source bias = memory_.source(args.channel_bias);
+      launch(l, stream(), kernel, pools, view(kX, args.x), view(kY, args.y), params_,
+             team_of(policy), weight, bias, columns_of(args));
     });
-    return true;
+    return done;
   }
 
   bool backward_pools(const BackwardArgs<C>& args) {
@@ -538,6 +544,12 @@ class Pipeline {
     const int shared =
         kTeamBytes + pool_sums_bytes<C>(pools, policy.packs * policy.block_threads());
     if (shared > kSharedBytes) return false;
+    const Launch l = pools_launch(pools, policy, shared);
+    bool fits = false;
+    with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
+      fits = has_room(pool_backward<Formula, T, p()>, l, memory_.device());
+    });
+    if (!fits) return false;
     // A pool of all samples has the whole gradient of its channel.
     const bool whole = pools.shape.extent == Extent::column || g_.outer == 1;
     const bool wanted = args.wants_parameters();
@@ -548,9 +560,9 @@ class Pipeline {
     }
     const Source weight = memory_.source(args.channel_weight, 1);
     with_packs<kBackwardPacks<T>>(policy.packs, [&](auto p) {
-      launch(pools_launch(pools, policy, shared), stream(), pool_backward<Formula, T, p()>, pools,
-             view(kDy, args.dy), view(kX, args.x), view(kDx, args.dx), params_, team_of(policy),
-             weight, saved(args), parts);
+      launch(l, stream(), pool_backward<Formula, T, p()>, pools, view(kDy, args.dy),
+             view(kX, args.x), view(kDx, args.dx), params_, team_of(policy), weight, saved(args),
+             parts);
     });
     if (wanted && !whole) {
       sum_parts(static_cast<const double*>(parts.dweight.data),

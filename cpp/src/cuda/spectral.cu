@@ -124,6 +124,7 @@ class PowerIteration {
     const Index n = std::max(rows_, cols_);
     const int most = std::min(kMostCrew, facts_of(memory.device()).most_cluster);
     crew_ = n > kCrewThreads * kEntriesOfCrewThread ? most : 1;
+    while (!crew_has_room()) crew_ /= 2;
   }
 
   const PowerNumbers* run() {
@@ -251,6 +252,11 @@ class PowerIteration {
             crew_};
   }
   Launch crew() const { return {crew_, kCrewThreads, Crew::kDoubles * int(sizeof(double)), crew_}; }
+  bool crew_has_room() const {
+    const int device = memory_.device();
+    return has_room(settle<C>, crew(), device) && has_room(random_vector<C>, crew(), device) &&
+           has_room(begin_iterations<T>, crew(), device) && has_room(evaluate<C>, crew(), device);
+  }
   static Launch of_entries(Index n) { return one_each(n, kCrewThreads); }
 
   const PowerCall<C>& call_;

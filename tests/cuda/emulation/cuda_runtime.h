@@ -71,6 +71,7 @@ inline bool out_of_memory = false;  // whether the next ones fail
 struct Host {
   bool pools = true;
   int largest_cluster = 16;   // 0: the question fails
+  int refused_cluster = 0;    // of so many blocks, or more, none has room; 0: all have
   int device = 0;             // the current one
   void* capturing = nullptr;  // a stream
   bool busy = false;          // whether what was queued has not been done; waiting for it ends that
@@ -336,17 +337,25 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, co
   *blocks = std::max(1, 512 / threads);
   return cudaSuccess;
 }
+inline unsigned emulated_cluster(const cudaLaunchConfig_t* c) {
+  return c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
+}
+// Devices say in both ways that a cluster has no room.
 inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
-                                                  const cudaLaunchConfig_t*) {
-  *clusters = 1;
-  return cudaSuccess;
+                                                  const cudaLaunchConfig_t* c) {
+  const unsigned refused = unsigned(emulation::host.refused_cluster);
+  *clusters = refused == 0 || emulated_cluster(c) < refused;
+  return *clusters == 1 || emulated_cluster(c) == refused
+             ? cudaSuccess
+             : emulated_result(cudaErrorInvalidClusterSize);
 }
 
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Params...),
                                Args&&... args) {
   emulation::host.note("cudaLaunchKernelEx", c->stream);
-  const unsigned cluster = c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
+  const unsigned cluster = emulated_cluster(c), refused = unsigned(emulation::host.refused_cluster);
+  if (refused > 0 && cluster >= refused) return emulated_result(cudaErrorInvalidClusterSize);
   emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes}, [&] { kernel(args...); });
   return cudaSuccess;
 }
