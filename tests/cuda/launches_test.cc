@@ -151,6 +151,21 @@ void group_norm_gradients(const Arrays& a) {
                       kDevice);
 }
 
+// Two sweeps for the k-th largest; of the largest one alone, or none where the scale is known.
+void topk_training(const Arrays& a, int k) {
+  TopKBatchNormOptions o;
+  o.training = true;
+  o.k = k;
+  topk_batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), a.y.tensor(), o, {}, kDevice);
+}
+void topk_gradients(const Arrays& a, int k) {
+  TopKBatchNormOptions o;
+  o.training = true;
+  o.k = k;
+  topk_batch_norm_backward(a.dy.tensor(), a.x.tensor(), a.weight.tensor(), a.gradients(), o,
+                           a.pooled.tensor(), kDevice);
+}
+
 const Call kCalls[] = {
     {"layer norm", kRows, layer_norm_call, 1, 1, 1},
     {"layer norm with statistics", kRows, layer_norm_stats, 1, 1, 1},
@@ -172,6 +187,13 @@ const Call kCalls[] = {
     {"batch norm backward over processes", kSweeps, gradients_together, 7, 7, 1},
     {"group norm, two sweeps", kSweeps, group_norm_call, 3, 3, 1},
     {"group norm backward, two sweeps", kSweeps, group_norm_gradients, 7, 7, 1},
+    {"top-1 batch norm training", kSweeps, [](const Arrays& a) { topk_training(a, 1); }, 9, 9, 1},
+    {"top-10 batch norm training", kSweeps, [](const Arrays& a) { topk_training(a, 10); }, 10, 10,
+     1},
+    {"top-1 batch norm backward", kSweeps, [](const Arrays& a) { topk_gradients(a, 1); }, 11, 11,
+     1},
+    {"top-10 batch norm backward", kSweeps, [](const Arrays& a) { topk_gradients(a, 10); }, 12, 12,
+     1},
 };
 
 class Launches : public ::testing::TestWithParam<Call> {};

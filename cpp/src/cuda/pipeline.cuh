@@ -762,23 +762,28 @@ class Pipeline {
     return t;
   }
 
+  Index parts_of_pool() const { return (g_.shared_rows ? g_.outer : 1) * g_.pieces; }
   template <bool kPeak>
-  const double* tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
+  void sweep_tally(const SpreadTable<C>& t, const void* x, const Outliers<C>& list, double* sums) {
     on_pieces(
         [&](auto p, auto form) {
           launch(pieces_, stream(), cell_tally<T, p(), form(), kPeak>, g_, view(kX, x), team_, t,
-                 sums);
+                 list, sums);
         },
         [&](auto whole) {
-          launch(pieces_, stream(), tile_tally<T, whole(), kPeak>, g_, tiles_, view(kX, x), t,
+          launch(pieces_, stream(), tile_tally<T, whole(), kPeak>, g_, tiles_, view(kX, x), t, list,
                  sums);
         });
-    const Summers by((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+  }
+  template <bool kPeak>
+  void tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
+    sweep_tally<kPeak>(t, x, {}, sums);
+    const Summers by(parts_of_pool());
     launch(each_by(by, g_.coefficient_cells()), stream(), join_tallies<kPeak>, by, g_, sums, out);
-    return out;
   }
 
-  // Tallies of u around the threshold, which is found first. `spread` null: not known yet.
+  // Tallies of u around the threshold, which is found first. `spread` null: not known yet; what
+  // backward alone needs is then left out.
   const double* tally_spread(const SpreadTable<C>& t, const void* x, double n,
                              const Source& spread) {
     const Index cells = g_.coefficient_cells();
@@ -786,18 +791,35 @@ class Pipeline {
     double* out = memory_.take<double>(kMostTallies * cells);
     const SpreadKind& kind = params_.spread;
     const double k = kind.largest(n);
-    if (kind.order == 0 && k == 1) {
-      const double* found = spread ? nullptr : tally<true>(t, x, sums, out);
-      launch(each(cells), stream(), take_peak<C>, cells, found, spread, t);
-    } else if (kind.order == 0) {
-      auto* brackets = memory_.take<Bracket<C>>(cells);
-      const double* found = nullptr;
-      for (int step = 0; step <= Bracket<C>::kSteps; ++step) {
-        launch(each(cells), stream(), narrow_brackets<C>, cells, n, k, found, brackets, t);
-        if (step < Bracket<C>::kSteps) found = tally<false>(t, x, sums, out);
-      }
+    if (kind.order == 0 && k > 1) {
+      select(t, x, Index(k), n, sums, out);
+      return out;
     }
-    return tally<false>(t, x, sums, out);
+    if (kind.order == 0) {
+      if (!spread) tally<true>(t, x, sums, out);
+      launch(each(cells), stream(), take_peak<C>, cells, out, spread, t);
+      if (!spread) return out;
+    }
+    tally<false>(t, x, sums, out);
+    return out;
+  }
+
+  // The k-th largest of each pool of n elements, and its tallies.
+  void select(const SpreadTable<C>& t, const void* x, Index k, double n, double* sums,
+              double* out) {
+    const Index cells = g_.coefficient_cells();
+    const Launch by_cell{cells, kSelectThreads, int(sizeof(Selection))};
+    Outliers<C> list{};
+    if (k <= parts_of_pool()) {
+      list.room = Index(std::min(double(4 * k + 64), n));
+      list.values = memory_.take<C>(cells * list.room);
+      list.sorted = memory_.take<C>(cells * list.room);
+      list.found = memory_.take<unsigned>(cells);
+      sweep_tally<true>(t, x, {}, sums);
+      launch(by_cell, stream(), reach_by_peaks<C>, g_, k, sums, t, list);
+      sweep_tally<false>(t, x, list, sums);
+    }
+    launch(by_cell, stream(), select_largest<T>, g_, view(kX, x), k, sums, list, t, out);
   }
 
   // Puts the spread where the variance was.

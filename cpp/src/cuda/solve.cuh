@@ -42,9 +42,10 @@ __device__ inline Pooled pooled(const Summers& by, const Geometry& g, const Pool
   by.sum(squares);
   return {center, squares / pool.count};
 }
-static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool, bool raw, Source mean,
-                                   Source m2, double m2_scale, double* pool_mean,
-                                   double* pool_var) {
+[[maybe_unused]] static __global__ void pool_pieces(Summers by, Geometry g, PoolShape pool,
+                                                    bool raw, Source mean, Source m2,
+                                                    double m2_scale, double* pool_mean,
+                                                    double* pool_var) {
   const Index entry = by.entry();
   if (entry >= pool.entries()) return;
   const Pooled p = pooled(by, g, pool, raw, entry, mean, m2, m2_scale);
@@ -199,8 +200,9 @@ __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Me
 }
 
 // Sums of the pieces of dy * u and dy for every coefficient cell.
-static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u, const double* dy_1,
-                                  double* sum_u, double* sum_1) {
+[[maybe_unused]] static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u,
+                                                   const double* dy_1, double* sum_u,
+                                                   double* sum_1) {
   const Index cell = by.entry();
   if (cell >= g.coefficient_cells()) return;
   const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
@@ -272,8 +274,9 @@ __global__ void pull_back(Geometry g, PoolTables<Method> pools, typename Method:
 }
 
 // Sums over the cells of every entry of a pool.
-static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool, const double* cell_mean,
-                                const double* cell_var, double* mean, double* var) {
+[[maybe_unused]] static __global__ void sum_pool(Summers by, Geometry g, PoolShape pool,
+                                                 const double* cell_mean, const double* cell_var,
+                                                 double* mean, double* var) {
   const Index entry = by.entry();
   if (entry >= pool.entries()) return;
   // Rows that share coefficients have shared their sums already.

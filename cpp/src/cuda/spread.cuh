@@ -1,5 +1,10 @@
 // Spread that is no variance (src/pipeline/spread.h), on the device: sweeps that tally powers of
 // the deviations or the largest of them, and the small steps on one entry per pool between them.
+//
+// The k-th largest takes two sweeps. k elements or more reach the k-th largest of the peaks of the
+// pieces: the second sweep tallies what lies above it and keeps that in a list, from which a block
+// for each pool selects. Where a pool has fewer pieces than k, or more lies above than a list
+// holds, the block reads the pool itself: right for any data, at the speed of one block.
 #pragma once
 
 #include "cuda/columns.cuh"
@@ -39,6 +44,7 @@ struct SpreadCell {
     if (order > 0) return sign_of(u) * power(m);
     return sign_of(u) * (m > threshold ? C(1) : m == threshold ? tie : C(0));
   }
+  __device__ bool above(C u) const { return (u < 0 ? -u : u) > threshold; }
   // What is summed of an element, see cpu/kernels.h; its size where `peak` is asked for.
   __device__ void terms(C u, bool peak, C (&out)[kMostTallies]) const {
     const C m = u < 0 ? -u : u, s = sign_of(u);
@@ -88,13 +94,60 @@ struct SpreadTable {
   }
 };
 
-// sums: [kMostTallies, cells, pieces]; with kPeak the largest in the first.
+// Called, not inlined: rare.
+template <class C>
+__device__ __attribute__((noinline)) void keep_outlier(C u, C* values, unsigned* found,
+                                                       Index room) {
+  const unsigned at = atomicAdd(found, 1u);
+  if (at < room) values[at] = u;
+}
+
+// Lists of what lies above the threshold, by coefficient cell, in no order. values null: none.
+template <class C>
+struct Outliers {
+  C *values, *sorted;  // [cells, room]
+  unsigned* found;     // [cells]; more than `room` where a list is not complete
+  Index room;
+
+  __device__ void keep(Index cell, C u) const {
+    keep_outlier(u, values + cell * room, found + cell, room);
+  }
+  // Of a thread's row of a tile, those whose bits are set; its elements and cells are `step` apart.
+  template <class T>
+  __device__ __attribute__((noinline)) void keep_row(unsigned which, const T* row, int step,
+                                                     int cells, Index first,
+                                                     const SpreadTable<C>& table) const {
+#pragma unroll 1
+    for (int e = 0; which >> e != 0; ++e) {
+      if ((which >> e & 1) == 0 || e * step >= cells) continue;
+      const Index cell = first + e * step;
+      keep(cell, table.of(cell).centred(widen(row[e * step])));
+    }
+  }
+};
+
+// Joins all numbers of the threads of a team.
+template <int K, class C, class Join>
+__device__ void join_team(C (&v)[K], const Team& team, int& phase, Join join) {
+  for (int k = 0; k < K; k += Team::kMostSums) {
+    C pair[Team::kMostSums];
+    for (int j = 0; j < Team::kMostSums; ++j) pair[j] = k + j < K ? v[k + j] : C(0);
+    team_sum(pair, team, phase, join);
+    for (int j = 0; j < Team::kMostSums && k + j < K; ++j) v[k + j] = pair[j];
+  }
+}
+
+// sums: [kMostTallies, cells, pieces]; with kPeak the largest in the first. What is above the
+// threshold is kept in `list`.
 template <class T, int P, Form kForm, bool kPeak>
 __global__ void __launch_bounds__(512)
-    cell_tally(Geometry g, View x, Team team, SpreadTable<Compute<T>> table, double* sums) {
+    cell_tally(Geometry g, View x, Team team, SpreadTable<Compute<T>> table,
+               Outliers<Compute<T>> list, double* sums) {
   using C = Compute<T>;
+  constexpr int K = kPeak ? 1 : kMostTallies;
   const Piece piece = my_piece<kForm>(g, team);
-  const SpreadCell<C> f = table.of(g.coefficient_of(piece.cell));
+  const Index coefficient = g.coefficient_of(piece.cell);
+  const SpreadCell<C> f = table.of(coefficient);
   const Index to = piece.cell * g.pieces + piece.index;
   const Index parts = g.outer * g.cells * g.pieces;
   const T* start = x.cell_start<const T>(g, piece.cell);
@@ -107,30 +160,28 @@ __global__ void __launch_bounds__(512)
     const int n = piece.n;
     RowPacks<T, P, kForm == Form::whole> held;
     held.template load<false>(row, n, team);
-    C acc[kMostTallies] = {0, 0, 0, 0, 0};
+    C acc[K] = {};
     held.each(n, team, [&](C x_i) {
+      const C u = f.centred(x_i);
       C v[kMostTallies];
-      f.terms(f.centred(x_i), kPeak, v);
-      for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], v[k]);
+      f.terms(u, kPeak, v);
+      for (int k = 0; k < K; ++k) acc[k] = join(acc[k], v[k]);
+      if (!kPeak && list.values && f.above(u)) list.keep(coefficient, u);
     });
-    for (int k = 0; k < (kPeak ? 1 : kMostTallies); k += Team::kMostSums) {
-      C pair[Team::kMostSums];
-      for (int j = 0; j < Team::kMostSums; ++j) pair[j] = k + j < kMostTallies ? acc[k + j] : C(0);
-      team_sum(pair, team, phase, join);
-      if (piece.n > 0 && team.index() == 0) {
-        for (int j = 0; j < Team::kMostSums && k + j < kMostTallies; ++j) {
-          sums[(k + j) * parts + to] = double(pair[j]);
-        }
-      }
+    join_team(acc, team, phase, join);
+    if (piece.n > 0 && team.index() == 0) {
+      for (int k = 0; k < K; ++k) sums[k * parts + to] = double(acc[k]);
     }
   } else if (piece.n > 0) {
-    double acc[kMostTallies] = {0, 0, 0, 0, 0};
+    double acc[K] = {};
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
+      const C u = f.centred(widen(start[x.step(g, s)]));
       C v[kMostTallies];
-      f.terms(f.centred(widen(start[x.step(g, s)])), kPeak, v);
-      for (int k = 0; k < kMostTallies; ++k) acc[k] = join(acc[k], double(v[k]));
+      f.terms(u, kPeak, v);
+      for (int k = 0; k < K; ++k) acc[k] = join(acc[k], double(v[k]));
+      if (!kPeak && list.values && f.above(u)) list.keep(coefficient, u);
     }
-    for (int k = 0; k < (kPeak ? 1 : kMostTallies); ++k) sums[k * parts + to] = acc[k];
+    for (int k = 0; k < K; ++k) sums[k * parts + to] = acc[k];
   }
 }
 
@@ -177,14 +228,16 @@ __global__ void __launch_bounds__(512)
 // As cell_tally, by tiles.
 template <class T, bool kWhole, bool kPeak>
 __global__ void __launch_bounds__(kTileThreads)
-    tile_tally(Geometry g, TileShape shape, View x, SpreadTable<Compute<T>> table, double* sums) {
+    tile_tally(Geometry g, TileShape shape, View x, SpreadTable<Compute<T>> table,
+               Outliers<Compute<T>> list, double* sums) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany, K = kPeak ? 1 : kMostTallies;
   using Join = std::conditional_t<kPeak, Largest, Sum>;
   const Tile<T, kWhole> tile(g, shape, false);
   const TileRows<const T> from(tile, g, x);
   SpreadCell<C> f[V];
-  table.of(tile, tile.coefficient(g), f);
+  const Index coefficient = tile.coefficient(g);
+  table.of(tile, coefficient, f);
   C acc[K][V] = {};
   tile.template each_rows<N>([&](int r) {
     Pack<T> held[N];
@@ -194,12 +247,20 @@ __global__ void __launch_bounds__(kTileThreads)
       if (r + (p << tile.log_rows) >= tile.rows) continue;
       C x_p[V];
       held[p].widen(x_p);
+      unsigned outliers = 0;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
+        const C u = f[e].centred(x_p[e]);
         C v[kMostTallies];
-        f[e].terms(f[e].centred(x_p[e]), kPeak, v);
+        f[e].terms(u, kPeak, v);
 #pragma unroll
         for (int k = 0; k < K; ++k) acc[k][e] = Join{}(acc[k][e], v[k]);
+        outliers |= unsigned(!kPeak && f[e].above(u)) << e;
+      }
+      if (!kPeak && list.values && outliers) {
+        const Index row = (r - tile.row) >> tile.log_rows;
+        list.keep_row(outliers, from.start + (row + p) * from.step, tile.step,
+                      tile.cells - tile.cell, coefficient, table);
       }
     }
   });
@@ -286,27 +347,215 @@ __global__ void join_tallies(Summers by, Geometry g, const double* sums, double*
   }
 }
 
-// The threshold where it is the one largest: what was found, or the spread that is known.
+// The threshold where it is the one largest: what was found, or the spread that is known. Nothing
+// is above it.
 template <class C>
-__global__ void take_peak(Index cells, const double* tallies, Source spread, SpreadTable<C> t) {
+__global__ void take_peak(Index cells, double* tallies, Source spread, SpreadTable<C> t) {
   const Index cell = my_index();
   if (cell >= cells) return;
-  t.threshold[cell] =
-      C(tallies ? tallies[cell * kMostTallies] : spread(cell) * double(t.unit[cell]));
+  double* of_cell = tallies + cell * kMostTallies;
+  t.threshold[cell] = C(spread ? spread(cell) * double(t.unit[cell]) : of_cell[0]);
+  for (int i = 0; i < kMostTallies; ++i) of_cell[i] = 0;
 }
 
-// A step of the search for the k-th largest. `tallies` null: the first.
-template <class C>
-__global__ void narrow_brackets(Index cells, double n, double k, const double* tallies,
-                                Bracket<C>* brackets, SpreadTable<C> t) {
-  const Index cell = my_index();
-  if (cell >= cells) return;
-  if (tallies) {
-    brackets[cell].narrow(tallies[cell * kMostTallies], k);
-  } else {
-    brackets[cell] = Bracket<C>(n, k);
+// ---- the k-th largest, by a block for each coefficient cell
+
+inline constexpr int kLogSelectThreads = 8, kSelectThreads = 1 << kLogSelectThreads;
+inline constexpr int kLogDigits = 11;
+
+// In the shared memory of the block.
+struct Selection {
+  static constexpr int kDigits = 1 << kLogDigits, kOfThread = kDigits / kSelectThreads;
+  double scratch[Team::kDoubles];
+  Index of_threads[kSelectThreads];
+  Index rank;
+  int digit;
+  unsigned low[kDigits], high[kDigits];  // how many numbers have a digit
+
+  __device__ void count(unsigned d) {
+    if (atomicAdd(low + d, 1u) == 0xffffffffu) atomicAdd(high + d, 1u);
   }
-  t.threshold[cell] = brackets[cell].middle();
+  __device__ Index counted(int d) const { return (Index(high[d]) << 32) + low[d]; }
+};
+
+// Puts into s the digit of the k-th largest, and its rank among those of that digit; a digit < 0
+// where there are fewer than k.
+__device__ inline void choose_digit(Selection& s, Index k) {
+  const int thread = int(threadIdx.x);
+  Index mine = 0;
+  for (int i = 0; i < Selection::kOfThread; ++i) {
+    mine += s.counted(thread * Selection::kOfThread + i);
+  }
+  s.of_threads[thread] = mine;
+  if (thread == 0) s.digit = -1;
+  __syncthreads();
+  if (thread < 32) {
+    constexpr int kOfLane = kSelectThreads / 32;
+    Index sum = 0;
+    for (int i = 0; i < kOfLane; ++i) sum += s.of_threads[thread * kOfLane + i];
+    Index reach = sum;  // of this lane and those above
+    for (int d = 1; d < 32; d *= 2) {
+      const Index other = __shfl_down_sync(0xffffffffu, reach, unsigned(d));
+      if (thread + d < 32) reach += other;
+    }
+    const Index above = reach - sum;
+    if (above < k && k <= reach) {
+      Index left = k - above;
+      int owner = thread * kOfLane + kOfLane - 1;
+      while (left > s.of_threads[owner]) left -= s.of_threads[owner--];
+      int d = owner * Selection::kOfThread + Selection::kOfThread - 1;
+      while (left > s.counted(d)) left -= s.counted(d--);
+      s.digit = d;
+      s.rank = left;
+    }
+  }
+  __syncthreads();
+}
+
+// The k-th largest of numbers, by a digit of their bits after the other, which order those that are
+// not negative; 0 where there are fewer than k. each(f) is f(number) for those of this thread; a
+// NaN is passed over.
+template <class C, class Each>
+__device__ C kth_largest(Selection& s, Index k, Each each) {
+  using Bits = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
+  Bits found = 0;
+  for (int rest = 8 * int(sizeof(C)) - 1; rest > 0;) {
+    const int width = rest < kLogDigits ? rest : kLogDigits;
+    rest -= width;
+    for (int d = int(threadIdx.x); d < Selection::kDigits; d += kSelectThreads) {
+      s.low[d] = s.high[d] = 0;
+    }
+    __syncthreads();
+    each([&](C number) {
+      if (!(number >= 0)) return;
+      const Bits bits = std::bit_cast<Bits>(number) << 1 >> 1;  // -0 is 0
+      if (bits >> rest >> width == found) s.count(unsigned(bits >> rest) & ((1u << width) - 1));
+    });
+    __syncthreads();
+    choose_digit(s, k);
+    if (s.digit < 0) return 0;
+    found = (found << width) | Bits(s.digit);
+    k = s.rank;
+  }
+  return std::bit_cast<C>(found);
+}
+
+// f(entry of the tables of pieces) for the pieces of a coefficient cell, by the threads of a block.
+template <class F>
+__device__ void each_part(const Geometry& g, Index cell, F f) {
+  const Index mine = (g.shared_rows ? g.outer : 1) * g.pieces;
+  for (Index i = threadIdx.x; i < mine; i += kSelectThreads) {
+    const auto [o, piece] = g.by_pieces(i);
+    f((cell + o * g.cells) * g.pieces + piece);
+  }
+}
+
+// f(element) for all of a coefficient cell, by the threads of a block.
+template <class T, class F>
+__device__ void each_element(const Geometry& g, const View& x, Index cell, F f) {
+  constexpr int kAhead = 4;  // elements that a thread loads before it uses the first
+  int log_across = 0;
+  while (log_across < kLogSelectThreads && (Index(1) << log_across) < g.count) ++log_across;
+  const Index across = Index(1) << log_across, rows = g.shared_rows ? g.outer : 1;
+  for (Index o = threadIdx.x >> log_across; o < rows; o += kSelectThreads >> log_across) {
+    const T* start = x.cell_start<const T>(g, cell + o * g.cells);
+    for (Index s = threadIdx.x & (across - 1); s < g.count; s += kAhead * across) {
+      T held[kAhead];
+      for (int i = 0; i < kAhead; ++i) {
+        if (s + i * across < g.count) held[i] = start[x.step(g, s + i * across)];
+      }
+      for (int i = 0; i < kAhead; ++i) {
+        if (s + i * across < g.count) f(widen(held[i]));
+      }
+    }
+  }
+}
+
+// The threshold that k elements or more reach: the k-th largest of the pieces' peaks.
+template <class C>
+__global__ void __launch_bounds__(kSelectThreads)
+    reach_by_peaks(Geometry g, Index k, const double* peaks, SpreadTable<C> t, Outliers<C> list) {
+  Selection& s = *reinterpret_cast<Selection*>(shared_memory());
+  const Index cell = blockIdx.x;
+  const C reached = kth_largest<C>(
+      s, k, [&](auto number) { each_part(g, cell, [&](Index at) { number(C(peaks[at])); }); });
+  if (threadIdx.x > 0) return;
+  t.threshold[cell] = reached;
+  list.found[cell] = 0;
+}
+
+// The k-th largest and its tallies: from the pieces' sums for a threshold that k elements or more
+// reach, and the lists of what is above; from x alone where there are no lists.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads)
+    select_largest(Geometry g, View x, Index k, const double* sums, Outliers<Compute<T>> list,
+                   SpreadTable<Compute<T>> t, double* tallies) {
+  using C = Compute<T>;
+  Selection& selection = *reinterpret_cast<Selection*>(shared_memory());
+  const Team team{kLogSelectThreads, 0, selection.scratch};
+  int phase = 0;
+  const Index cell = blockIdx.x;
+  SpreadCell<C> f = t.of(cell);
+  f.order = 0;
+  double out[kMostTallies] = {0, 0, 0, 0, 0};
+  bool listed = false;
+  C reached = -1;
+  auto select = [&] {
+    if (list.values) {
+      const Index parts = g.outer * g.cells * g.pieces;
+      each_part(g, cell, [&](Index at) {
+        for (int i = 0; i < kMostTallies; ++i) out[i] += sums[i * parts + at];
+      });
+      join_team(out, team, phase, Sum{});
+      if (out[0] < double(k)) return;
+      listed = out[0] <= double(list.room);
+      reached = f.threshold;
+    }
+    const Index length = Index(out[0]);
+    const C* values = list.values + cell * list.room;
+    auto each = [&](auto use) {
+      if (listed) {
+        for (Index i = threadIdx.x; i < length; i += kSelectThreads) use(values[i]);
+      } else {
+        each_element<T>(g, x, cell, [&](C x_i) { use(f.centred(x_i)); });
+      }
+    };
+    f.threshold = kth_largest<C>(selection, k, [&](auto number) {
+      each([&](C u) {
+        const C m = u < 0 ? -u : u;
+        if (m > reached) number(m);
+      });
+    });
+    for (double& v : out) v = 0;
+    each([&](C u) {
+      C v[kMostTallies];
+      f.terms(u, false, v);
+      for (int i = 0; i < kMostTallies; ++i) out[i] += double(v[i]);
+    });
+    join_team(out, team, phase, Sum{});
+    if (!listed) return;
+    // The list has no order, and the sum of its sizes has one: from the largest on.
+    C* sorted = list.sorted + cell * list.room;
+    for (Index i = threadIdx.x; i < length; i += kSelectThreads) {
+      const C m = values[i] < 0 ? -values[i] : values[i];
+      if (!f.above(m)) continue;
+      Index rank = 0;
+      for (Index j = 0; j < length; ++j) {
+        const C other = values[j] < 0 ? -values[j] : values[j];
+        rank += other > m || (other == m && j < i);
+      }
+      sorted[rank] = m;
+    }
+    __syncthreads();
+    double sum[1] = {0};
+    for (Index i = threadIdx.x; i < Index(out[0]); i += kSelectThreads) sum[0] += double(sorted[i]);
+    join_team(sum, team, phase, Sum{});
+    out[1] = sum[0];
+  };
+  select();
+  if (threadIdx.x > 0) return;
+  t.threshold[cell] = f.threshold;
+  for (int i = 0; i < kMostTallies; ++i) tallies[cell * kMostTallies + i] = out[i];
 }
 
 template <class C>

@@ -7,13 +7,43 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <functional>
 #include <limits>
+#include <type_traits>
 
 #include "pipeline/statistics.h"
 
 namespace normcore {
+
+// A threshold between the k-th largest |u| and the next, or that one itself where the next equals
+// it: found by bisection over the bit patterns, which order numbers >= 0.
+template <class C>
+struct Bracket {
+  using Bits = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
+  static constexpr int kSteps = sizeof(C) == 4 ? 31 : 63;
+  Bits low = 0, high;
+
+  // By Chebyshev the k-th largest of n is at most sqrt(n / k) root mean squares of u, which are at
+  // most 2.
+  Bracket(double n, double k) : high(std::bit_cast<Bits>(C(2.5 * std::sqrt(n / k)))) {}
+  C middle() const { return std::bit_cast<C>(Bits(low + (high - low) / 2)); }
+  bool found() const { return low == high; }
+  // `above`: how many exceed the middle.
+  void narrow(double above, double k) {
+    if (found()) return;
+    const Bits middle = low + (high - low) / 2;
+    if (above == k) {
+      low = high = middle;
+    } else if (above < k) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+};
 
 // The spread of the pools of a block, whose entries are its cells, and its slopes.
 template <class Backend>

@@ -178,31 +178,4 @@ NORMCORE_HD Share share_of_slopes(const StatsGrad& d, const Slopes& slopes, doub
   return {q, kRaw ? 0 : (d.mean - q * slopes.sum) / n};
 }
 
-// A threshold between the k-th largest |u| and the next, or that one itself where the next equals
-// it: found by bisection over the bit patterns, which order numbers >= 0.
-template <class C>
-struct Bracket {
-  using Bits = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
-  static constexpr int kSteps = sizeof(C) == 4 ? 31 : 63;
-  Bits low = 0, high;
-
-  // By Chebyshev the k-th largest of n is at most sqrt(n / k) root mean squares of u, which are at
-  // most 2.
-  NORMCORE_HD Bracket(double n, double k) : high(std::bit_cast<Bits>(C(2.5 * std::sqrt(n / k)))) {}
-  NORMCORE_HD C middle() const { return std::bit_cast<C>(Bits(low + (high - low) / 2)); }
-  NORMCORE_HD bool found() const { return low == high; }
-  // `above`: how many exceed the middle.
-  NORMCORE_HD void narrow(double above, double k) {
-    if (found()) return;
-    const Bits middle = low + (high - low) / 2;
-    if (above == k) {
-      low = high = middle;
-    } else if (above < k) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-};
-
 }  // namespace normcore

@@ -147,6 +147,11 @@ void __stcg(T* p, T v) {
   *p = v;
 }
 
+template <class T>
+T atomicAdd(T* p, T v) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+
 // Arithmetic that no compiler contracts or takes apart.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }

@@ -5,12 +5,18 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
 
 #include "by_hand.h"
 #include "cuda/columns.cuh"
 #include "cuda/pools.cuh"
 #include "cuda/rows.cuh"
+#include "cuda/spread.cuh"
 #include "normcore/methods/layer_norm.h"
 #include "reports.h"
 
@@ -243,7 +249,7 @@ void run_tiles(const TileCase& c) {
   start(tile_sums<float, kWhole>, view(dy), view(x), of_cells, of_cells, weight, to, also_to);
   EXPECT_TRUE(finite(first) && finite(second));
   start(tile_add<float, kWhole>, view(x), view(dy), view(h));
-  start(tile_grad<float, kWhole>, view(dy), view(x), view(h), view(dx),
+  start(tile_grad<float, kWhole, false>, view(dy), view(x), view(h), view(dx),
         GradientCoefficients<float>{of_cells, of_cells, of_cells, of_cells, of_cells}, none);
   start(tile_apply<float, kWhole, Coefficients<float>>, view(x), view(x),
         Coefficients<float>{of_cells, of_cells, of_cells}, weight, weight);  // in place
@@ -262,6 +268,59 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Tiles,
                          ::testing::Values(TileCase{2, 12, 37, 20, 0, 0, 6},
                                            TileCase{1, 72, 9, 9, 4, 3, 3},
                                            TileCase{2, 5, 150, 75, 1, 1, 5}));
+// ---- the k-th largest
+
+// From lists of what is above the k-th largest peak of five pieces, or, where a list has no room,
+// from the elements.
+class Selections : public ::testing::TestWithParam<Index> {};
+
+TEST_P(Selections, HasNoRaces) {
+  const int before = races::reports();
+  constexpr Index kCells = 2, kPieces = 5, kPiece = 130, kCount = kPieces * kPiece, k = 5;
+  Values x = numbers(kCells * kCount);
+  Values center(kCells, 0), unit(kCells, 1), threshold(kCells, NAN);
+  Geometry g{};
+  g.outer = 1;
+  g.cells = kCells;
+  g.by_cells = Division(kCells);
+  g.count = kCount;
+  g.piece = kPiece;
+  g.pieces = kPieces;
+  g.by_pieces = Division(kPieces);
+  g.space_dims = 1;
+  g.space_sizes[0] = kCount;
+  View view{};
+  view.data = x.data();
+  view.cell = kCount;
+  view.space[0] = 1;
+  const SpreadTable<float> t{center.data(),    center.data(), unit.data(),
+                             threshold.data(), center.data(), 0};
+  const Index room = GetParam();
+  Values values(std::size_t(kCells * room), NAN), sorted = values;
+  std::vector<unsigned> found(kCells, 99);
+  const Outliers<float> list{values.data(), sorted.data(), found.data(), room};
+  Doubles sums(std::size_t(kMostTallies * kCells * kPieces), NAN);
+  Doubles tallies(std::size_t(kMostTallies * kCells), NAN);
+  const Teams teams{32, 2, 1};
+  launch(teams.blocks_for(kCells * kPieces), teams.block(), 1,
+         cell_tally<float, kPacks, Form::packed, true>, g, view, teams.team(), t, Outliers<float>{},
+         sums.data());
+  launch(kCells, kSelectThreads, 1, reach_by_peaks<float>, g, k, sums.data(), t, list);
+  launch(teams.blocks_for(kCells * kPieces), teams.block(), 1,
+         cell_tally<float, kPacks, Form::packed, false>, g, view, teams.team(), t, list,
+         sums.data());
+  launch(kCells, kSelectThreads, 1, select_largest<float>, g, view, k, sums.data(), list, t,
+         tallies.data());
+  for (Index c = 0; c < kCells; ++c) {
+    Values sizes(x.begin() + c * kCount, x.begin() + (c + 1) * kCount);
+    for (float& v : sizes) v = std::fabs(v);
+    std::sort(sizes.begin(), sizes.end(), std::greater<>());
+    EXPECT_EQ(threshold[std::size_t(c)], sizes[k - 1]);
+    EXPECT_GE(tallies[std::size_t(c * kMostTallies + 3)], 1);
+  }
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(Lists, Selections, ::testing::Values(Index(100), Index(1)));
 
 }  // namespace
 }  // namespace normcore::cuda

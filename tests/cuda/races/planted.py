@@ -152,6 +152,11 @@ FAULTS = (
     ),
     Fault("block_sum: no barrier", "spectral.cuh", "block_sum", BLOCK, ";"),
     Fault("settle_gradient: no barrier", "spectral.cuh", "settle_gradient", BLOCK, ";"),
+    Fault("kth_largest: no barrier before", "spread.cuh", "kth_largest", BLOCK, ";", 0),
+    Fault("kth_largest: no barrier after", "spread.cuh", "kth_largest", BLOCK, ";", 1),
+    Fault("choose_digit: no barrier before", "spread.cuh", "choose_digit", BLOCK, ";", 0),
+    Fault("choose_digit: no barrier after", "spread.cuh", "choose_digit", BLOCK, ";", 1),
+    Fault("select_largest: no barrier", "spread.cuh", "select_largest", BLOCK, ";"),
 )
 # The tests of a file of kernels; of any other: kernels_test.cc.
 TESTS = {
