@@ -116,6 +116,32 @@ def test_tiles_off_the_boundary_have_the_same_bits(rng, variant):
             assert_same_bits(moved.backward(), dx, f"gradients of dy {dy_offset} off")
 
 
+@row_methods
+@each_dtype
+def test_parameters_of_tiles(rng, method, dtype):
+    # More elements than threads of a tile have below each other; more tiles than runs of them, in
+    # pools so small that a mean close to all elements would leave few digits.
+    shapes = [
+        ((300, 48), 0),
+        ((2, 70, 33), 1),
+        ((1500, 3), 0),
+        ((5, 9, 4, 16), (1, 2)),
+        ((7, 1), 0),
+    ]
+    if method == "rms_norm":
+        shapes.append(((2, 3, 9000), 1))
+    for shape, axis in shapes:
+        x, dy = (rng.normal(0.3, 1, shape).astype(dtype) for _ in range(2))
+        size = [shape[i] for i in ((axis,) if isinstance(axis, int) else axis)]
+        names = ("weight", "bias") if method == "layer_norm" else ("weight",)
+        params = {name: rng.normal(1, 0.5, size).astype(np.float32) for name in names}
+        for offset in (0, 1):
+            p = Problem(
+                method, misaligned(x, offset), misaligned(dy, offset), params, {"axis": axis}
+            )
+            p.check()
+
+
 @pytest.mark.parametrize("method", ["instance_norm", "group_norm"])
 @pytest.mark.parametrize("channels", [18, 48])
 def test_a_sample_of_tiles_has_the_same_bits_alone_and_among_others(rng, method, channels):

@@ -42,21 +42,29 @@ struct Tile {
   int step;         // from one cell of the thread to its next
 
   // `backwards`: the last blocks first, for what the sweep before has left in the cache.
-  __device__ Tile(const Geometry& g, const TileShape& shape, bool backwards) {
-    log_across = shape.log_across;
-    log_rows = shape.log_rows;
+  __device__ Tile(const Geometry& g, const TileShape& shape, bool backwards) : Tile(g, shape) {
     const unsigned block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     const auto [line, tile] = shape.by_tiles(block);
     const auto [o, piece] = g.by_pieces(line);
-    outer = o;
+    step = kWhole ? 1 : across();
     strip = piece;
     first = strip * g.piece;
     rows = int(g.elements_of(strip));
+    move_to(o, tile);
+  }
+  // For a kernel that says itself which rows these are, of which tiles, and that sums over cells: a
+  // thread has neighbouring ones, whatever the alignment, for the same order.
+  __device__ Tile(const Geometry& g, const TileShape& shape) {
+    log_across = shape.log_across;
+    log_rows = shape.log_rows;
     column = int(threadIdx.x) & (across() - 1);
     row = int(threadIdx.x) >> log_across;
-    step = kWhole ? 1 : across();
-    cell = (int(tile) * V << log_across) + (kWhole ? column * V : column);
+    step = 1;
     cells = int(g.cells);
+  }
+  __device__ void move_to(unsigned o, unsigned tile) {
+    outer = o;
+    cell = (int(tile) * V << log_across) + (step == 1 ? column * V : column);
   }
 
   __device__ int across() const { return 1 << log_across; }
@@ -459,6 +467,55 @@ __global__ void __launch_bounds__(kTileThreads)
     }
     to.store(tile, r, dy_held);
   });
+}
+
+// As parameter_sums: a block takes so many rows that a thread has N of them, and goes along a run
+// of the tiles.
+template <class T, bool kWhole>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_parameter_sums(Geometry g, TileShape shape, View dy, View x, Coefficients<Compute<T>> f,
+                        Compute<T>* dweight, Compute<T>* dbias) {
+  using C = Compute<T>;
+  constexpr int V = kPack<T>, N = kTilePacksOfMany;
+  Tile<T, kWhole> tile(g, shape);
+  tile.first = Index(blockIdx.x) * (N << tile.log_rows);
+  const Index left = g.count - tile.first;
+  tile.rows = int(left < (N << tile.log_rows) ? left : N << tile.log_rows);
+  double sums[2][N] = {};
+  const Index lines = g.outer * shape.by_tiles.divisor, runs = gridDim.y, run = blockIdx.y;
+  const Index end = (run + 1) * lines / runs;
+  for (Index line = run * lines / runs; line < end; ++line) {
+    const auto [o, at] = shape.by_tiles(line);
+    tile.move_to(o, at);
+    Pack<T> dy_held[N], x_held[N];
+    TileRows<const T>(tile, g, dy).template load<N, false>(tile, tile.row, dy_held);
+    TileRows<const T>(tile, g, x).template load<N, false>(tile, tile.row, x_held);
+    C a[V], center[V], b[V];  // 0 beyond the cells
+    f.of_tile(tile, tile.coefficient(g), a, center, b);
+#pragma unroll
+    for (int p = 0; p < N; ++p) {
+      C dy_p[V], x_p[V], of_pack[2] = {0, 0};
+      dy_held[p].widen(dy_p);
+      x_held[p].widen(x_p);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        of_pack[0] = fused(dy_p[e], fused(a[e], x_p[e] - center[e], b[e]), of_pack[0]);
+        of_pack[1] += dy_p[e];
+      }
+      sums[0][p] += double(of_pack[0]);
+      sums[1][p] += double(of_pack[1]);
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < N; ++p) {
+    for (int d = tile.across() / 2; d > 0; d /= 2) {
+      for (auto& of : sums) of[p] += __shfl_xor_sync(0xffffffffu, of[p], d);
+    }
+    const Index s = tile.row + (p << tile.log_rows);
+    if (tile.column > 0 || s >= tile.rows) continue;
+    dweight[run * g.count + tile.first + s] = C(sums[0][p]);
+    dbias[run * g.count + tile.first + s] = C(sums[1][p]);
+  }
 }
 
 }  // namespace normcore::cuda

@@ -904,13 +904,23 @@ class Pipeline {
   }
 
   void element_gradients(const BackwardArgs<C>& args, const GradientTable<C>& t) {
-    const Index runs = std::min(kParameterRuns, g_.outer * g_.cells);
+    const bool tiled = pieces_of_ == Pieces::tiled;
+    const Index lines = g_.outer * (tiled ? Index(tiles_.by_tiles.divisor) : g_.cells);
+    const Index runs = std::min(kParameterRuns, lines);
     C* dweight = memory_.take<C>(runs * g_.count);
     C* dbias = memory_.take<C>(runs * g_.count);
-    Launch l{ceil_div(g_.count, kLoneThreads), kLoneThreads};
+    const View dy = view(kDy, args.dy), x = view(kX, args.x);
+    const Coefficients<C> f{t.a_c, t.center, t.b_c};
+    Launch l = one_each(g_.count, kLoneThreads);
+    if (tiled) l = {ceil_div(g_.count, kTilePacksOfMany << tiles_.log_rows), pieces_.threads};
     l.blocks_y = runs;
-    launch(l, stream(), parameter_sums<T>, g_, view(kDy, args.dy), view(kX, args.x),
-           Coefficients<C>{t.a_c, t.center, t.b_c}, dweight, dbias);
+    if (!tiled) {
+      launch(l, stream(), parameter_sums<T>, g_, dy, x, f, dweight, dbias);
+    } else if (whole_) {
+      launch(l, stream(), tile_parameter_sums<T, true>, g_, tiles_, dy, x, f, dweight, dbias);
+    } else {
+      launch(l, stream(), tile_parameter_sums<T, false>, g_, tiles_, dy, x, f, dweight, dbias);
+    }
     sum_parts(dweight, dbias, runs, g_.count, args);
   }
 
