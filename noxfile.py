@@ -39,25 +39,38 @@ os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
 # ---- helpers ---------------------------------------------------------------------------------
 
 
-def install(session: nox.Session, extra: str, *packages: str) -> None:
-    """Install normcore[extra], unless this environment already holds the very same sources.
-
-    pip would build again for every run: its isolated build environment has a new path each time.
-    """
-    digest = hashlib.sha256(repr((extra, packages)).encode())
-    for name in ("CMAKE_ARGS", "CXX", "CXXFLAGS"):
+def built_wheel(session: nox.Session) -> Path:
+    """The wheel of the sources as they are: built once for all sessions."""
+    version = session.run("python", "-c", "import sys; print(sys.version)", silent=True)
+    digest = hashlib.sha256(repr(version).encode())
+    for name in ("CMAKE_ARGS", "CXX", "CXXFLAGS", "SKBUILD_CMAKE_DEFINE"):
         digest.update(f"{name}={os.environ.get(name)}".encode())
     for pattern in ("*.txt", "*.toml", "README.md", "cmake/**/*", "cpp/**/*", "python/**/*"):
         for path in sorted(ROOT.glob(pattern)):
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and path.suffix not in (".pyc", ".so"):
                 digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    stamp = Path(session.virtualenv.location, "normcore-sources")
-    if stamp.is_file() and stamp.read_text() == digest.hexdigest():
+    wheels = ROOT / "build/wheels"
+    folder = wheels / digest.hexdigest()[:16]
+    if not list(folder.glob("*.whl")):
+        shutil.rmtree(wheels, ignore_errors=True)  # of other sources
+        command = ("python", "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", str(folder))
+        session.run(*command)
+    (wheel,) = folder.glob("normcore-*.whl")
+    return wheel
+
+
+def install(session: nox.Session, extra: str, *packages: str) -> None:
+    """Install normcore[extra], unless this environment already holds the very same wheel."""
+    wheel = built_wheel(session)
+    stamp = Path(session.virtualenv.location, "normcore-wheel")
+    installed = repr((str(wheel), wheel.stat().st_mtime, extra, packages))
+    if stamp.is_file() and stamp.read_text() == installed:
         session.log("normcore is installed and up to date")
         return
     stamp.unlink(missing_ok=True)
-    session.install(f".[{extra}]", *packages)
-    stamp.write_text(digest.hexdigest())
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}[{extra}]", *packages)
+    stamp.write_text(installed)
 
 
 def cmake(
@@ -391,10 +404,8 @@ def reference(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, check that it holds the Python package alone, and use it."""
-    folder = ROOT / session.create_tmp()
-    session.run("python", "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", str(folder))
-    (file,) = folder.glob("normcore-*.whl")
+    """Check that the wheel holds the Python package alone, and use it."""
+    file = built_wheel(session)
     listing = str(session.run("python", "-m", "zipfile", "-l", str(file), silent=True))
     names = [line.split()[0] for line in listing.splitlines()[1:]]
     strays = [name for name in names if not re.match(r"normcore(-[^/]*\.dist-info)?/", name)]
