@@ -1,4 +1,5 @@
 // Spectral norm and the power method on the emulated device through the C++ API, against the CPU.
+#include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -59,6 +60,23 @@ TEST(CudaSpectralNorm, IsWhatItIsOnTheCpu) {
   spectral_norm_backward(matrix(m.dw), matrix(want.w), sigma, vector(want.u), vector(want.v),
                          matrix(again.dw), {}, kThere);
   EXPECT_EQ(again.dw, got.dw);
+}
+
+// All iterations of a matrix that a cluster holds are one launch.
+TEST(CudaSpectralNorm, LaunchesNoMoreForMoreIterations) {
+  const Matrix m;
+  const ConstTensor u(m.u.data(), {kRows});
+  auto launches = [&](Index iterations) {
+    SpectralNormOptions options;
+    options.n_power_iterations = iterations;
+    Result r;
+    const int before = emulation::launches;
+    spectral_norm(matrix(m.w), {u, {}}, {matrix(r.w), vector(r.u), vector(r.v), {&r.sigma, {}}},
+                  options, kThere);
+    return emulation::launches - before;
+  };
+  EXPECT_LE(launches(1), 6);
+  EXPECT_EQ(launches(20), launches(1));
 }
 
 TEST(CudaSpectralNorm, MovesItsVectorsInPlace) {

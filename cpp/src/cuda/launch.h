@@ -40,7 +40,8 @@ class DeviceGuard {
 
 struct DeviceFacts {
   int multiprocessors;
-  int most_cluster;  // blocks that may share a row: 1 before compute capability 9.0
+  int most_cluster;         // blocks that may share a row: 1 before compute capability 9.0
+  Index most_shared_bytes;  // of a block that asks
 };
 const DeviceFacts& facts_of(int device);
 

@@ -179,6 +179,10 @@ DeviceState& state_of(int device) {
     check(cudaDeviceGetAttribute(&s.facts.multiprocessors, cudaDevAttrMultiProcessorCount, device),
           "cudaDeviceGetAttribute");
     s.facts.most_cluster = most_cluster(device);
+    int bytes = 0;
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "cudaDeviceGetAttribute");
+    s.facts.most_shared_bytes = bytes;
     std::size_t unused = 0, all = 0;
     check(cudaMemGetInfo(&unused, &all), "cudaMemGetInfo");
     s.most_returned = all / 16;
@@ -286,9 +290,13 @@ Index resident_clusters(const void* kernel, const Launch& l, int device) {
   const std::tuple key{kernel, device, l.cluster, l.threads, l.shared_bytes};
   const std::lock_guard guard(lock);
   if (const auto it = known.find(key); it != known.end()) return it->second;
-  if (l.shared_bytes > kSharedBytes) {
+  // What a kernel is granted is the last that was asked for: never less than before.
+  static std::map<std::pair<const void*, int>, int> granted;
+  int& bytes = granted.try_emplace({kernel, device}, kSharedBytes).first->second;
+  if (l.shared_bytes > bytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.shared_bytes),
           "cudaFuncSetAttribute");
+    bytes = l.shared_bytes;
   }
   int count = 0;
   if (l.cluster == 1) {

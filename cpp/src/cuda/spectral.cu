@@ -13,6 +13,7 @@ namespace {
 constexpr Index kMostRowsOfBlock = 256;
 constexpr Index kEntriesOfCrewThread = 16;  // beyond it, more blocks
 constexpr Index kMostInnerBlocks = 1024;    // down the rows
+constexpr Index kMostHeldByOneBlock = 32 << 10;
 constexpr int kMostCrew = 8;  // blocks of a cluster, on every device that has clusters
 
 // f(a value of the storage type of dtype), whose compute type is C.
@@ -136,7 +137,7 @@ class PowerIteration {
       return numbers_;
     }
     begin();
-    iterate();
+    if (!iterate_at_once()) iterate();
     return numbers_;
   }
 
@@ -220,20 +221,33 @@ class PowerIteration {
 
   // As special::PowerIteration::run, where iterations that need not be done are passed over.
   void iterate() {
-    const Side start = call_.start, aside = special::other(start);
-    Side from = aside;
-    for (Index count = 0;;) {
+    Products products(call_.start, call_.iterations, call_.residual);
+    do {
       if (call_.between) call_.between();
-      const bool renews_q = from == start;
-      const Index left = call_.iterations - count;
-      const bool both = from == kColSide && (renews_q ? left > 0 : left > 1 || call_.residual);
-      sweep(from, both, call_.vector[from], nullptr, false);
-      launch(crew(), stream_, settle<C>, settling(from, both));
-      if (!renews_q || both) ++count;
-      if (count >= call_.iterations && (!call_.residual || left == 0 || (both && !renews_q)))
-        return;
-      if (!both) from = special::other(from);
+      const Side from = products.from;
+      sweep(from, products.both, call_.vector[from], nullptr, false);
+      launch(crew(), stream_, settle<C>, settling(from, products.both));
+    } while (products.next());
+  }
+  // The same in one launch, where the shared memory of a cluster holds the matrix.
+  bool iterate_at_once() {
+    if (packs_ > kMostHeldPacks) return false;
+    const int device = memory_.device();
+    const DeviceFacts& facts = facts_of(device);
+    const bool small = rows_ * packs_ * 16 <= kMostHeldByOneBlock;
+    for (int blocks = small ? 1 : std::min(kMostCrew, facts.most_cluster); blocks > 0;
+         blocks /= 2) {
+      const HeldShape<C> shape(rows_, stride_, packs_, kPack<T>, blocks);
+      if (shape.bytes() > facts.most_shared_bytes) return false;
+      const Launch l{blocks, kCrewThreads, int(shape.bytes()), blocks};
+      if (resident_clusters(iterate_held<T>, l, device) == 0) continue;
+      Held<C> held{settling(call_.start, false), shape, a_,
+                   take<double>(memory_, blocks * Index(shape.padded_cols()))};
+      held.settle.blocks = blocks;
+      launch(l, stream_, iterate_held<T>, held);
+      return true;
     }
+    return false;
   }
 
   Settle<C> settling(Side from, bool both) const {

@@ -1,7 +1,8 @@
 // The kernels of power iteration. A sweep reads the matrix once: a block holds some rows in
 // registers, which give their entries of A x and, as soon as these are known, their share of
 // A^T (A x). Shares are one row of a table for each block, and added in the order of the blocks;
-// then a single cluster of blocks makes vectors of length 1 of the products.
+// then a single cluster of blocks makes vectors of length 1 of the products. A matrix that the
+// shared memory of a cluster holds is read once, and all iterations are one launch.
 //
 // Rows begin on packs of 16 bytes and end in zeros. Any other matrix is copied to such memory
 // first.
@@ -308,7 +309,7 @@ template <class C>
 struct Settle {
   PowerNumbers* numbers;
   Index length[2];
-  const double* product[2];
+  double* product[2];
   C* vector[2];
   Side start, from;  // from: of the vector that was multiplied
   bool both;         // and so was its product
@@ -337,13 +338,12 @@ struct Settle {
   }
 };
 
-// Makes vectors of the products of a sweep: the steps of special::PowerIteration.
+// Makes vectors of the product with the vector of side `from`, and where `both` of the product of
+// that: the steps of special::PowerIteration. Whether the iterations are over.
 template <class C>
-__global__ void __launch_bounds__(kCrewThreads) settle(Settle<C> s) {
+__device__ bool settle_products(Crew& crew, const Settle<C>& s, Side from, bool both) {
   PowerNumbers& n = *s.numbers;
-  if (n.done != 0) return;
-  Crew crew(s.blocks);
-  const Side to = special::other(s.from), aside = special::other(s.start);
+  const Side to = special::other(from), aside = special::other(s.start);
   double sigma = n.scaled_sigma, count = n.iterations, residual = 0, done = 0;
   bool asked = false;  // whether the residual is known
   const double norm = s.norm(crew, to);
@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(kCrewThreads) settle(Settle<C> s) {
     s.take(crew, to, norm);
     sigma = norm;
     ++count;
-    if (s.both) {
+    if (both) {
       if (s.residual) ask(aside, 1 / norm);
       if (done == 0) s.take(crew, aside, s.norm(crew, aside));
     }
@@ -364,9 +364,9 @@ __global__ void __launch_bounds__(kCrewThreads) settle(Settle<C> s) {
     if (s.residual) ask(to, 1);
     if (done == 0) {
       s.take(crew, to, norm);
-      if (s.both) {
-        const double next = s.norm(crew, s.from);
-        s.take(crew, s.from, next);
+      if (both) {
+        const double next = s.norm(crew, from);
+        s.take(crew, from, next);
         sigma = next / norm;
         ++count;
       }
@@ -381,6 +381,224 @@ __global__ void __launch_bounds__(kCrewThreads) settle(Settle<C> s) {
     const special::Factor f(special::factor_of(n.sigma, s.bound));
     n.p = f.p;
     n.q = f.q;
+  }
+  return done != 0;
+}
+template <class C>
+__global__ void __launch_bounds__(kCrewThreads) settle(Settle<C> s) {
+  if (s.numbers->done != 0) return;
+  Crew crew(s.blocks);
+  settle_products(crew, s, s.from, s.both);
+  crew.leave();
+}
+
+// The products that iterations take, one after the other.
+class Products {
+ public:
+  Side from;  // of the vector that is multiplied
+  bool both;  // and so is its product
+
+  __host__ __device__ Products(Side start, Index iterations, bool residual)
+      : from(special::other(start)), start_(start), left_(iterations), residual_(residual) {
+    choose();
+  }
+  // False: that was the last one.
+  __host__ __device__ bool next() {
+    const bool renews = from == start_, none_left = left_ == 0;
+    if (!renews || both) --left_;
+    if (left_ <= 0 && (!residual_ || none_left || (both && !renews))) return false;
+    if (!both) from = special::other(from);
+    choose();
+    return true;
+  }
+
+ private:
+  __host__ __device__ void choose() {
+    both = from == kColSide && (from == start_ ? left_ > 0 : left_ > 1 || residual_);
+  }
+  Side start_;
+  Index left_;  // iterations
+  bool residual_;
+};
+
+// ---- a matrix that a cluster holds
+
+inline constexpr int kMostHeldPacks = 1024;  // of a row
+inline constexpr int kRowsOfWarp = 4;        // that a warp multiplies at once
+
+// How the blocks of a crew share the rows, and what is where in their shared memory.
+template <class C>
+struct HeldShape {
+  Index rows, stride;  // of the matrix; stride in packs
+  int packs, pack;     // of a row; elements of one
+  int rows_of_block;
+  int log_lanes;  // threads side by side along the columns
+
+  HeldShape(Index all_rows, Index row_stride, Index packs_of_row, int elements, int blocks)
+      : rows(all_rows),
+        stride(row_stride),
+        packs(int(packs_of_row)),
+        pack(elements),
+        rows_of_block(int((all_rows + blocks - 1) / blocks)),
+        log_lanes(0) {
+    while ((1 << log_lanes) < kCrewThreads && (1 << log_lanes) < packs) ++log_lanes;
+  }
+  __host__ __device__ int padded_cols() const { return packs * pack; }
+  __host__ __device__ int groups() const { return kCrewThreads >> log_lanes; }
+  // In bytes, each from where the one before it ends; of whole packs but the last.
+  __host__ __device__ Index crew_bytes() const { return Crew::kDoubles * Index(sizeof(double)); }
+  __host__ __device__ Index matrix_bytes() const { return Index(rows_of_block) * packs * 16; }
+  __host__ __device__ Index vector_bytes() const { return padded_cols() * Index(sizeof(C)); }
+  __host__ __device__ Index parts_bytes() const { return groups() * vector_bytes(); }
+  __host__ __device__ Index bytes() const {
+    const Index sums = groups() > 1 ? parts_bytes() : 0;
+    return crew_bytes() + matrix_bytes() + vector_bytes() + sums + rows_of_block * Index(sizeof(C));
+  }
+};
+
+// The rows of this block. What uses them first, multiply or take_y, has a barrier before it does.
+template <class T>
+class HeldRows {
+ public:
+  using C = Compute<T>;
+  static constexpr int V = kPack<T>;
+
+  __device__ HeldRows(const HeldShape<C>& shape, const uint4* a, int block)
+      : shape_(shape), first_(Index(block) * shape.rows_of_block) {
+    const Index left = shape.rows - first_;
+    count_ = left <= 0 ? 0 : left < shape.rows_of_block ? int(left) : shape.rows_of_block;
+    char* at = reinterpret_cast<char*>(shared_memory()) + shape.crew_bytes();
+    a_ = reinterpret_cast<uint4*>(at);
+    x_ = reinterpret_cast<C*>(at += shape.matrix_bytes());
+    parts_ = reinterpret_cast<C*>(at += shape.vector_bytes());
+    y_ = reinterpret_cast<C*>(shape.groups() > 1 ? at + shape.parts_bytes() : at);
+    for (int p = lane(); p < shape.packs; p += 1 << shape.log_lanes) {
+#pragma unroll 4
+      for (int r = group(); r < count_; r += shape.groups()) {
+        a_[r * shape.packs + p] = a[(first_ + r) * shape.stride + p];
+      }
+    }
+  }
+
+  // product [rows] = A x unit of these rows, which y keeps too.
+  __device__ void multiply(const C* x, Index cols, C unit, double* product) {
+    for (int c = int(threadIdx.x); c < shape_.padded_cols(); c += kCrewThreads) {
+      x_[c] = c < cols ? x[c] * unit : C(0);
+    }
+    __syncthreads();
+    const int lane = int(threadIdx.x) % 32;
+    for (int row = int(threadIdx.x) / 32; row < count_; row += kRowsOfWarp * Crew::kWarps) {
+      C sum[kRowsOfWarp] = {};
+      for (int p = lane; p < shape_.packs; p += 32) {
+        C x_p[V];
+#pragma unroll
+        for (int e = 0; e < V; ++e) x_p[e] = x_[p * V + e];
+#pragma unroll
+        for (int k = 0; k < kRowsOfWarp; ++k) {
+          const int r = row + k * Crew::kWarps;
+          if (r >= count_) continue;
+          C f[V];
+          Pack<T>{a_[r * shape_.packs + p]}.widen(f);
+#pragma unroll
+          for (int e = 0; e < V; ++e) sum[k] = fused(f[e], x_p[e], sum[k]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kRowsOfWarp; ++k) {
+#pragma unroll
+        for (int d = 16; d > 0; d /= 2) sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], d);
+        const int r = row + k * Crew::kWarps;
+        if (lane > 0 || r >= count_) continue;
+        y_[r] = sum[k];
+        product[first_ + r] = double(sum[k]);
+      }
+    }
+    __syncthreads();
+  }
+  // y of these rows from a vector.
+  __device__ void take_y(const C* vector) {
+    for (int r = int(threadIdx.x); r < count_; r += kCrewThreads) y_[r] = vector[first_ + r];
+    __syncthreads();
+  }
+  // shares [padded_cols] = A^T y unit of these rows.
+  __device__ void share(C unit, double* shares) {
+    const int groups = shape_.groups();
+    for (int p = lane(); p < shape_.packs; p += 1 << shape_.log_lanes) {
+      C sum[V] = {};
+#pragma unroll 4
+      for (int r = group(); r < count_; r += groups) {
+        const C factor = y_[r] * unit;
+        C f[V];
+        Pack<T>{a_[r * shape_.packs + p]}.widen(f);
+#pragma unroll
+        for (int e = 0; e < V; ++e) sum[e] = fused(f[e], factor, sum[e]);
+      }
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if (groups == 1) {
+          shares[p * V + e] = double(sum[e]);
+        } else {
+          parts_[group() * shape_.padded_cols() + p * V + e] = sum[e];
+        }
+      }
+    }
+    if (groups == 1) return;
+    __syncthreads();
+    for (int c = int(threadIdx.x); c < shape_.padded_cols(); c += kCrewThreads) {
+      double sum = 0;
+      for (int g = 0; g < groups; ++g) sum += double(parts_[g * shape_.padded_cols() + c]);
+      shares[c] = sum;
+    }
+  }
+
+ private:
+  __device__ int lane() const { return int(threadIdx.x) & ((1 << shape_.log_lanes) - 1); }
+  __device__ int group() const { return int(threadIdx.x) >> shape_.log_lanes; }
+
+  const HeldShape<C>& shape_;
+  Index first_;
+  int count_;
+  uint4* a_;  // [rows_of_block, packs]
+  C *x_, *parts_, *y_;
+};
+
+template <class C>
+struct Held {
+  Settle<C> settle;
+  HeldShape<C> shape;
+  const uint4* a;
+  double* shares;  // [blocks, padded_cols]
+};
+
+// All iterations.
+template <class T>
+__global__ void __launch_bounds__(kCrewThreads) iterate_held(Held<Compute<T>> s) {
+  using C = Compute<T>;
+  const Settle<C>& of = s.settle;
+  if (of.numbers->done != 0) return;
+  const C unit = C(of.numbers->unit);
+  const int block = of.blocks > 1 ? cluster_rank() : 0, padded = s.shape.padded_cols();
+  Crew crew(of.blocks);
+  HeldRows<T> rows(s.shape, s.a, block);
+  for (Products products(of.start, of.iterations, of.residual);;) {
+    const bool from_cols = products.from == kColSide, shares = !from_cols || products.both;
+    if (from_cols) {
+      rows.multiply(of.vector[kColSide], of.length[kColSide], unit, of.product[kRowSide]);
+    } else {
+      rows.take_y(of.vector[kRowSide]);
+    }
+    if (shares) rows.share(unit, s.shares + Index(block) * padded);
+    crew.barrier();
+    if (shares) {
+      // A thread has the same entries here and wherever a crew works on vectors.
+      crew.each(of.length[kColSide], [&](Index c) {
+        double sum = 0;
+        for (int b = 0; b < of.blocks; ++b) sum += s.shares[Index(b) * padded + c];
+        of.product[kColSide][c] = sum;
+      });
+    }
+    if (settle_products(crew, of, products.from, products.both) || !products.next()) break;
+    crew.barrier();
   }
   crew.leave();
 }

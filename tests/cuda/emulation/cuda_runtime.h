@@ -184,6 +184,7 @@ enum cudaError_t {
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMemoryPoolsSupported
 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed = 2 };
@@ -244,10 +245,12 @@ inline cudaError_t cudaSetDevice(int d) {
 }
 inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {
-  // One multiprocessor, so that the blocks of small grids have several rows to walk.
-  *value = a == cudaDevAttrMultiProcessorCount    ? 1
-           : a == cudaDevAttrMemoryPoolsSupported ? int(emulation::host.pools)
-                                                  : 9;
+  // One multiprocessor, so that the blocks of small grids have several rows to walk, and little
+  // shared memory, so that small matrices do not fit.
+  *value = a == cudaDevAttrMultiProcessorCount            ? 1
+           : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 24 << 10
+           : a == cudaDevAttrMemoryPoolsSupported         ? int(emulation::host.pools)
+                                                          : 9;
   return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(std::size_t* unused, std::size_t* all) {

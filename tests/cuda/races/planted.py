@@ -37,6 +37,7 @@ class Fault(NamedTuple):
     quick: bool = False  # one of each kind
 
 
+STEP = r"crew\.barrier\(\);"
 BLOCK, CLUSTER = r"__syncthreads\(\);", r"cluster_barrier\(\);"
 LEAVE = r"if \([^()]*[cC]luster[^()]*\) cluster_barrier\(\);"
 FAULTS = (
@@ -150,6 +151,19 @@ FAULTS = (
     Fault(
         "Crew: a barrier of blocks alone", "spectral.cuh", "barrier", CLUSTER, "__syncthreads();"
     ),
+    Fault("HeldRows: x without a barrier", "spectral.cuh", "multiply", BLOCK, ";", 0),
+    Fault("HeldRows: A x without a barrier", "spectral.cuh", "multiply", BLOCK, ";", -1),
+    Fault("HeldRows: y without a barrier", "spectral.cuh", "take_y", BLOCK, ";"),
+    Fault("HeldRows: parts without a barrier", "spectral.cuh", "share", BLOCK, ";"),
+    Fault(
+        "HeldRows: groups share their parts",
+        "spectral.cuh",
+        "share",
+        r"group\(\) \* shape_\.padded_cols\(\) \+",
+        "",
+    ),
+    Fault("iterate_held: shares too early", "spectral.cuh", "iterate_held", STEP, ";", 0),
+    Fault("iterate_held: vectors too early", "spectral.cuh", "iterate_held", STEP, ";", -1),
     Fault("block_sum: no barrier", "spectral.cuh", "block_sum", BLOCK, ";"),
     Fault("settle_gradient: no barrier", "spectral.cuh", "settle_gradient", BLOCK, ";"),
     Fault("kth_largest: no barrier before", "spread.cuh", "kth_largest", BLOCK, ";", 0),

@@ -157,6 +157,16 @@ void run_power(const PowerCase& c) {
     by_crew(settle<float>, settling);
   }
   EXPECT_TRUE(finite(u) && finite(v) && numbers.sigma > 0);
+  // All iterations at once, from either side.
+  Doubles of_blocks(std::size_t(c.crew * cols), NAN);
+  const HeldShape<float> shape(c.rows, c.packs, c.packs, kPack<float>, c.crew);
+  ASSERT_LE(shape.bytes(), kTestBytes);
+  for (const Side start : {kRowSide, kColSide}) {
+    settling.start = start;
+    numbers.iterations = numbers.done = 0;
+    by_crew(iterate_held<float>, Held<float>{settling, shape, a, of_blocks.data()});
+    EXPECT_TRUE(finite(u) && finite(v) && finite(of_blocks) && numbers.iterations == 3);
+  }
   by_crew(random_vector<float>, v.data(), cols, 0, c.crew);
   by_crew(evaluate<float>, settling, u.data(), v.data());
   EXPECT_TRUE(std::isfinite(numbers.sigma));
