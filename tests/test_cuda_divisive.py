@@ -108,8 +108,61 @@ def test_mixing_shapes(rng, method, options, shape):
 
 
 @each_method
-def test_mixing_of_several_splits(rng, method, options):
-    mixing.check(method, *mixing.make(rng, method, (1, 2, 2051)), options)
+@each_dtype
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 63, 64, 65, 130])
+@pytest.mark.parametrize("pixels", ["few", "one more than a tile"])
+def test_mixing_tiles(rng, method, options, dtype, channels, pixels):
+    """Up to 16 channels a block has 256 pixels, beyond them 128 pixels and 64 rows."""
+    count = 7 if pixels == "few" else 257 if channels <= 16 else 129
+    for shape, axis in (((1, channels, count), 1), ((1, count, channels), 2)):
+        arrays = mixing.make(rng, method, shape, dtype, channel_axis=axis)
+        mixing.check(method, *arrays, {**options, "channel_axis": axis})
+
+
+@each_case
+@pytest.mark.parametrize("channels", [5, 20, 70])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_mixing_of_several_runs(rng, method, options, channels, layout):
+    """The emulated cache holds the tables of 8192 elements, or of one tile of pixels."""
+    shape = (3, channels, 5, 20_000 // (15 * channels) + 3)
+    mixing.check(method, *mixing.make(rng, method, shape, np.float32, layout), options)
+
+
+@each_method
+@pytest.mark.parametrize("channels", [3, 40])
+def test_mixing_of_several_splits(rng, method, options, channels):
+    mixing.check(method, *mixing.make(rng, method, (1, channels, 2051)), options)
+
+
+@each_method
+@pytest.mark.parametrize("channels", [9, 40])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_mixing_bits_are_a_pixels_own(rng, method, options, channels, layout):
+    """Whatever lies beside it in its tile, and wherever in a tile it is."""
+    x, dy, own = mixing.make(rng, method, (2, channels, 7, 19), np.float32, layout)
+    y, gradients = mixing.both(method, x, dy, own, options)
+    x[0, :, :5] *= np.float32(1e25)
+    dy[0, :, :5] = np.inf
+    x[0, :, 5] = np.nan
+    y2, gradients2 = mixing.both(method, x, dy, own, options)
+    assert bits(y2[1:]) == bits(y[1:]) and bits(y2[0, :, 6]) == bits(y[0, :, 6])
+    assert bits(gradients2.dx[1:]) == bits(gradients.dx[1:])
+    y3, gradients3 = mixing.both(method, x[1:], dy[1:], own, options)
+    assert bits(y3) == bits(y[1:]) and bits(gradients3.dx) == bits(gradients.dx[1:])
+
+
+@pytest.mark.parametrize("channels", [3, 20, 70])
+def test_mixing_keeps_small_channels(channels):
+    """What a channel of 1e30 would hide where a pixel had one scale."""
+    x = np.ones((1, channels), np.float32)
+    x[0, 0], x[0, -1] = 1e30, 1e-30
+    gamma, beta = np.eye(channels, dtype=np.float32), np.full(channels, 3, np.float32)
+    beta[-1] = 0
+    want = np.full(channels, 0.5)
+    want[0] = want[-1] = 1
+    np.testing.assert_allclose(nc.gdn(x, beta, gamma)[0], want, rtol=1e-6)
+    gradient = nc.gdn_backward(np.ones_like(x), x, beta, gamma)
+    np.testing.assert_allclose(gradient.dx[0, 1:-1], 3 / 8, rtol=1e-6)
 
 
 @each_method
@@ -119,7 +172,7 @@ def test_mixing_parameters_of_another_dtype(rng, method, options, parameters):
 
 
 @each_method
-@pytest.mark.parametrize("dtype", [bfloat16, np.dtype(np.float32)], ids=str)
+@pytest.mark.parametrize("dtype", [bfloat16, np.dtype(np.float32), np.dtype(np.float64)], ids=str)
 @pytest.mark.parametrize("size", [1e30, 1e-12, 1e-30])
 def test_mixing_magnitudes(rng, method, options, dtype, size):
     mixing.test_magnitudes(rng, method, options, dtype, size, None)
@@ -134,11 +187,11 @@ def test_mixing_extremes(rng, method, options):
 
 
 @each_method
-@pytest.mark.parametrize("channels", [7, 70])
+@pytest.mark.parametrize("channels, pixels", [(7, 5), (33, 5), (70, 5), (70, 200)])
 @each_layout
-def test_mixing_in_place(rng, method, options, channels, layout):
-    """Of 70 channels two blocks share a pixel."""
-    x, dy, own = mixing.make(rng, method, (1, channels, 3, 5), np.float32, layout)
+def test_mixing_in_place(rng, method, options, channels, pixels, layout):
+    """Of 70 channels two blocks share a pixel: a table of y, of 600 pixels in two runs."""
+    x, dy, own = mixing.make(rng, method, (1, channels, 3, pixels), np.float32, layout)
     y, gradients = mixing.both(method, x, dy, own, options)
     forward, backward = getattr(nc, method), getattr(nc, method + "_backward")
     guarded = GuardedOut(x)

@@ -150,6 +150,20 @@ void group_norm_gradients(const Arrays& a) {
   group_norm_backward(a.dy.tensor(), a.x.tensor(), 3, a.weight.tensor(), a.gradients(), {}, {},
                       kDevice);
 }
+// Of the Arrays' 6 channels a thread has a pixel; x is smaller than the cache holds tables for.
+void gdn_call(const Arrays& a) {
+  const Array gamma(a.weight.dtype, {6, 6});
+  gdn(a.x.tensor(), a.weight.tensor(), gamma.tensor(), a.y.tensor(), {}, kDevice);
+}
+void gdn_gradients(const Arrays& a) {
+  const Array gamma(a.weight.dtype, {6, 6}), dgamma(a.weight.dtype, {6, 6});
+  const Array exponents(DType::kFloat64, {2});
+  GDNGradients gradients{a.y.tensor(), a.dbias.tensor(), dgamma.tensor()};
+  gradients.dalpha = static_cast<double*>(exponents.tensor().data());
+  gradients.depsilon = gradients.dalpha + 1;
+  gdn_backward(a.dy.tensor(), a.x.tensor(), a.weight.tensor(), gamma.tensor(), gradients, {},
+               kDevice);
+}
 
 // Two sweeps for the k-th largest; of the largest one alone, or none where the scale is known.
 void topk_training(const Arrays& a, int k) {
@@ -194,6 +208,8 @@ const Call kCalls[] = {
      1},
     {"top-10 batch norm backward", kSweeps, [](const Arrays& a) { topk_gradients(a, 10); }, 12, 12,
      1},
+    {"gdn", kHeld, gdn_call, 2, 2, 1},
+    {"gdn backward", kHeld, gdn_gradients, 6, 6, 1},
 };
 
 class Launches : public ::testing::TestWithParam<Call> {};

@@ -40,6 +40,7 @@ class DeviceGuard {
 
 struct DeviceFacts {
   int multiprocessors;
+  int cache_bytes;          // of the second level
   int most_cluster;         // blocks that may share a row: 1 before compute capability 9.0
   Index most_shared_bytes;  // of a block that asks
 };

@@ -178,6 +178,8 @@ DeviceState& state_of(int device) {
     const DeviceGuard guard(device);
     check(cudaDeviceGetAttribute(&s.facts.multiprocessors, cudaDevAttrMultiProcessorCount, device),
           "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&s.facts.cache_bytes, cudaDevAttrL2CacheSize, device),
+          "cudaDeviceGetAttribute");
     s.facts.most_cluster = most_cluster(device);
     int bytes = 0;
     check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),

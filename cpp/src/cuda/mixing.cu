@@ -1,10 +1,13 @@
 // Divisive norm and GDN on a device: y_i = g_i sgn(x_i) |x_i|^p D_i^(-e), D = b^q + W |x|^a over
-// the channels of every pixel. All of it is computed in double: no power of a number of another
-// type leaves its range, and devices of compute capability 8.0 and 9.0 are half as fast in it as in
-// float.
+// the channels of every pixel. All of it is computed in double, the products on the tensor cores
+// for double: no power of a number of another type leaves its range, one channel does not drown the
+// others, and a pixel's bits are its own. Few channels would leave such a tile empty: for them a
+// thread has a pixel.
 //
-// Tables have an element for each of x, channels or pixels behind each other as in x. Backward
-// fills two, D and t = dL/dD, before anything is written that may lie over x or dy.
+// Where tables are needed the pixels are worked on in runs, whose tables the second-level cache
+// holds: backward keeps t = dL/dD and what dy brings to dx beside it. Tables have an element for
+// each of x, channels or pixels behind each other as in x.
+#include "cuda/mma.cuh"
 #include "cuda/special.cuh"
 #include "cuda/special.h"
 #include "special/mixing_formulas.h"
@@ -12,10 +15,7 @@
 namespace normcore::cuda {
 namespace {
 
-constexpr int kRows = 64, kPixels = 64, kDepth = 32;  // of a tile of W |x|^a
-constexpr int kRowsOfThread = kRows / kWarps;
-// One more than a multiple of the banks, where the tile is written across.
-constexpr int kPixelPitch = kPixels + 1, kRowPitch = kRows + 2;
+constexpr Index kFewChannels = 16;
 
 struct Mixture {
   WindowAxes pixels;
@@ -24,186 +24,330 @@ struct Mixture {
   bool last;      // channels are neighbours in memory
   const double *weights, *offset, *gain;
   double a, p, e;
+  Index first, run;  // pixels of the launch
 
   __device__ Index at(int operand, Index c, Index n) const {
-    return pixels.at(operand, n) + c * step[operand];
+    return pixels.at(operand, first + n) + c * step[operand];
   }
   __device__ Index in_table(Index c, Index n) const {
-    return last ? n * channels + c : c * pixels.count + n;
+    return last ? n * channels + c : c * run + n;
   }
 };
 
-// What becomes of a product: y, the table of D, or from W^T t dx and the block's part of dL/da.
-enum class Product { kY, kTable, kGradient };
+template <class T>
+struct Arrays {
+  const T *x, *dy;
+  T* out;
+  T* y_table;        // in place of out
+  double *t, *rest;  // tables: dL/dD, and what dy brings to dx where D is held
+  // Sums of the pixel tiles for offset and gain: [tiles][2][channels]; of the splits for the
+  // weights: [splits][channels][channels]; of the blocks for a and e. Absent ones are null.
+  double *channels, *weights, *a, *e;
+  bool adds;  // to what an earlier run left there
+};
 
-template <class T, Product kWhat>
-__global__ void product_kernel(Mixture m, const T* x, const T* dy, T* out, const double* d,
-                               const double* t, double* table) {
-  constexpr bool kBack = kWhat == Product::kGradient;
-  double* u_tile = shared_memory();                                        // [kDepth][kPixelPitch]
-  double* w_tile = u_tile + kDepth * kPixelPitch;                          // [kDepth][kRowPitch]
-  Index* offsets = reinterpret_cast<Index*>(w_tile + kDepth * kRowPitch);  // [kPixels], of x
-  const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const Index first = Index(blockIdx.x) * kPixels, row0 = Index(blockIdx.y) * kRows;
-  const Index n = m.channels, left = m.pixels.count - first;
-  if (thread < kPixels && thread < left) offsets[thread] = m.pixels.at(0, first + thread);
-  __syncthreads();
+__device__ inline void leave(double sum, double* to, bool adds) { *to = adds ? *to + sum : sum; }
 
-  double sum[kRowsOfThread][2];
-  for (int r = 0; r < kRowsOfThread; ++r) {
-    const Index row = row0 + warp * kRowsOfThread + r;
-    sum[r][0] = sum[r][1] = kBack || row >= n ? 0 : m.offset[row];
-  }
-  for (Index j0 = 0; j0 < n; j0 += kDepth) {
-#pragma unroll 4
-    for (int i = thread; i < kDepth * kPixels; i += kBlock) {
-      const int j = m.last ? i % kDepth : i / kPixels, p = m.last ? i / kDepth : i % kPixels;
-      double v = 0;
-      if (j0 + j < n && p < left) {
-        if constexpr (kBack) {
-          v = t[m.in_table(j0 + j, first + p)];
-        } else {
-          const double size = fabs(double(widen(x[offsets[p] + (j0 + j) * m.step[0]])));
-          v = mixing::power(size, m.a);
-        }
-      }
-      u_tile[j * kPixelPitch + p] = v;
+// What becomes of a product: y; t and its companions; or from W^T t dx and the sums for a.
+enum class Product { kY, kTerms, kGradient };
+
+// A block's tile of a product. Its sums are staged in shared memory 16 rows at a time, so that
+// the rest is done by element, in the order of memory.
+template <bool kFew>
+struct Tile {
+  static constexpr int kRows = kFew ? 16 : 64, kPixels = kFew ? kBlock : 128, kDepth = 16;
+  static constexpr int kStage = 16;  // rows
+  // Four more than a multiple of the banks: lanes read 4 rows of 8 neighbours.
+  static constexpr int kPitch = kPixels + 4, kRowPitch = kRows + 4;
+  static constexpr int kSharers = kBlock / kStage;  // threads that share a row of the stage
+  static constexpr int kBytes = (kDepth * (kPitch + kRowPitch) + 2 * kBlock) * int(sizeof(double)) +
+                                3 * kPixels * int(sizeof(Index));
+};
+constexpr int kWarpPixels = 16;  // columns of the tile that a warp has on its tensor cores
+
+// sum += w_tile u_tile of the first blocks of 16 rows and the 16 pixels of a warp: 4 x 2 products.
+__device__ inline void multiply_tiles(const double* w_tile, const double* u_tile, int blocks,
+                                      double* sum) {
+  using Tile = normcore::cuda::Tile<false>;
+  const int lane = int(threadIdx.x) % 32, group = lane / 4, member = lane % 4;
+#pragma unroll
+  for (int k = 0; k < Tile::kDepth; k += 8) {
+    double b[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      b[i / 2][i % 2] = u_tile[(k + i % 2 * 4 + member) * Tile::kPitch + i / 2 * 8 + group];
     }
-#pragma unroll 4
+#pragma unroll
+    for (int block = 0; block < Tile::kRows / 16; ++block) {
+      if (block >= blocks) continue;
+      double a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = w_tile[(k + i / 2 * 4 + member) * Tile::kRowPitch + block * 16 + i % 2 * 8 + group];
+      }
+      multiply_add(sum + block * 8, a, b[0]);
+      multiply_add(sum + block * 8 + 4, a, b[1]);
+    }
+  }
+}
+
+template <class T, Product kWhat, bool kFew>
+__global__ void __launch_bounds__(kBlock, 2) product_kernel(Mixture m, Arrays<T> arrays) {
+  constexpr bool kBack = kWhat == Product::kGradient;
+  using Tile = normcore::cuda::Tile<kFew>;
+  constexpr int kPixels = Tile::kPixels, kRows = Tile::kRows, kDepth = Tile::kDepth;
+  constexpr int kPitch = Tile::kPitch, kRowPitch = Tile::kRowPitch, kStage = Tile::kStage;
+  double* u_tile = shared_memory();                                  // [kDepth][kPitch]
+  double* w_tile = u_tile + kDepth * kPitch;                         // [kDepth][kRowPitch]
+  double* row_sums = w_tile + kDepth * kRowPitch;                    // [2][kBlock]
+  Index* offsets = reinterpret_cast<Index*>(row_sums + 2 * kBlock);  // [3][kPixels]
+  const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int group = lane / 4, member = lane % 4;
+  const Index first = Index(blockIdx.x) * kPixels, row0 = Index(blockIdx.y) * kRows;
+  const Index n = m.channels, left = m.run - first;
+  for (int i = thread; i < 3 * kPixels; i += kBlock) {
+    if (i % kPixels < left) offsets[i] = m.at(i / kPixels, 0, first + i % kPixels);
+  }
+  __syncthreads();
+  // x or t, and of it |x|^a or t, of which the product is.
+  using Raw = std::conditional_t<kBack, double, T>;
+  auto raw = [&](Index j, int p) {
+    if constexpr (kBack) {
+      return arrays.t[m.in_table(j, first + p)];
+    } else {
+      return arrays.x[offsets[p] + j * m.step[0]];
+    }
+  };
+  auto factor = [&](Raw v) {
+    return kBack ? double(widen(v)) : mixing::power(fabs(double(widen(v))), m.a);
+  };
+  const bool by_channels = m.last;
+  auto bring_u = [&](Index j0) {
+    constexpr int kTogether = 4;  // loads that wait at the same time
+#pragma unroll 1
+    for (int i0 = thread; i0 < kDepth * kPixels; i0 += kTogether * kBlock) {
+      Raw v[kTogether];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const int i = i0 + k * kBlock, p = by_channels ? i / kDepth : i % kPixels;
+        const Index j = j0 + (by_channels ? i % kDepth : i / kPixels);
+        v[k] = j < n && p < left ? raw(j, p) : Raw(0.0f);
+      }
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const int i = i0 + k * kBlock, p = by_channels ? i / kDepth : i % kPixels;
+        u_tile[(by_channels ? i % kDepth : i / kPixels) * kPitch + p] = factor(v[k]);
+      }
+    }
+  };
+  auto bring_w = [&](Index j0) {
+#pragma unroll
     for (int i = thread; i < kDepth * kRows; i += kBlock) {
       const int j = kBack ? i / kRows : i % kDepth, r = kBack ? i % kRows : i / kDepth;
       const bool inside = j0 + j < n && row0 + r < n;
       const Index at = kBack ? (j0 + j) * n + row0 + r : (row0 + r) * n + j0 + j;
       w_tile[j * kRowPitch + r] = inside ? m.weights[at] : 0;
     }
-    __syncthreads();
-    const int depth = n - j0 < kDepth ? int(n - j0) : kDepth;
-    for (int j = 0; j < depth; ++j) {
-      const double u0 = u_tile[j * kPixelPitch + lane], u1 = u_tile[j * kPixelPitch + lane + 32];
-      const double* w = w_tile + j * kRowPitch + warp * kRowsOfThread;
+  };
+
+  // Of 16 rows and a pixel, or of 4 x 2 products of a warp.
+  double sum[kFew ? kStage : 32];
 #pragma unroll
-      for (int r = 0; r < kRowsOfThread; ++r) {
-        sum[r][0] = fused(w[r], u0, sum[r][0]);
-        sum[r][1] = fused(w[r], u1, sum[r][1]);
+  for (int i = 0; i < int(sizeof(sum) / sizeof(double)); ++i) {
+    const Index row = row0 + (kFew ? i : i / 8 * 16 + i % 4 / 2 * 8 + group);
+    sum[i] = kBack || row >= n ? 0 : m.offset[row];
+  }
+  for (Index j0 = 0; j0 < n; j0 += kDepth) {
+    if constexpr (!kFew) bring_u(j0);
+    bring_w(j0);
+    __syncthreads();
+    if constexpr (kFew) {
+      for (int j = 0; j < int(n) && thread < left; ++j) {
+        const double u = factor(raw(j, thread));
+#pragma unroll
+        for (int r = 0; r < kStage; ++r) sum[r] = fused(w_tile[j * kRowPitch + r], u, sum[r]);
       }
+    } else if (warp * kWarpPixels < left) {
+      const int blocks = n - row0 < kRows ? int(n - row0 + 15) / 16 : kRows / 16;
+      multiply_tiles(w_tile, u_tile + warp * kWarpPixels, blocks, sum);
     }
     __syncthreads();
   }
 
-  double a_sum = 0;
+  double* stage = u_tile;  // [kStage][kPitch]
+  double block_sum = 0;    // for a or e
+  for (int block = 0; block < kRows / kStage && row0 + block * kStage < n; ++block) {
+    if constexpr (kFew) {
 #pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const int pixel = lane + 32 * k;
-    if (pixel >= left) continue;
-    const Index at_out = kWhat == Product::kTable ? 0 : m.pixels.at(kBack ? 2 : 1, first + pixel);
-    const Index at_dy = kBack ? m.pixels.at(1, first + pixel) : 0;
+      for (int r = 0; r < kStage; ++r) stage[r * kPitch + thread] = sum[r];
+    } else {
 #pragma unroll
-    for (int r = 0; r < kRowsOfThread; ++r) {
-      const Index c = row0 + warp * kRowsOfThread + r;
-      if (c >= n) continue;
-      const Index i = m.in_table(c, first + pixel);
-      if constexpr (kWhat == Product::kTable) {
-        table[i] = sum[r][k];
+      for (int i = 0; i < 32; ++i) {
+        if (i / 8 != block) continue;
+        stage[(i % 4 / 2 * 8 + group) * kPitch + warp * kWarpPixels + i % 8 / 4 * 8 + member * 2 +
+              i % 2] = sum[i];
+      }
+    }
+    __syncthreads();
+    const int row = m.last ? thread % kStage : thread / Tile::kSharers;
+    const Index c = row0 + block * kStage + row;
+    double sums[2] = {};
+    for (int p = m.last ? thread / kStage : thread % Tile::kSharers; p < kPixels && p < left;
+         p += Tile::kSharers) {
+      if (c >= n) break;
+      const double of_product = stage[row * kPitch + p];
+      const double v = double(widen(arrays.x[offsets[p] + c * m.step[0]]));
+      const Index i = m.in_table(c, first + p);
+      if constexpr (kWhat == Product::kY) {
+        const double y =
+            m.gain[c] * mixing::signed_power(v, m.p) * mixing::divisor_power(of_product, v, m.e);
+        T* to =
+            arrays.y_table ? arrays.y_table + i : arrays.out + offsets[kPixels + p] + c * m.step[1];
+        *to = narrow<T>(Compute<T>(y));
+      } else if constexpr (kWhat == Product::kTerms) {
+        const double g = double(widen(arrays.dy[offsets[kPixels + p] + c * m.step[1]]));
+        const mixing::Terms terms = mixing::terms(g, v, of_product, m.gain[c], m.p, m.e);
+        arrays.t[i] = terms.d;
+        arrays.rest[i] = terms.x;
+        sums[0] += terms.d;
+        sums[1] += terms.gain;
+        if (arrays.e) block_sum += mixing::term_of_e(terms.gain, m.gain[c], of_product);
       } else {
-        const double v = double(widen(x[offsets[pixel] + c * m.step[0]]));
-        if constexpr (kWhat == Product::kY) {
-          const double y =
-              m.gain[c] * mixing::signed_power(v, m.p) * mixing::divisor_power(sum[r][k], v, m.e);
-          out[at_out + c * m.step[1]] = narrow<T>(Compute<T>(y));
-        } else {
-          const double g = double(widen(dy[at_dy + c * m.step[1]]));
-          const double direct = mixing::direct(g, v, d[i], m.gain[c], m.p, m.e);
-          const double dx = fused(mixing::slope(v, m.a), sum[r][k], direct);
-          out[at_out + c * m.step[2]] = narrow<T>(Compute<T>(dx));
-          if (table) a_sum += sum[r][k] * mixing::slope_of_exponent(v, m.a);
-        }
+        const double dx = fused(mixing::slope(v, m.a), of_product, arrays.rest[i]);
+        arrays.out[offsets[2 * kPixels + p] + c * m.step[2]] = narrow<T>(Compute<T>(dx));
+        if (arrays.a) block_sum += of_product * mixing::slope_of_exponent(v, m.a);
       }
     }
+    if constexpr (kWhat == Product::kTerms) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) row_sums[k * kBlock + thread] = sums[k];
+      __syncthreads();
+      const int k = thread / kStage, r = thread % kStage;
+      const Index to = row0 + block * kStage + r;
+      if (k < 2 && to < n) {
+        double total = 0;
+        for (int s = 0; s < Tile::kSharers; ++s) {
+          total += row_sums[k * kBlock + (m.last ? s * kStage + r : r * Tile::kSharers + s)];
+        }
+        leave(total, arrays.channels + (Index(blockIdx.x) * 2 + k) * n + to, arrays.adds);
+      }
+    }
+    __syncthreads();
   }
-  if (kBack && table) {
-    const double total = block_total(a_sum, u_tile);
-    if (thread == 0) table[Index(blockIdx.y) * gridDim.x + blockIdx.x] = total;
+  if constexpr (kWhat != Product::kY) {
+    double* out = kBack ? arrays.a : arrays.e;
+    if (!out) return;
+    const double total = block_total(block_sum, row_sums);
+    if (thread == 0) leave(total, out + Index(blockIdx.y) * gridDim.x + blockIdx.x, arrays.adds);
   }
 }
 
-// y from the table of D.
+// y from its table.
 template <class T>
-__global__ void divide_kernel(Mixture m, const T* x, T* y, const double* d) {
+__global__ void place_kernel(Mixture m, const T* table, T* y) {
   const Index i = my_index();
-  if (i >= m.channels * m.pixels.count) return;
-  const Index c = m.last ? i % m.channels : i / m.pixels.count;
-  const Index n = m.last ? i / m.channels : i % m.pixels.count;
-  const double v = double(widen(x[m.at(0, c, n)]));
-  const double value =
-      m.gain[c] * mixing::signed_power(v, m.p) * mixing::divisor_power(d[i], v, m.e);
-  y[m.at(1, c, n)] = narrow<T>(Compute<T>(value));
+  if (i >= m.channels * m.run) return;
+  const Index c = m.last ? i % m.channels : i / m.run;
+  const Index n = m.last ? i / m.channels : i % m.run;
+  y[m.at(1, c, n)] = table[i];
 }
 
-// t = dL/dD, and the sums of t, of what belongs to the gain, and to e, for each channel.
-template <class T>
-__global__ void terms_kernel(Mixture m, ChannelSums sums, const T* x, const T* dy, const double* d,
-                             double* t, double* partial) {
-  sums.run<3>(partial, [&](Index c, Index n, double (&to)[3]) {
-    const double v = double(widen(x[m.at(0, c, n)])), g = double(widen(dy[m.at(1, c, n)]));
-    const Index i = m.in_table(c, n);
-    const mixing::Terms terms = mixing::terms(g, v, d[i], m.gain[c], m.p, m.e);
-    t[i] = terms.d;
-    to[0] += terms.d;
-    to[1] += terms.gain;
-    to[2] += terms.e;
-  });
-}
-
-// dW = sum over the pixels of t u^T, u = |x|^a: a tile of it over the pixels of a split.
-constexpr int kTile = 64, kRun = 16;  // channels, pixels at once
-constexpr int kPitch = kTile + 1;
-template <class T>
-__global__ void outer_kernel(Mixture m, const T* x, const double* t, Index splits,
-                             double* partial) {
+// dW = sum over the pixels of t u^T, u = |x|^a: a tile of it over the pixels of a split. Of few
+// channels a thread has one product.
+template <bool kFew>
+struct OuterTile {
+  static constexpr int kChannels = kFew ? 16 : 64, kRun = kFew ? 128 : 32;  // pixels at once
+  static constexpr int kPitch = kChannels + (kFew ? 1 : 4);
+  static constexpr int kBytes = kRun * (2 * kPitch * int(sizeof(double)) + int(sizeof(Index)));
+};
+template <class T, bool kFew>
+__global__ void __launch_bounds__(kBlock) outer_kernel(Mixture m, Arrays<T> arrays, Index splits) {
+  using Tile = OuterTile<kFew>;
+  constexpr int kChannels = Tile::kChannels, kRun = Tile::kRun, kPitch = Tile::kPitch;
   double* t_tile = shared_memory();  // [kRun][kPitch]
   double* u_tile = t_tile + kRun * kPitch;
-  const Index n = m.channels, tiles = (n + kTile - 1) / kTile;
-  const Index row0 = blockIdx.x / tiles * kTile, col0 = blockIdx.x % tiles * kTile;
+  Index* offsets = reinterpret_cast<Index*>(u_tile + kRun * kPitch);  // [kRun]
+  const Index n = m.channels, tiles = (n + kChannels - 1) / kChannels;
+  const Index row0 = blockIdx.x / tiles * kChannels, col0 = blockIdx.x % tiles * kChannels;
   const Index split = blockIdx.y;
-  const Index p0 = m.pixels.count * split / splits, p1 = m.pixels.count * (split + 1) / splits;
-  const int thread = int(threadIdx.x), mine_r = thread / 16 * 4, mine_c = thread % 16;
-  double sum[4][4] = {};
+  const Index p0 = m.run * split / splits, p1 = m.run * (split + 1) / splits;
+  const int thread = int(threadIdx.x), lane = thread % 32, group = lane / 4, member = lane % 4;
+  // A warp has 16 rows and 32 columns; a thread of few channels one of each.
+  const int my_row = kFew ? thread / 16 : thread / 64 * 16;
+  const int my_col = kFew ? thread % 16 : thread / 32 % 2 * 32;
+  double sum[kFew ? 1 : 16] = {};
   for (Index p = p0; p < p1; p += kRun) {
+    if (thread < kRun && p + thread < p1) offsets[thread] = m.at(0, 0, p + thread);
+    __syncthreads();
 #pragma unroll 4
-    for (int i = thread; i < kRun * kTile; i += kBlock) {
-      const int c = m.last ? i % kTile : i / kRun, q = m.last ? i / kTile : i % kRun;
+    for (int i = thread; i < kRun * kChannels; i += kBlock) {
+      const int c = m.last ? i % kChannels : i / kRun, q = m.last ? i / kChannels : i % kRun;
       double left = 0, right = 0;
       if (p + q < p1) {
-        if (row0 + c < n) left = t[m.in_table(row0 + c, p + q)];
+        if (row0 + c < n) left = arrays.t[m.in_table(row0 + c, p + q)];
         if (col0 + c < n) {
-          right = mixing::power(fabs(double(widen(x[m.at(0, col0 + c, p + q)]))), m.a);
+          const T v = arrays.x[offsets[q] + (col0 + c) * m.step[0]];
+          right = mixing::power(fabs(double(widen(v))), m.a);
         }
       }
       t_tile[q * kPitch + c] = left;
       u_tile[q * kPitch + c] = right;
     }
     __syncthreads();
-    const int run = p1 - p < kRun ? int(p1 - p) : kRun;
-    for (int q = 0; q < run; ++q) {
+    if constexpr (kFew) {
+      for (int q = 0; q < kRun; ++q) {
+        sum[0] = fused(t_tile[q * kPitch + my_row], u_tile[q * kPitch + my_col], sum[0]);
+      }
+    } else if (row0 + my_row < n && col0 + my_col < n) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
+      for (int k = 0; k < kRun; k += 8) {
+        double a[4];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          sum[r][c] = fused(t_tile[q * kPitch + mine_r + r], u_tile[q * kPitch + mine_c + 16 * c],
-                            sum[r][c]);
+        for (int i = 0; i < 4; ++i) {
+          a[i] = t_tile[(k + i / 2 * 4 + member) * kPitch + my_row + i % 2 * 8 + group];
+        }
+#pragma unroll
+        for (int block = 0; block < 4; ++block) {
+          double b[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            b[i] = u_tile[(k + i * 4 + member) * kPitch + my_col + block * 8 + group];
+          }
+          multiply_add(sum + block * 4, a, b);
         }
       }
     }
     __syncthreads();
   }
 #pragma unroll
-  for (int r = 0; r < 4; ++r) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const Index row = row0 + mine_r + r, col = col0 + mine_c + 16 * c;
-      if (row < n && col < n) partial[(split * n + row) * n + col] = sum[r][c];
-    }
+  for (int i = 0; i < int(sizeof(sum) / sizeof(double)); ++i) {
+    const Index row = row0 + my_row + (kFew ? 0 : i % 4 / 2 * 8 + group);
+    const Index col = col0 + my_col + (kFew ? 0 : i / 4 * 8 + member * 2 + i % 2);
+    if (row >= n || col >= n) continue;
+    leave(sum[i], arrays.weights + (split * n + row) * n + col, arrays.adds);
   }
+}
+
+// out[i] = factor times the sum over the rows of from [rows][n], in a fixed order, by a warp.
+struct Fold {
+  const double* from;
+  Index rows, n;
+  double* out;
+  double factor;
+};
+constexpr int kFolds = 4;
+struct Folds {
+  Fold fold[kFolds];
+};
+__global__ void fold_kernel(Folds folds) {
+  const Fold& f = folds.fold[blockIdx.y];
+  const int lane = int(threadIdx.x) % 32;
+  const Index i = Index(blockIdx.x) * kWarps + int(threadIdx.x) / 32;
+  if (i >= f.n) return;
+  double sum = 0;
+  for (Index row = lane; row < f.rows; row += 32) sum += f.from[row * f.n + i];
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  if (lane == 0) f.out[i] = f.factor * sum;
 }
 
 __global__ void powers_kernel(const double* values, Index n, double exponent, double* out) {
@@ -216,13 +360,11 @@ __global__ void chain_kernel(double* sums, const double* b, Index n, double q) {
   if (i < n) sums[i] *= b[i] == 0 && q < 1 ? 0 : q * mixing::power(b[i], q - 1);
 }
 
-constexpr int kProductBytes =
-    (kDepth * (kPixelPitch + kRowPitch)) * int(sizeof(double)) + kPixels * int(sizeof(Index));
-
-// The parameters of a call, loaded.
+// The parameters of a call, loaded, and its pixels by runs.
 struct Loaded {
   const double* b;  // the offset, to the power of 1
   Mixture m;
+  Index rows, pixels;  // of a product's tile
 
   Loaded(const MixingCall& call, const ConstTensor* const (&operands)[3], DeviceMemory& memory)
       : m{WindowAxes(operands, call.channel_axis, nullptr, nullptr),
@@ -234,11 +376,16 @@ struct Loaded {
           per_channel(call.gain, call.channels(), 1, memory),
           call.a,
           call.p,
-          call.e} {
+          call.e,
+          0,
+          0},
+        rows(few() ? Tile<true>::kRows : Tile<false>::kRows),
+        pixels(few() ? Tile<true>::kPixels : Tile<false>::kPixels) {
     for (int o = 0; o < 3; ++o) {
       m.step[o] = operands[o] ? operands[o]->stride(call.channel_axis) : 0;
     }
     m.last = m.step[0] == 1 && m.pixels.count > 1 && m.channels > 1;
+    m.run = m.pixels.count;
     b = per_channel(call.offset, m.channels, 1, memory);
     m.offset = b;
     if (call.offset_power == 1) return;
@@ -247,9 +394,30 @@ struct Loaded {
            powers);
     m.offset = powers;
   }
-  Launch products() const {
-    return {ceil_div(m.pixels.count, Index(kPixels)), kBlock, kProductBytes, 1,
-            ceil_div(m.channels, Index(kRows))};
+  bool few() const { return m.channels <= kFewChannels; }
+  // As many pixels at once as tables of so many bytes for each element leave half the cache to.
+  void set_run(Index bytes, const DeviceMemory& memory) {
+    const Index most = facts_of(memory.device()).cache_bytes / 2 / (bytes * m.channels);
+    m.run = std::min(m.pixels.count, std::max<Index>(1, most / pixels) * pixels);
+  }
+  Index tiles() const { return ceil_div(m.run, pixels); }
+  Index row_blocks() const { return ceil_div(m.channels, rows); }
+
+  // f(the mixture of a run, whether it is not the first one)
+  template <class F>
+  void each_run(F f) const {
+    for (Mixture part = m; part.first < m.pixels.count; part.first += m.run) {
+      part.run = std::min(m.run, m.pixels.count - part.first);
+      f(part, part.first > 0);
+    }
+  }
+  template <Product kWhat, class T>
+  void product(const Mixture& part, const Arrays<T>& arrays, cudaStream_t stream) const {
+    const bool is_few = few();
+    launch({ceil_div(part.run, pixels), kBlock, is_few ? Tile<true>::kBytes : Tile<false>::kBytes,
+            1, row_blocks()},
+           stream, is_few ? product_kernel<T, kWhat, true> : product_kernel<T, kWhat, false>, part,
+           arrays);
   }
 };
 
@@ -260,26 +428,23 @@ void mix_forward(const MixingCall& call, const Tensor& y, const Context& context
   auto& memory = static_cast<DeviceMemory&>(of_call.get());
   const ConstTensor out(y);
   const ConstTensor* const operands[] = {&call.x, &out, nullptr};
-  const Loaded loaded(call, operands, memory);
-  const Mixture& m = loaded.m;
+  Loaded loaded(call, operands, memory);
   // Over x a block may write only what no other block reads.
-  const bool direct = call.x.data() != y.data() || m.channels <= kRows;
+  const bool direct = call.x.data() != y.data() || loaded.row_blocks() == 1;
   with_element_type(call.x.dtype(), [&]<class T>(T) {
-    const T* x = static_cast<const T*>(call.x.data());
-    T* to = static_cast<T*>(y.data());
-    const T* no_dy = nullptr;
-    const double* none = nullptr;
-    double* no_table = nullptr;
-    T* no_out = nullptr;
-    if (direct) {
-      return launch(loaded.products(), memory.stream(), product_kernel<T, Product::kY>, m, x, no_dy,
-                    to, none, none, no_table);
+    Arrays<T> arrays{};
+    arrays.x = static_cast<const T*>(call.x.data());
+    arrays.out = static_cast<T*>(y.data());
+    if (!direct) {
+      loaded.set_run(sizeof(T), memory);
+      arrays.y_table = memory.take<T>(loaded.m.run * loaded.m.channels);
     }
-    double* d = memory.take<double>(call.x.size());
-    launch(loaded.products(), memory.stream(), product_kernel<T, Product::kTable>, m, x, no_dy,
-           no_out, none, none, d);
-    launch(one_each(call.x.size()), memory.stream(), divide_kernel<T>, m, x, to,
-           static_cast<const double*>(d));
+    loaded.each_run([&](const Mixture& part, bool) {
+      loaded.product<Product::kY>(part, arrays, memory.stream());
+      if (direct) return;
+      launch(one_each(part.run * part.channels), memory.stream(), place_kernel<T>, part,
+             arrays.y_table, arrays.out);
+    });
   });
 }
 
@@ -289,56 +454,68 @@ void mix_backward(const MixingCall& call, const ConstTensor& dy, const Tensor& d
   auto& memory = static_cast<DeviceMemory&>(of_call.get());
   const ConstTensor out(dx);
   const ConstTensor* const operands[] = {&call.x, &dy, &out};
-  const Loaded loaded(call, operands, memory);
+  Loaded loaded(call, operands, memory);
+  loaded.set_run(2 * sizeof(double), memory);
   const Mixture& m = loaded.m;
-  const Index n = m.channels, pixels = m.pixels.count;
-  const ChannelSums channel_sums(n, pixels, m.last);
-  const Index tiles = ceil_div(n, Index(kTile)) * ceil_div(n, Index(kTile));
+  const Index n = m.channels;
+  const bool few = loaded.few();
+  const Index across =
+      ceil_div(n, Index(few ? OuterTile<true>::kChannels : OuterTile<false>::kChannels));
+  const Index tiles = across * across;
   const Index most_splits = std::max<Index>(1, 512 / tiles);
-  const Index splits = std::clamp<Index>(pixels / 1024, 1, most_splits);
-  const Launch products = loaded.products();
-  const Index blocks = std::max<Index>(1, products.blocks * products.blocks_y);
-  double* d = memory.take<double>(call.x.size());
-  double* t = memory.take<double>(call.x.size());
-  double* partial = memory.take<double>(channel_sums.splits * 3 * n);
-  double* sums = memory.take<double>(3 * n);
-  double* outer = gradients.weights ? memory.take<double>(splits * n * n) : nullptr;
-  double* weights = gradients.weights ? memory.take<double>(n * n) : nullptr;
-  double* a_parts = gradients.a ? memory.take_filled<double>(blocks, 0.0) : nullptr;
+  const Index splits = std::clamp<Index>(m.run / 512, std::min<Index>(m.run, 1), most_splits);
+  const Index blocks = loaded.tiles() * loaded.row_blocks();
+  double* t = memory.take<double>(m.run * n);
+  double* rest = memory.take<double>(m.run * n);
+  auto take = [&](bool wanted, Index size) { return wanted ? memory.take<double>(size) : nullptr; };
+  double* of_channels = memory.take<double>(loaded.tiles() * 2 * n);
+  double* of_weights = take(bool(gradients.weights), splits * n * n);
+  double* of_a = take(bool(gradients.a), blocks);
+  double* of_e = take(bool(gradients.e), blocks);
   with_element_type(call.x.dtype(), [&]<class T>(T) {
-    const T* x = static_cast<const T*>(call.x.data());
-    const T* g = static_cast<const T*>(dy.data());
-    T* to = static_cast<T*>(dx.data());
-    const T* no_dy = nullptr;
-    T* no_out = nullptr;
-    const double* none = nullptr;
-    launch(products, memory.stream(), product_kernel<T, Product::kTable>, m, x, no_dy, no_out, none,
-           none, d);
-    launch(channel_sums.launch_of(3), memory.stream(), terms_kernel<T>, m, channel_sums, x, g, d, t,
-           partial);
-    if (outer) {
-      launch({tiles, kBlock, 2 * kRun * kPitch * int(sizeof(double)), 1, splits}, memory.stream(),
-             outer_kernel<T>, m, x, t, splits, outer);
-    }
-    launch(products, memory.stream(), product_kernel<T, Product::kGradient>, m, x, g, to, d, t,
-           a_parts);
+    Arrays<T> arrays{};
+    arrays.x = static_cast<const T*>(call.x.data());
+    arrays.dy = static_cast<const T*>(dy.data());
+    arrays.out = static_cast<T*>(dx.data());
+    arrays.t = t;
+    arrays.rest = rest;
+    arrays.channels = of_channels;
+    arrays.weights = of_weights;
+    arrays.a = of_a;
+    arrays.e = of_e;
+    loaded.each_run([&](const Mixture& part, bool adds) {
+      arrays.adds = adds;
+      loaded.product<Product::kTerms>(part, arrays, memory.stream());
+      if (of_weights) {
+        launch({tiles, kBlock, few ? OuterTile<true>::kBytes : OuterTile<false>::kBytes, 1, splits},
+               memory.stream(), few ? outer_kernel<T, true> : outer_kernel<T, false>, part, arrays,
+               splits);
+      }
+      loaded.product<Product::kGradient>(part, arrays, memory.stream());
+    });
   });
-  launch(one_each(3 * n), memory.stream(), add_splits_kernel, partial, channel_sums.splits, 3 * n,
-         sums);
-  if (outer) {
-    launch(one_each(n * n), memory.stream(), add_splits_kernel, outer, splits, n * n, weights);
-    memory.store(weights, gradients.weights, whole_walk(gradients.weights));
-  }
+
+  double* sums = memory.take<double>(2 * n);
+  double* weights = take(of_weights, n * n);
+  double* a = take(of_a, 1);
+  double* e = take(of_e, 1);
+  const Folds folds{{{of_channels, loaded.tiles(), 2 * n, sums, 1},
+                     {of_weights, splits, of_weights ? n * n : 0, weights, 1},
+                     {of_a, blocks, of_a ? 1 : 0, a, 1},
+                     {of_e, blocks, of_e ? 1 : 0, e, gradients.sign_of_e}}};
+  launch({ceil_div(std::max(2 * n, of_weights ? n * n : 0), Index(kWarps)), kBlock, 0, 1, kFolds},
+         memory.stream(), fold_kernel, folds);
   if (gradients.offset && call.offset_power != 1) {
     launch(one_each(n), memory.stream(), chain_kernel, sums, loaded.b, n, call.offset_power);
   }
   store_per_channel(sums, n, gradients.offset, memory);
   store_per_channel(sums + n, n, gradients.gain, memory);
-  if (gradients.e) {
-    memory.scale(sums + 2 * n, n, gradients.sign_of_e);
-    store_per_channel(sums + 2 * n, n, gradients.e, memory);
-  }
-  store_per_channel(a_parts, blocks, gradients.a, memory);
+  auto store = [&](const double* values, const Tensor& to) {
+    if (to) memory.store(values, to, whole_walk(to));
+  };
+  store(weights, gradients.weights);
+  store(a, gradients.a);
+  store(e, gradients.e);
 }
 
 }  // namespace normcore::cuda

@@ -28,19 +28,20 @@ NORMCORE_HD inline double divisor_power(double d, double x, double e) {
   return e > 0 && d == 0 && x == 0 ? 0 : power(d, -e);
 }
 
-// What a gradient dy of y brings to D, to the gain and to e.
+// What a gradient dy of y brings to D, to the gain, and to x where D is held. A slope that is
+// infinite at 0 counts as 0.
 struct Terms {
-  double d, gain, e;
+  double d, gain, x;
 };
 NORMCORE_HD inline Terms terms(double dy, double x, double d, double gain, double p, double e) {
-  const double dy_y = dy * (signed_power(x, p) * divisor_power(d, x, e)), q_y = dy_y * gain;
-  return {d == 0 ? 0 : -e * (q_y / d), dy_y, q_y == 0 ? 0 : -(q_y * std::log(d))};
+  const double divisor = divisor_power(d, x, e), dy_y = dy * (signed_power(x, p) * divisor);
+  double direct = dy * gain * divisor;
+  if (p != 1) direct = p < 1 && x == 0 ? 0 : direct * (p * power(std::fabs(x), p - 1));
+  return {d == 0 ? 0 : -e * (dy_y * gain / d), dy_y, direct};
 }
-// dL/dx where D is held. A slope that is infinite at 0 counts as 0.
-NORMCORE_HD inline double direct(double dy, double x, double d, double gain, double p, double e) {
-  const double q = dy * gain * divisor_power(d, x, e);
-  if (p == 1) return q;
-  return p < 1 && x == 0 ? 0 : q * (p * power(std::fabs(x), p - 1));
+// And to e; dy_y: the gain's.
+NORMCORE_HD inline double term_of_e(double dy_y, double gain, double d) {
+  return dy_y * gain == 0 ? 0 : -(dy_y * gain * std::log(d));
 }
 // d|x|^a / dx
 NORMCORE_HD inline double slope(double x, double a) {

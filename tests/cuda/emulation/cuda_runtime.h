@@ -22,7 +22,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __CUDA_ARCH__ 900
 
 struct dim3 {
@@ -53,7 +53,8 @@ void warp_barrier();
 void block_barrier();
 void cluster_barrier();
 double* shared_of(unsigned rank);
-// Where the threads of this warp leave values for each other: 16 bytes for each lane.
+// Where the threads of this warp leave values for each other.
+inline constexpr std::size_t kSlotBytes = 48;  // of each lane
 void* lane_slot(unsigned lane);
 bool any_of_block(bool flag);
 
@@ -120,6 +121,28 @@ T __shfl_down_sync(unsigned, T value, unsigned distance) {
   const unsigned lane = threadIdx.x % 32;
   return value_of_lane(value, lane + distance < 32 ? lane + distance : lane);
 }
+// The product of a warp's tensor cores, as cuda/mma.cuh wants it: each lane shows what it holds of
+// a and b. The order of the terms is that of the inner dimension.
+[[gnu::no_sanitize_thread]] inline void multiply_add_of_warp(double* d, const double (&a)[4],
+                                                             const double (&b)[2]) {
+  struct Held {
+    double a[4], b[2];
+  };
+  static_assert(sizeof(Held) <= emulation::kSlotBytes);
+  const unsigned lane = threadIdx.x % 32;
+  *static_cast<Held*>(emulation::lane_slot(lane)) = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  emulation::exchange_barrier();
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 8; ++k) {
+      const Held& of_a = *static_cast<Held*>(emulation::lane_slot(row % 8 * 4 + k % 4));
+      const Held& of_b = *static_cast<Held*>(emulation::lane_slot(column * 4 + k % 4));
+      d[i] = std::fma(of_a.a[row / 8 + k / 4 * 2], of_b.b[k / 4], d[i]);
+    }
+  }
+  emulation::exchange_barrier();
+}
+#define NORMCORE_MULTIPLY_ADD multiply_add_of_warp
 inline unsigned __ballot_sync(unsigned, int flag) {
   unsigned lanes = flag != 0 ? 1u << threadIdx.x % 32 : 0u;
   for (int d = 16; d > 0; d /= 2) lanes |= __shfl_xor_sync(0xffffffffu, lanes, d);
@@ -185,6 +208,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrL2CacheSize,
   cudaDevAttrMemoryPoolsSupported
 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed = 2 };
@@ -245,10 +269,12 @@ inline cudaError_t cudaSetDevice(int d) {
 }
 inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {
-  // One multiprocessor, so that the blocks of small grids have several rows to walk, and little
-  // shared memory, so that small matrices do not fit.
+  // One multiprocessor, so that the blocks of small grids have several rows to walk; little shared
+  // memory, so that small matrices do not fit; a small cache, so that small arrays are worked on in
+  // several runs.
   *value = a == cudaDevAttrMultiProcessorCount            ? 1
            : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 24 << 10
+           : a == cudaDevAttrL2CacheSize                  ? 1 << 18
            : a == cudaDevAttrMemoryPoolsSupported         ? int(emulation::host.pools)
                                                           : 9;
   return cudaSuccess;

@@ -246,7 +246,7 @@ void run_cluster(const Shape& shape, dim3 first_block) {
   const SharedMemory memory(shape.cluster * doubles);
   std::vector<Block> blocks(shape.cluster);
   std::vector<Group> warp_groups(shape.cluster * warps);
-  std::vector<char> slots(std::size_t(shape.cluster) * warps * 32 * 16);
+  std::vector<char> slots(std::size_t(shape.cluster) * warps * 32 * kSlotBytes);
   // From the heap, where the sanitizer forgets what is freed.
   const auto whole = std::make_unique<Group>();
   whole->members = int(shape.cluster * threads);
@@ -270,7 +270,7 @@ void run_cluster(const Shape& shape, dim3 first_block) {
     w.fiber.shared = cluster_shared[b];
     w.warp = &warp_groups[b * warps + t / 32];
     w.block = &blocks[b];
-    w.slots = &slots[(std::size_t(b) * warps + t / 32) * 32 * 16];
+    w.slots = &slots[(std::size_t(b) * warps + t / 32) * 32 * kSlotBytes];
     w.done = w.started = false;
     ++w.warp->members;
     ++w.block->group.members;
@@ -303,7 +303,7 @@ void warp_barrier() { wait(*current->warp); }
 void block_barrier() { wait(current->block->group); }
 void cluster_barrier() { wait(*cluster_group); }
 double* shared_of(unsigned rank) { return cluster_shared.at(rank); }
-void* lane_slot(unsigned lane) { return current->slots + lane * 16; }
+void* lane_slot(unsigned lane) { return current->slots + lane * kSlotBytes; }
 
 bool any_of_block(bool flag) {
   int& shared = current->block->flag;

@@ -232,6 +232,35 @@ INSTANTIATE_TEST_SUITE_P(Shapes, MatricesHave,
                                            Matrix{DType::kFloat32, 20, 33, 2},
                                            Matrix{DType::kFloat16, 5, 1200},
                                            Matrix{DType::kFloat64, 65, 18}));
+// ---- mixtures of channels
+
+// Few channels, of which a thread has a pixel; more, on tensor cores; and two blocks that share a
+// pixel. The pixels are several tiles and runs.
+TEST(MixturesHave, NoRaces) {
+  if (!is_watched(DType::kFloat32)) GTEST_SKIP();
+  const int before = races::reports();
+  for (const Channels& c :
+       {Channels{DType::kFloat32, {1, 5, 2100}}, Channels{DType::kFloat32, {2, 20, 150}},
+        Channels{DType::kFloat32, {1, 70, 300}}, Channels{DType::kFloat32, {1, 300, 70}, 2}}) {
+    const Index n = c.shape[std::size_t(c.axis)];
+    const Array x = filled(c.dtype, c.shape), dy = filled(c.dtype, c.shape), y(c.dtype, c.shape);
+    const Array beta = filled(c.dtype, {n}), gamma = filled(c.dtype, {n, n});
+    const Array dbeta(c.dtype, {n}), dgamma(c.dtype, {n, n}), exponents(DType::kFloat64, {2});
+    GDNOptions options;
+    options.channel_axis = c.axis;
+    GDNGradients gradients{y.tensor(), dbeta.tensor(), dgamma.tensor()};
+    gradients.dalpha = static_cast<double*>(exponents.tensor().data());
+    gradients.depsilon = gradients.dalpha + 1;
+    gdn(x.tensor(), beta.tensor(), gamma.tensor(), y.tensor(), options, kDevice);
+    gdn_backward(dy.tensor(), x.tensor(), beta.tensor(), gamma.tensor(), gradients, options,
+                 kDevice);
+    gradients.dx = x.tensor();
+    gdn_backward(dy.tensor(), x.tensor(), beta.tensor(), gamma.tensor(), gradients, options,
+                 kDevice);
+    gdn(dy.tensor(), beta.tensor(), gamma.tensor(), dy.tensor(), options, kDevice);
+  }
+  EXPECT_EQ(races::reports(), before);
+}
 
 }  // namespace
 }  // namespace normcore
