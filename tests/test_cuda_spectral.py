@@ -18,7 +18,8 @@ from normcore.methods import spectral_norm as spectral_norm_module
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 # Rows of packs and others; one pack for each thread, and several; more columns than a block holds,
 # whole packs and not; more entries than one block makes vectors of; single rows and columns. Those
-# that a block or a cluster holds, and those that none does.
+# that a block or a cluster holds, also with a block that has none of the rows, and those that none
+# does.
 SHAPES = [
     (5,),
     (1, 9),
@@ -32,6 +33,7 @@ SHAPES = [
     (5, 16416),
     (1203, 3),
     (600, 144),
+    (7, 1800),
     (40, 5, 3, 3),
 ]
 

@@ -184,6 +184,16 @@ TEST_F(CudaHost, ClustersAreAsLargeAsTheDeviceRuns) {
   EXPECT_EQ(facts_of(0).most_cluster, 16);
 }
 
+void nothing() {}
+
+TEST_F(CudaHost, SharedMemoryThatAKernelMayTakeDoesNotShrink) {
+  const Launch large{1, 32, 100 << 10}, small{1, 32, 60 << 10};
+  EXPECT_THROW(launch(large, nullptr, nothing), std::runtime_error) << "it has not asked";
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  for (const Launch& l : {large, small, large}) EXPECT_GT(resident_clusters(nothing, l, 0), 0);
+  launch(large, nullptr, nothing);
+}
+
 // A large row, a large channel and a long vector, each for a cluster: two at least of the first
 // two, eight of the last.
 std::vector<double> results_of_clusters(int device) {

@@ -11,9 +11,9 @@ namespace {
 
 // Sums of a thread in the compute type go over so many rows at most.
 constexpr Index kMostRowsOfBlock = 256;
-constexpr Index kEntriesOfCrewThread = 16;  // beyond it, more blocks
-constexpr Index kMostInnerBlocks = 1024;    // down the rows
-constexpr Index kMostHeldByOneBlock = 32 << 10;
+constexpr Index kEntriesOfCrewThread = 16;       // beyond it, more blocks
+constexpr Index kMostInnerBlocks = 1024;         // down the rows
+constexpr Index kMostHeldByOneBlock = 32 << 10;  // bytes of a matrix; beyond it, more blocks
 constexpr int kMostCrew = 8;  // blocks of a cluster, on every device that has clusters
 
 // f(a value of the storage type of dtype), whose compute type is C.

@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -202,6 +203,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation,
   cudaErrorNotReady,
   cudaErrorInvalidClusterSize,
+  cudaErrorInvalidValue,
   cudaErrorStreamCaptureUnsupported
 };
 enum cudaDeviceAttr {
@@ -363,7 +365,11 @@ inline cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void*,
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
   return a->ptxVersion = 90, cudaSuccess;
 }
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline std::map<const void*, std::size_t> emulated_shared_bytes;  // granted to kernels that asked
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute a, int value) {
+  if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) emulated_shared_bytes[kernel] = value;
+  return cudaSuccess;
+}
 
 // Four small blocks, so that those of small grids have several rows to walk.
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*,
@@ -390,6 +396,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Param
   emulation::host.note("cudaLaunchKernelEx", c->stream);
   const unsigned cluster = emulated_cluster(c), refused = unsigned(emulation::host.refused_cluster);
   if (refused > 0 && cluster >= refused) return emulated_result(cudaErrorInvalidClusterSize);
+  if (c->dynamicSmemBytes > 48 << 10 &&
+      c->dynamicSmemBytes > emulated_shared_bytes[reinterpret_cast<const void*>(kernel)]) {
+    return emulated_result(cudaErrorInvalidValue);
+  }
   emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes}, [&] { kernel(args...); });
   return cudaSuccess;
 }
