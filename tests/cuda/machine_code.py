@@ -152,6 +152,17 @@ BUDGETS = [
     ),
 ]
 
+# Products on tensor cores: a kernel, how many of their instructions it has, and the most of all
+# instructions for each, from the first of them to the last. Registers for two blocks of 256.
+MIXING = "normcore::cuda::(anonymous namespace)::"
+PRODUCTS = [
+    *(
+        (label, f"{MIXING}product_kernel<float, ({MIXING}Product){kind}, false>", 16, 6, 128)
+        for kind, label in enumerate(("gdn", "gdn backward, D", "gdn backward, dx"))
+    ),
+    ("gdn backward, dgamma", f"{MIXING}outer_kernel<float, false>", 16, 5, 128),
+]
+
 
 # ---- reading
 
@@ -345,6 +356,26 @@ def examine(kernels, budget, dtype):
     return line, faults
 
 
+def examine_product(kernels, label, pattern, products, most, most_registers):
+    found = [k for k in kernels if pattern + "(" in k.name]
+    if not found:
+        return f"{label:40} missing", [f"{label}: no kernel {pattern}"]
+    ops = [opcode(text) for _, text in found[0].instructions]
+    places = [i for i, op in enumerate(ops) if op.startswith("DMMA.16x8x8")]
+    each = (places[-1] + 1 - places[0]) / len(places) if places else float("inf")
+    spills = sum(op.startswith(("LDL", "STL")) for op in ops)
+    line = (
+        f"{label:40} {found[0].registers:4} {spills:6} {len(places):4} products,"
+        f" {each:.1f} instructions each, budget {most}"
+    )
+    faults = []
+    if len(places) != products or each > most:
+        faults.append(f"{label}: {len(places)} products of {each:.1f} instructions")
+    if spills or found[0].registers > most_registers:
+        faults.append(f"{label}: {found[0].registers} registers, {spills} spills")
+    return line, faults
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("objects", nargs="+", type=Path)
@@ -366,6 +397,10 @@ def main():
                 for k in kernels:
                     if budget.kernel.replace("{T}", dtype) + "(" in k.name:
                         print("\n".join(hot_path(k, budget)))
+    for product in PRODUCTS:
+        line, found = examine_product(kernels, *product)
+        print(line)
+        faults += found
     if faults:
         sys.exit("\n".join(["behind the budget:", *faults]))
 
