@@ -2,8 +2,8 @@
 
 Hunts for a k-th largest that is missed: among the lists of what lies above the k-th largest of the
 peaks of the pieces, where lists overflow, where a pool has fewer pieces than k, and in all layouts.
-A piece has 4096 elements of float32 at most, 2048 of float64 and 8192 of 16 bits; of a tile 16 rows
-or more by its width, and 256 elements where strides are others.
+A piece has 4096 elements of float32 at most, 2048 of float64 and 8192 of 16 bits (twice as many
+forward); of a tile 16 rows or more by its width, and 256 elements where strides are others.
 """
 
 import numpy as np

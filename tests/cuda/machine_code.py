@@ -55,8 +55,8 @@ def tiles(kernel, arguments="{T}", more=""):
     return f"normcore::cuda::{kernel}<{arguments}, true{more}>"
 
 
-def cells(kernel, arguments="{T}", more=""):
-    return f"normcore::cuda::{kernel}<{arguments}, 4, (normcore::cuda::Form)2{more}>"
+def cells(kernel, arguments="{T}", more="", packs=4):
+    return f"normcore::cuda::{kernel}<{arguments}, {packs}, (normcore::cuda::Form)2{more}>"
 
 
 NO_MASK = ", false"
@@ -109,13 +109,21 @@ BUDGETS = [
     ),
     Budget("sums of tiles", tiles("tile_sums"), 4, 4, 2, {BF16: 30, F32: 30}, loop=True),
     Budget(
+        "parameters of tiles",
+        tiles("tile_parameter_sums"),
+        *(4, 8, 2, {BF16: 30, F32: 32}),
+        loop=True,
+    ),
+    Budget(
         "dx of tiles", tiles("tile_grad", more=NO_MASK), 4, 4, 3, {BF16: 43, F32: 43}, loop=True
     ),
-    Budget("moments of cells", cells("cell_moments", "false, {T}"), 4, 4, 1, {BF16: 26}),
+    Budget(
+        "moments of cells", cells("cell_moments", "false, {T}", packs=8), *(8, 8, 1, {BF16: 21})
+    ),
     Budget(
         "cells applied",
-        APPLIED.replace("KERNEL", "cell_apply<{T}, 4, (normcore::cuda::Form)2"),
-        *(4, 4, 2, {BF16: 30}),
+        APPLIED.replace("KERNEL", "cell_apply<{T}, 8, (normcore::cuda::Form)2"),
+        *(8, 8, 2, {BF16: 30}),
     ),
     Budget("sums of cells", cells("cell_sums"), 4, 8, 2, {BF16: 43}),
     Budget("dx of cells", cells("cell_grad", more=NO_MASK), 4, 8, 3, {BF16: 43}),

@@ -32,7 +32,11 @@ constexpr int kBackwardPacks = 16 / kPack<T> < 4 ? 16 / kPack<T> : 4;
 // The rows' backward also holds the weights: 16 elements of 16 bits, 8 of others.
 template <class T>
 constexpr int kRowBackwardPacks = sizeof(T) == 8 ? 4 : 2;
+// Of the kernels of two sweeps; those of forward, which hold one operand, as many elements of 16
+// bits as of 32: what a team costs beside its elements is shared by more.
 constexpr int kCellPacks = 4;
+template <class T>
+constexpr int kForwardCellPacks = sizeof(T) == 2 ? 2 * kCellPacks : kCellPacks;
 // Blocks that may share a pool of channels: of larger clusters few fit a device at a time.
 constexpr int kPoolCluster = 4;
 
@@ -122,15 +126,16 @@ class Pipeline {
       if (args.y && of_this_array(args.population) && forward_pools(args)) return;
     }
     if (args.residual) {
-      settle_pieces({kX, kY, kResidual, kXIn}, {args.x, args.y, args.residual, args.x_in});
+      settle_pieces(kForwardCellPacks<T>, {kX, kY, kResidual, kXIn},
+                    {args.x, args.y, args.residual, args.x_in});
     } else if (args.y) {
-      settle_pieces({kX, kY}, {args.x, args.y});
+      settle_pieces(kForwardCellPacks<T>, {kX, kY}, {args.x, args.y});
     } else {
-      settle_pieces({kX}, {args.x});
+      settle_pieces(kForwardCellPacks<T>, {kX}, {args.x});
     }
     if (args.residual) {
       const View x = view(kXIn, args.x_in), residual = view(kResidual, args.residual);
-      on_pieces(
+      on_pieces<kForwardCellPacks<T>>(
           [&](auto p, auto form) {
             launch(pieces_, stream(), cell_add<T, p(), form()>, g_, x, residual, view(kX, args.x),
                    team_);
@@ -149,7 +154,7 @@ class Pipeline {
     ForwardTable<C> to{};
     auto apply = [&](const auto& f) {
       using F = std::decay_t<decltype(f)>;
-      on_pieces(
+      on_pieces<kForwardCellPacks<T>>(
           [&](auto p, auto form) {
             launch(pieces_, stream(), cell_apply<T, p(), form(), F>, g_, x, y, team_, f,
                    element_weight, element_bias);
@@ -202,9 +207,9 @@ class Pipeline {
       if (of_this_array(args.population) && backward_pools(args)) return;
     }
     if (args.dh) {
-      settle_pieces({kX, kDy, kDx, kDh}, {args.x, args.dy, args.dx, args.dh});
+      settle_pieces(kCellPacks, {kX, kDy, kDx, kDh}, {args.x, args.dy, args.dx, args.dh});
     } else {
-      settle_pieces({kX, kDy, kDx}, {args.x, args.dy, args.dx});
+      settle_pieces(kCellPacks, {kX, kDy, kDx}, {args.x, args.dy, args.dx});
     }
     const Source weight = memory_.source(args.channel_weight, 1);
     const PoolTables<Formula> pools = statistics(args);
@@ -574,7 +579,8 @@ class Pipeline {
   // ---- two sweeps with tables between them
 
   // Chooses who takes which piece of a cell: teams, tiles or lone threads.
-  void settle_pieces(std::initializer_list<int> operands, std::initializer_list<const void*> data) {
+  void settle_pieces(int most_packs, std::initializer_list<int> operands,
+                     std::initializer_list<const void*> data) {
     const bool rows = plan_.layout == Layout::rows;
     bool direct = true;
     for (const int i : operands) direct = direct && plan_.access[i].direct;
@@ -584,9 +590,9 @@ class Pipeline {
     auto at = data.begin();
     for (const int i : operands) whole_ = whole_ && whole_rows(plan_.access[i], *at++);
     if (pieces_of_ == Pieces::packed) {
-      const RowPolicy longest = row_policy(256 * kCellPacks, kCellPacks, 1);
-      settle_length(256 * kCellPacks * V);
-      policy_ = g_.pieces > 1 ? longest : row_policy(ceil_div(g_.count, V), kCellPacks, 1);
+      const RowPolicy longest = row_policy(256 * most_packs, most_packs, 1);
+      settle_length(256 * most_packs * V);
+      policy_ = g_.pieces > 1 ? longest : row_policy(ceil_div(g_.count, V), most_packs, 1);
       team_ = team_of(policy_);
       pieces_ = {ceil_div(cells * g_.pieces, policy_.rows_per_block), policy_.block_threads(),
                  kTeamBytes};
@@ -625,20 +631,22 @@ class Pipeline {
     return is;
   }
   // cells(packs, form) or tiles(whole), integral constants. Teams of few packs have some that hold
-  // two, which is not worth a kernel of its own.
-  template <class Cells, class Tiles>
+  // two, which is not worth a kernel of its own. kMost: kForwardCellPacks of what forward launches.
+  template <int kMost = kCellPacks, class Cells, class Tiles>
   void on_pieces(Cells cells, Tiles tiles) const {
-    using One = std::integral_constant<int, 1>;
-    using Many = std::integral_constant<int, kCellPacks>;
-    using Whole = std::integral_constant<Form, Form::whole>;
-    using Packed = std::integral_constant<Form, Form::packed>;
+    auto by_packs = [&](auto form) {
+      if (policy_.packs == 1) return cells(std::integral_constant<int, 1>{}, form);
+      if constexpr (kMost > kCellPacks) {
+        if (policy_.packs > kCellPacks) return cells(std::integral_constant<int, kMost>{}, form);
+      }
+      cells(std::integral_constant<int, kCellPacks>{}, form);
+    };
     if (pieces_of_ == Pieces::packed) {
-      const bool one = policy_.packs == 1;
-      if (whole_) return one ? cells(One{}, Whole{}) : cells(Many{}, Whole{});
-      return one ? cells(One{}, Packed{}) : cells(Many{}, Packed{});
+      if (whole_) return by_packs(std::integral_constant<Form, Form::whole>{});
+      return by_packs(std::integral_constant<Form, Form::packed>{});
     }
     if (pieces_of_ == Pieces::lone) {
-      cells(One{}, std::integral_constant<Form, Form::lone>{});
+      cells(std::integral_constant<int, 1>{}, std::integral_constant<Form, Form::lone>{});
     } else if (whole_) {
       tiles(std::true_type{});
     } else {
@@ -662,7 +670,7 @@ class Pipeline {
     const Moments out{memory_.take<double>(parts), memory_.take<double>(parts)};
     const View x = view(kX, data);
     const cudaStream_t ahead = memory_.stream_ahead_of_steps();
-    on_pieces(
+    on_pieces<kForwardCellPacks<T>>(
         [&](auto p, auto form) {
           launch(pieces_, ahead, cell_moments<Method::raw, T, p(), form()>, g_, x, team_, out.mean,
                  out.m2);
@@ -765,7 +773,7 @@ class Pipeline {
   Index parts_of_pool() const { return (g_.shared_rows ? g_.outer : 1) * g_.pieces; }
   template <bool kPeak>
   void sweep_tally(const SpreadTable<C>& t, const void* x, const Outliers<C>& list, double* sums) {
-    on_pieces(
+    on_pieces<kForwardCellPacks<T>>(
         [&](auto p, auto form) {
           launch(pieces_, stream(), cell_tally<T, p(), form(), kPeak>, g_, view(kX, x), team_, t,
                  list, sums);
