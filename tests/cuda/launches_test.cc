@@ -199,7 +199,7 @@ const Call kCalls[] = {
     {"batch norm backward with a mask", kSweeps, masked_gradients, 6, 6, 1},
     {"batch norm training over processes", kSweeps, training_together, 9, 9, 1},
     {"batch norm backward over processes", kSweeps, gradients_together, 7, 7, 1},
-    {"group norm, two sweeps", kSweeps, group_norm_call, 3, 3, 1},
+    {"group norm, two sweeps", kSweeps, group_norm_call, 2, 2, 1},
     {"group norm backward, two sweeps", kSweeps, group_norm_gradients, 7, 7, 1},
     {"top-1 batch norm training", kSweeps, [](const Arrays& a) { topk_training(a, 1); }, 9, 9, 1},
     {"top-3 batch norm training", kSweeps, [](const Arrays& a) { topk_training(a, 3); }, 10, 10, 1},

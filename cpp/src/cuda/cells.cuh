@@ -131,7 +131,11 @@ __global__ void __launch_bounds__(512)
     const int n = piece.n;
     RowPacks<T, P, kWhole> held;
     held.load(from + piece.first, n, team);
-    f.of_cell(g.coefficient_of(piece.cell), a, center, b);
+    if constexpr (requires { f.of_piece(g, team, piece, a, center, b); }) {
+      f.of_piece(g, team, piece, a, center, b);
+    } else {
+      f.of_cell(g.coefficient_of(piece.cell), a, center, b);
+    }
     held.each_pack(n, team, [&](int p, C(&v)[kPack<T>], int left) {
       const Index first = piece.first + held.at(p, team);
 #pragma unroll

@@ -40,6 +40,9 @@ constexpr int kForwardCellPacks = sizeof(T) == 2 ? 2 * kCellPacks : kCellPacks;
 // Blocks that may share a pool of channels: of larger clusters few fit a device at a time.
 constexpr int kPoolCluster = 4;
 
+// Pieces of a pool that each of its cells may pool again.
+constexpr Index kPooledParts = 64;
+
 // Elements of a piece where threads take pieces alone.
 constexpr Index kLonePiece = 256;
 constexpr int kLoneThreads = 128;
@@ -171,7 +174,19 @@ class Pipeline {
       if (!args.given_mean && of_this_array(args.population)) {
         const Moments of_pieces = piece_moments(args.x);
         const PoolShape shape = pool_of(plan_, extent_of(Method::pools[0], plan_.affinity));
-        const Summers by(shape.cells_of_entry(g_) * g_.pieces);
+        const Index parts = shape.cells_of_entry(g_) * g_.pieces;
+        if constexpr (kHeld && Method::pools[0] != Pool::batch && !kRowFamily) {
+          if (args.y && parts <= kPooledParts && pieces_of_ == Pieces::packed &&
+              policy_.packs > 1) {
+            using F = PooledCoefficients<Formula, C>;
+            const F f{shape, of_pieces.mean, of_pieces.m2, params_, weight, bias, columns_of(args)};
+            return on_long_pieces<kForwardCellPacks<T>>([&](auto p, auto form) {
+              launch(pieces_, stream(), cell_apply<T, p(), form(), F>, g_, x, y, team_, f,
+                     element_weight, element_bias);
+            });
+          }
+        }
+        const Summers by(parts);
         if (args.y) take_table();
         launch(each_by(by, shape.entries()), stream(), pool_and_solve<Formula, C>, by, g_, shape,
                of_pieces.mean, of_pieces.m2, params_, weight, bias, columns_of(args), to);
@@ -630,20 +645,27 @@ class Pipeline {
     for (int d = 0; d < plan_.space_dims; ++d) is = is && a.space[d] % V == 0;
     return is;
   }
-  // cells(packs, form) or tiles(whole), integral constants. Teams of few packs have some that hold
-  // two, which is not worth a kernel of its own. kMost: kForwardCellPacks of what forward launches.
-  template <int kMost = kCellPacks, class Cells, class Tiles>
-  void on_pieces(Cells cells, Tiles tiles) const {
+  using Whole = std::integral_constant<Form, Form::whole>;
+  using Packed = std::integral_constant<Form, Form::packed>;
+  // cells(packs, form) for teams of several packs a thread.
+  template <int kMost, class Cells>
+  void on_long_pieces(Cells cells) const {
     auto by_packs = [&](auto form) {
-      if (policy_.packs == 1) return cells(std::integral_constant<int, 1>{}, form);
       if constexpr (kMost > kCellPacks) {
         if (policy_.packs > kCellPacks) return cells(std::integral_constant<int, kMost>{}, form);
       }
       cells(std::integral_constant<int, kCellPacks>{}, form);
     };
+    whole_ ? by_packs(Whole{}) : by_packs(Packed{});
+  }
+  // cells(packs, form) or tiles(whole), integral constants. Teams of few packs have some that hold
+  // two, which is not worth a kernel of its own. kMost: kForwardCellPacks of what forward launches.
+  template <int kMost = kCellPacks, class Cells, class Tiles>
+  void on_pieces(Cells cells, Tiles tiles) const {
     if (pieces_of_ == Pieces::packed) {
-      if (whole_) return by_packs(std::integral_constant<Form, Form::whole>{});
-      return by_packs(std::integral_constant<Form, Form::packed>{});
+      if (policy_.packs > 1) return on_long_pieces<kMost>(cells);
+      if (whole_) return cells(std::integral_constant<int, 1>{}, Whole{});
+      return cells(std::integral_constant<int, 1>{}, Packed{});
     }
     if (pieces_of_ == Pieces::lone) {
       cells(std::integral_constant<int, 1>{}, std::integral_constant<Form, Form::lone>{});

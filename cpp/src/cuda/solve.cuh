@@ -174,6 +174,33 @@ struct GivenCoefficients {
   }
 };
 
+// The coefficients of pools within a sample, from the moments of their few pieces: a kernel that
+// applies them pools its cells itself, by the lanes of a team in a warp together, and who has the
+// first piece of a pool writes what is asked of its statistics.
+template <class Method, class C>
+struct PooledCoefficients {
+  PoolShape pool;
+  const double *mean, *m2;
+  typename Method::Params params;
+  Source weight, bias;
+  StatisticsColumns out;
+
+  __device__ void of_piece(const Geometry& g, const Team& team, const Piece& piece, C& a,
+                           C& center, C& b) const {
+    const Index entry = pool.entry_of(g, piece.cell), k = g.by_cells(piece.cell).rest;
+    const Pooled p = pooled(Summers(team), g, pool, Method::raw, entry, {mean}, {m2}, 1);
+    const Stats stats[1] = {counted_from_center<Method::raw>(p.mean, p.var, pool.count, &center)};
+    const bool first = piece.index == 0 && piece.cell == pool.cell_of(g, entry, 0);
+    if (out && first && piece.n > 0 && team.index() == 0) {
+      const double rstd = out.rstd.data ? Method::rstd({0, p.var, pool.count}, params, k) : 0;
+      write_statistics(out, entry, p.mean, p.var, rstd);
+    }
+    const Applied<C> y = applied<C>(Method::coefficients(stats, params, k), weight(k), bias(k));
+    a = y.a;
+    b = y.shift;
+  }
+};
+
 // The statistics of pool i for who asks.
 template <class Method>
 __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,

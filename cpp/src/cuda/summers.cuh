@@ -3,6 +3,7 @@
 
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
+#include "cuda/reduce.cuh"
 
 namespace normcore::cuda {
 
@@ -14,17 +15,17 @@ __device__ inline Index my_index() { return Index(blockIdx.x) * blockDim.x + thr
 
 inline constexpr int kSolveThreads = 128;
 
-// The threads that sum for one entry: 32 or 1, by the number of terms.
+// The threads that sum for one entry: 32 or 1, by the number of terms; or other lanes of a warp.
 struct Summers {
   int lanes;
   explicit Summers(Index terms) : lanes(terms < 32 ? 1 : 32) {}
+  __device__ explicit Summers(const Team& team) : lanes(team.lanes()) {}
 
   __device__ Index entry() const { return my_index() / lanes; }
   __device__ int lane() const { return int(threadIdx.x) % lanes; }
   template <class... D>
   __device__ void sum(D&... v) const {
-    if (lanes == 1) return;
-    for (int d = 16; d > 0; d /= 2) ((v += __shfl_xor_sync(0xffffffffu, v, d)), ...);
+    for (int d = lanes / 2; d > 0; d /= 2) ((v += __shfl_xor_sync(0xffffffffu, v, d)), ...);
   }
 };
 inline Launch each_by(const Summers& by, Index n) { return one_each(n * by.lanes, kSolveThreads); }
