@@ -25,6 +25,12 @@ class Alone final : public Exchange {
   void sum_on_device(double*, Index, int, void*) override {}
 };
 
+const std::vector<Index> kRows{64, 256};
+const std::vector<Index> kHeld{4, 6, 4, 4};          // registers hold a channel and a group
+const std::vector<Index> kSweeps{4, 6, 160, 160};    // two sweeps
+const std::vector<Index> kLast{4, 6, 40, 6};         // channels last, in the second-level cache
+const std::vector<Index> kLargeLast{4, 6, 1600, 6};  // and not
+
 // The arrays of the calls below. x is bfloat16.
 struct Arrays {
   static constexpr DType kX = DType::kBFloat16, kWide = DType::kFloat32, kPooled = DType::kFloat64;
@@ -68,6 +74,7 @@ struct Arrays {
     o.training = training;
     o.running_mean = running_mean.tensor();
     o.running_var = running_var.tensor();
+    if (x.shape == kLast || x.shape == kLargeLast) o.channel_axis = 3;
     return o;
   }
 };
@@ -81,9 +88,6 @@ struct Call {
 };
 void PrintTo(const Call& c, std::ostream* out) { *out << c.name; }
 
-const std::vector<Index> kRows{64, 256};
-const std::vector<Index> kHeld{4, 6, 4, 4};        // registers hold a channel and a group
-const std::vector<Index> kSweeps{4, 6, 160, 160};  // two sweeps
 void layer_norm_call(const Arrays& a) {
   layer_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), a.y.tensor(), {}, {}, kDevice);
 }
@@ -143,6 +147,19 @@ void batch_norm_evaluation(const Arrays& a) {
   batch_norm(a.x.tensor(), a.weight.tensor(), a.bias.tensor(), a.y.tensor(), a.options(false), {},
              kDevice);
 }
+GroupNormOptions by_last_axis() {
+  GroupNormOptions o;
+  o.channel_axis = 3;
+  return o;
+}
+void group_norm_last(const Arrays& a) {
+  group_norm(a.x.tensor(), 3, a.weight.tensor(), a.bias.tensor(), a.y.tensor(), by_last_axis(), {},
+             kDevice);
+}
+void group_norm_last_gradients(const Arrays& a) {
+  group_norm_backward(a.dy.tensor(), a.x.tensor(), 3, a.weight.tensor(), a.gradients(),
+                      by_last_axis(), {}, kDevice);
+}
 void group_norm_call(const Arrays& a) {
   group_norm(a.x.tensor(), 3, a.weight.tensor(), a.bias.tensor(), a.y.tensor(), {}, {}, kDevice);
 }
@@ -199,6 +216,12 @@ const Call kCalls[] = {
     {"batch norm backward with a mask", kSweeps, masked_gradients, 6, 6, 1},
     {"batch norm training over processes", kSweeps, training_together, 9, 9, 1},
     {"batch norm backward over processes", kSweeps, gradients_together, 7, 7, 1},
+    {"batch norm training, channels last", kLast, batch_norm_training, 2, 2, 1},
+    {"batch norm backward, channels last", kLast, batch_norm_gradients, 1, 1, 1},
+    {"group norm, channels last", kLast, group_norm_last, 1, 1, 1},
+    {"group norm backward, channels last", kLast, group_norm_last_gradients, 3, 3, 1},
+    {"batch norm training, large, channels last", kLargeLast, batch_norm_training, 4, 4, 1},
+    {"batch norm backward, large, channels last", kLargeLast, batch_norm_gradients, 4, 4, 1},
     {"group norm, two sweeps", kSweeps, group_norm_call, 2, 2, 1},
     {"group norm backward, two sweeps", kSweeps, group_norm_gradients, 7, 7, 1},
     {"top-1 batch norm training", kSweeps, [](const Arrays& a) { topk_training(a, 1); }, 9, 9, 1},

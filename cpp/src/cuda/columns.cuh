@@ -41,10 +41,9 @@ struct Tile {
   int cell, cells;  // first cell of the thread, of how many
   int step;         // from one cell of the thread to its next
 
-  // `backwards`: the last blocks first, for what the sweep before has left in the cache.
-  __device__ Tile(const Geometry& g, const TileShape& shape, bool backwards) : Tile(g, shape) {
-    const unsigned block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    const auto [line, tile] = shape.by_tiles(block);
+  // The index-th of all.
+  __device__ Tile(const Geometry& g, const TileShape& shape, unsigned index) : Tile(g, shape) {
+    const auto [line, tile] = shape.by_tiles(index);
     const auto [o, piece] = g.by_pieces(line);
     step = kWhole ? 1 : across();
     strip = piece;
@@ -144,6 +143,11 @@ struct Tile {
   }
 };
 
+// Of a kernel with a block for each tile. Backwards: the last first, for what the sweep before has
+// left in the cache.
+__device__ inline unsigned tile_of_block() { return blockIdx.x; }
+__device__ inline unsigned tile_of_block_backwards() { return gridDim.x - 1 - blockIdx.x; }
+
 // Rows of an operand as a thread of a tile goes down them.
 template <class U>
 struct TileRows {
@@ -228,11 +232,10 @@ __device__ void join_tile(const Tile<T, kWhole>& tile, const C (&mine)[K][kPack<
 
 // Sums of the rows of one thread count from the first of them: large means lose nothing.
 template <bool kRaw, class T, bool kWhole>
-__global__ void __launch_bounds__(kTileThreads)
-    tile_moments(Geometry g, TileShape shape, View x, double* mean, double* m2) {
+__device__ void moments_of_tile(const Tile<T, kWhole>& tile, const Geometry& g, const View& x,
+                                double* mean, double* m2) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacks;
-  const Tile<T, kWhole> tile(g, shape, false);
   const TileRows<const T> from(tile, g, x);
   C center[V] = {}, sum[V] = {}, squares[V] = {}, size[V] = {};
   tile.template each_rows<N>([&](int r) {
@@ -297,15 +300,19 @@ __global__ void __launch_bounds__(kTileThreads)
     }
   });
 }
+template <bool kRaw, class T, bool kWhole>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_moments(Geometry g, TileShape shape, View x, double* mean, double* m2) {
+  moments_of_tile<kRaw>(Tile<T, kWhole>(g, shape, tile_of_block()), g, x, mean, m2);
+}
 
 // As cell_apply.
 template <class T, bool kWhole, class F>
-__global__ void __launch_bounds__(kTileThreads)
-    tile_apply(Geometry g, TileShape shape, View x, View y, F f, const Compute<T>* weight,
-               const Compute<T>* bias) {
+__device__ void apply_tile(const Tile<T, kWhole>& tile, const Geometry& g, const View& x,
+                           const View& y, const F& f, const Compute<T>* weight,
+                           const Compute<T>* bias) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacks;
-  const Tile<T, kWhole> tile(g, shape, true);
   const TileRows<const T> from(tile, g, x);
   const TileRows<T> to(tile, g, y);
   C a[V], center[V], b[V];
@@ -330,6 +337,12 @@ __global__ void __launch_bounds__(kTileThreads)
     to.store(tile, r, held);
   });
 }
+template <class T, bool kWhole, class F>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_apply(Geometry g, TileShape shape, View x, View y, F f, const Compute<T>* weight,
+               const Compute<T>* bias) {
+  apply_tile(Tile<T, kWhole>(g, shape, tile_of_block_backwards()), g, x, y, f, weight, bias);
+}
 
 // As cell_add.
 template <class T, bool kWhole>
@@ -337,7 +350,7 @@ __global__ void __launch_bounds__(kTileThreads)
     tile_add(Geometry g, TileShape shape, View x, View residual, View h) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany;
-  const Tile<T, kWhole> tile(g, shape, false);
+  const Tile<T, kWhole> tile(g, shape, tile_of_block());
   const TileRows<const T> from(tile, g, x), other(tile, g, residual);
   const TileRows<T> to(tile, g, h);
   tile.template each_rows<N>([&](int r) {
@@ -359,12 +372,11 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // As cell_sums.
 template <class T, bool kWhole>
-__global__ void __launch_bounds__(kTileThreads)
-    tile_sums(Geometry g, TileShape shape, View dy, View x, const Compute<T>* centers,
-              const Compute<T>* units, const Compute<T>* weight, double* dy_u, double* dy_1) {
+__device__ void sums_of_tile(const Tile<T, kWhole>& tile, const Geometry& g, const View& dy,
+                             const View& x, const Compute<T>* centers, const Compute<T>* units,
+                             const Compute<T>* weight, double* dy_u, double* dy_1) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany;
-  const Tile<T, kWhole> tile(g, shape, false);
   const TileRows<const T> x_rows(tile, g, x), dy_rows(tile, g, dy);
   C center[V], unit[V], sums[2][V] = {};
   const Index at = tile.coefficient(g);
@@ -396,15 +408,22 @@ __global__ void __launch_bounds__(kTileThreads)
   join_tile(tile, sums, Sum{},
             [&](int k, int cell, double v) { (k == 0 ? dy_u : dy_1)[tile.part(g, cell)] = v; });
 }
+template <class T, bool kWhole>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_sums(Geometry g, TileShape shape, View dy, View x, const Compute<T>* centers,
+              const Compute<T>* units, const Compute<T>* weight, double* dy_u, double* dy_1) {
+  sums_of_tile(Tile<T, kWhole>(g, shape, tile_of_block()), g, dy, x, centers, units, weight, dy_u,
+               dy_1);
+}
 
 // As cell_grad.
-template <class T, bool kWhole, bool kMasked>
-__global__ void __launch_bounds__(kTileThreads)
-    tile_grad(Geometry g, TileShape shape, View dy, View x, View dh, View dx,
-              GradientCoefficients<Compute<T>> f, ByElement<Compute<T>, kMasked> by_element) {
+template <bool kMasked, class T, bool kWhole>
+__device__ void grad_of_tile(const Tile<T, kWhole>& tile, const Geometry& g, const View& dy,
+                             const View& x, const View& dh, const View& dx,
+                             const GradientCoefficients<Compute<T>>& f,
+                             const ByElement<Compute<T>, kMasked>& by_element) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany;
-  const Tile<T, kWhole> tile(g, shape, true);
   const bool through_statistics = f.q != nullptr, has_dh = dh.data != nullptr;
   const TileRows<const T> dy_rows(tile, g, dy), x_rows(tile, g, x), dh_rows(tile, g, dh);
   const TileRows<T> to(tile, g, dx);
@@ -467,6 +486,13 @@ __global__ void __launch_bounds__(kTileThreads)
     }
     to.store(tile, r, dy_held);
   });
+}
+template <class T, bool kWhole, bool kMasked>
+__global__ void __launch_bounds__(kTileThreads)
+    tile_grad(Geometry g, TileShape shape, View dy, View x, View dh, View dx,
+              GradientCoefficients<Compute<T>> f, ByElement<Compute<T>, kMasked> by_element) {
+  grad_of_tile<kMasked>(Tile<T, kWhole>(g, shape, tile_of_block_backwards()), g, dy, x, dh, dx, f,
+                        by_element);
 }
 
 // As parameter_sums: a block takes so many rows that a thread has N of them, and goes along a run

@@ -43,6 +43,7 @@ struct DeviceFacts {
   int cache_bytes;          // of the second level
   int most_cluster;         // blocks that may share a row: 1 before compute capability 9.0
   Index most_shared_bytes;  // of a block that asks
+  bool cooperative;         // whether all blocks of a launch may wait for each other
 };
 const DeviceFacts& facts_of(int device);
 
@@ -60,23 +61,29 @@ struct Launch {
   int shared_bytes = 0;
   int cluster = 1;
   std::int64_t blocks_y = 1;
+  bool cooperative = false;  // all blocks run at once, and wait for each other; without clusters
 };
 
 // As the runtime takes it.
 struct LaunchConfig {
   cudaLaunchConfig_t config{};
-  cudaLaunchAttribute cluster{};
+  cudaLaunchAttribute attribute{};
 
   LaunchConfig(const Launch& l, const void* kernel, cudaStream_t stream) {
     config.gridDim = dim3(unsigned(l.blocks), unsigned(l.blocks_y));
     config.blockDim = dim3(unsigned(l.threads));
     config.dynamicSmemBytes = std::size_t(l.shared_bytes);
     config.stream = stream;
-    if (l.cluster == 1) return;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {unsigned(l.cluster), 1, 1};
-    config.attrs = &cluster;
+    if (l.cluster == 1 && !l.cooperative) return;
+    config.attrs = &attribute;
     config.numAttrs = 1;
+    if (l.cooperative) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+      return;
+    }
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(l.cluster), 1, 1};
     if (l.cluster > 8) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
             "cudaFuncSetAttribute");

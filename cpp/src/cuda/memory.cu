@@ -176,22 +176,18 @@ DeviceState& state_of(int device) {
   DeviceState& s = states()[std::size_t(device)];
   std::call_once(s.once, [&] {
     const DeviceGuard guard(device);
-    check(cudaDeviceGetAttribute(&s.facts.multiprocessors, cudaDevAttrMultiProcessorCount, device),
-          "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&s.facts.cache_bytes, cudaDevAttrL2CacheSize, device),
-          "cudaDeviceGetAttribute");
-    s.facts.most_cluster = most_cluster(device);
-    int bytes = 0;
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          "cudaDeviceGetAttribute");
-    s.facts.most_shared_bytes = bytes;
+    auto fact = [&](cudaDeviceAttr what) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, what, device), "cudaDeviceGetAttribute");
+      return value;
+    };
+    s.facts = {fact(cudaDevAttrMultiProcessorCount), fact(cudaDevAttrL2CacheSize),
+               most_cluster(device), fact(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+               fact(cudaDevAttrCooperativeLaunch) != 0};
     std::size_t unused = 0, all = 0;
     check(cudaMemGetInfo(&unused, &all), "cudaMemGetInfo");
     s.most_returned = all / 16;
-    int has_pools = 0;
-    check(cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, device),
-          "cudaDeviceGetAttribute");
-    if (has_pools) s.pool = make_pool(device);
+    if (fact(cudaDevAttrMemoryPoolsSupported)) s.pool = make_pool(device);
     s.used.store(true, std::memory_order_release);
   });
   return s;

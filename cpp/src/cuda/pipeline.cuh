@@ -16,6 +16,7 @@
 #include "cuda/rows.cuh"
 #include "cuda/solve.cuh"
 #include "cuda/spread.cuh"
+#include "cuda/together.cuh"
 #include "normcore/errors.h"
 #include "pipeline/methods.h"
 
@@ -172,8 +173,11 @@ class Pipeline {
     };
     if constexpr (P == 1 && !MeasuresSpread<Method>) {
       if (!args.given_mean && of_this_array(args.population)) {
-        const Moments of_pieces = piece_moments(args.x);
         const PoolShape shape = pool_of(plan_, extent_of(Method::pools[0], plan_.affinity));
+        if constexpr (kHeld && !kRowFamily) {
+          if (args.y && forward_together(args, shape, weight, bias)) return;
+        }
+        const Moments of_pieces = piece_moments(args.x);
         const Index parts = shape.cells_of_entry(g_) * g_.pieces;
         if constexpr (kHeld && Method::pools[0] != Pool::batch && !kRowFamily) {
           if (args.y && parts <= kPooledParts && pieces_of_ == Pieces::packed &&
@@ -234,6 +238,12 @@ class Pipeline {
     GradientTable<C> t{};
     t.each([&]<class N>(N*& array) { array = memory_.take<N>(cells); });
     t.center = memory_.take<C>(cells);
+    if constexpr (kHeld && !kRowFamily) {
+      if (!args.given_mean && of_this_array(args.population) &&
+          backward_together(args, pools, weight, t)) {
+        return;
+      }
+    }
     launch(each(cells), stream(), solve_backward<Formula, C>, g_, pools, params_, weight, t);
 
     const bool given = args.given_mean && P == 1;  // nothing is computed from x
@@ -267,9 +277,10 @@ class Pipeline {
         const Index entries = pools.shape[0].entries();
         CellGradients<Formula> pooled{};
         if (together) take_in_row(entries, pooled.mean[0], pooled.var[0]);
-        launch(l, stream(), solve_gradients<Formula, C>, team, g_, pools, params_, weight, element,
-               given, t, dy_u, dy_1, sum_u, sum_1, direct ? dweight_of(args) : Column{},
-               direct ? dbias_of(args) : Column{}, pooled);
+        launch(l, stream(), solve_gradients<Formula, C>, team,
+               GradientSolver<Formula, C>{g_, pools, params_, weight, element, given, t, dy_u, dy_1,
+                                          sum_u, sum_1, direct ? dweight_of(args) : Column{},
+                                          direct ? dbias_of(args) : Column{}, pooled});
         if (together) {
           sum_over_processes(*args.population.exchange, pooled.mean[0], 2 * entries, memory_);
           launch(each(cells), stream(), share_out<Formula, C>, g_, pools, 0, pooled,
@@ -591,6 +602,75 @@ class Pipeline {
     return true;
   }
 
+  // ---- two sweeps in one launch
+
+  // f(kernel, launch) for tiles that the second-level cache holds, of so many tensors; false where
+  // it does not.
+  template <class Whole, class Others, class F>
+  bool on_tiles_together(int tensors, Whole whole, Others others, F f) {
+    const DeviceFacts& facts = facts_of(memory_.device());
+    const Index bytes = g_.outer * g_.cells * g_.count * Index(sizeof(T)) * tensors;
+    if (pieces_of_ != Pieces::tiled || !facts.cooperative || bytes > facts.cache_bytes / 2) {
+      return false;
+    }
+    Launch l = pieces_;
+    l.shared_bytes = std::max(l.shared_bytes, kTeamBytes);
+    l.cooperative = true;
+    auto run = [&](auto kernel) {
+      l.blocks = std::min<Index>(pieces_.blocks, resident_clusters(kernel, l, memory_.device()));
+      if (l.blocks > 0) f(kernel, l);
+      return l.blocks > 0;
+    };
+    return whole_ ? run(whole) : run(others);
+  }
+
+  bool forward_together(const ForwardArgs<C>& args, const PoolShape& shape, const Source& weight,
+                        const Source& bias) {
+    return on_tiles_together(
+        1, tiles_forward<Formula, T, true>, tiles_forward<Formula, T, false>,
+        [&](auto kernel, const Launch& l) {
+          const Moments m = take_moments();
+          const Index cells = g_.coefficient_cells();
+          const ForwardTable<C> to{memory_.take<C>(cells), memory_.take<C>(cells),
+                                   memory_.take<C>(cells)};
+          launch(l, stream(), kernel, g_, tiles_, unsigned(pieces_.blocks), view(kX, args.x),
+                 view(kY, args.y), Summers(shape.cells_of_entry(g_) * g_.pieces), shape, m.mean,
+                 m.m2, params_, weight, bias, columns_of(args), to);
+        });
+  }
+
+  bool backward_together(const BackwardArgs<C>& args, const PoolTables<Formula>& pools,
+                         const Source& weight, const GradientTable<C>& t) {
+    return on_tiles_together(
+        2, tiles_backward<Formula, T, true>, tiles_backward<Formula, T, false>,
+        [&](auto kernel, const Launch& l) {
+          const Index cells = g_.coefficient_cells();
+          const Moments sums = take_moments();
+          const bool direct = g_.coefficient_rows() == 1;
+          const Column dweight = dweight_of(args), dbias = dbias_of(args), none{};
+          const GradientSolver<Formula, C> solver{g_,
+                                                  pools,
+                                                  params_,
+                                                  weight,
+                                                  false,
+                                                  false,
+                                                  t,
+                                                  sums.mean,
+                                                  sums.m2,
+                                                  memory_.take<double>(cells),
+                                                  memory_.take<double>(cells),
+                                                  direct ? dweight : none,
+                                                  direct ? dbias : none,
+                                                  {}};
+          const Index of_entry = g_.shared_rows ? 1 : pools.shape[0].cells_of_entry(g_);
+          const Team team{of_entry > 1 ? log2_of(std::min(kSolveThreads, l.threads)) : 5, 0,
+                          nullptr};
+          launch(l, stream(), kernel, tiles_, unsigned(pieces_.blocks), view(kDy, args.dy),
+                 view(kX, args.x), view(kDx, args.dx), team, solver, Summers(g_.coefficient_rows()),
+                 direct ? none : dweight, direct ? none : dbias);
+        });
+  }
+
   // ---- two sweeps with tables between them
 
   // Chooses who takes which piece of a cell: teams, tiles or lone threads.
@@ -683,13 +763,16 @@ class Pipeline {
     return s;
   }
 
+  // Of every piece.
   struct Moments {
     double *mean, *m2;
   };
-  // Of every piece.
-  Moments piece_moments(const void* data) {
+  Moments take_moments() {
     const Index parts = g_.outer * g_.cells * g_.pieces;
-    const Moments out{memory_.take<double>(parts), memory_.take<double>(parts)};
+    return {memory_.take<double>(parts), memory_.take<double>(parts)};
+  }
+  Moments piece_moments(const void* data) {
+    const Moments out = take_moments();
     const View x = view(kX, data);
     const cudaStream_t ahead = memory_.stream_ahead_of_steps();
     on_pieces<kForwardCellPacks<T>>(

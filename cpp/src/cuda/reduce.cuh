@@ -32,6 +32,12 @@ __device__ inline void cluster_barrier() {
   cooperative_groups::this_cluster().sync();
 #endif
 }
+// Of all blocks of a cooperative launch.
+__device__ inline void grid_barrier() {
+#if defined(__CUDA_ARCH__)
+  cooperative_groups::this_grid().sync();
+#endif
+}
 // Where block `rank` of the cluster has what this block has at p in shared memory.
 template <class T>
 __device__ const T* of_block(T* p, int rank) {

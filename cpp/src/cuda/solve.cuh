@@ -120,11 +120,11 @@ __global__ void solve_forward(Geometry g, PoolTables<Method> pools, typename Met
 // The same for a method of one pool, from the pieces: its statistics are pooled, and what is asked
 // of them is written, in the same launch.
 template <class Method, class C>
-__global__ void pool_and_solve(Summers by, Geometry g, PoolShape pool, const double* mean,
-                               const double* m2, typename Method::Params params, Source weight,
-                               Source bias, StatisticsColumns out, ForwardTable<C> to) {
-  const Index entry = by.entry();
-  if (entry >= pool.entries()) return;
+__device__ void pool_and_solve_entry(const Summers& by, const Geometry& g, const PoolShape& pool,
+                                     Index entry, const double* mean, const double* m2,
+                                     const typename Method::Params& params, const Source& weight,
+                                     const Source& bias, const StatisticsColumns& out,
+                                     const ForwardTable<C>& to) {
   const Pooled p = pooled(by, g, pool, Method::raw, entry, {mean}, {m2}, 1);
   const Index first = pool.cell_of(g, entry, 0);
   if (out && by.lane() == 0) {
@@ -140,6 +140,14 @@ __global__ void pool_and_solve(Summers by, Geometry g, PoolShape pool, const dou
     const Index cell = pool.cell_of(g, entry, m), k = cell % g.cells;
     to.put(cell, center, applied<C>(Method::coefficients(stats, params, k), weight(k), bias(k)));
   }
+}
+template <class Method, class C>
+__global__ void pool_and_solve(Summers by, Geometry g, PoolShape pool, const double* mean,
+                               const double* m2, typename Method::Params params, Source weight,
+                               Source bias, StatisticsColumns out, ForwardTable<C> to) {
+  const Index entry = by.entry();
+  if (entry >= pool.entries()) return;
+  pool_and_solve_entry<Method>(by, g, pool, entry, mean, m2, params, weight, bias, out, to);
 }
 
 // The coefficients of statistics that are given by channel, from the caller's own arrays: a kernel
@@ -185,8 +193,8 @@ struct PooledCoefficients {
   Source weight, bias;
   StatisticsColumns out;
 
-  __device__ void of_piece(const Geometry& g, const Team& team, const Piece& piece, C& a,
-                           C& center, C& b) const {
+  __device__ void of_piece(const Geometry& g, const Team& team, const Piece& piece, C& a, C& center,
+                           C& b) const {
     const Index entry = pool.entry_of(g, piece.cell), k = g.by_cells(piece.cell).rest;
     const Pooled p = pooled(Summers(team), g, pool, Method::raw, entry, {mean}, {m2}, 1);
     const Stats stats[1] = {counted_from_center<Method::raw>(p.mean, p.var, pool.count, &center)};
@@ -216,14 +224,19 @@ __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
 }
 
 template <class Method, class C>
-__global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
-                               Source weight, GradientTable<C> t) {
-  const Index cell = my_index();
-  if (cell >= g.coefficient_cells()) return;
+__device__ void solve_backward_of(Index cell, const Geometry& g, const PoolTables<Method>& pools,
+                                  const typename Method::Params& params, const Source& weight,
+                                  const GradientTable<C>& t) {
   Stats stats[kPoolCount<Method>];
   t.center[cell] = pools.template stats_of<C>(g, cell, stats);
   const Index k = cell % g.cells;
   t.solve(cell, Method::coefficients(stats, params, k), weight(k));
+}
+template <class Method, class C>
+__global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Method::Params params,
+                               Source weight, GradientTable<C> t) {
+  const Index cell = my_index();
+  if (cell < g.coefficient_cells()) solve_backward_of(cell, g, pools, params, weight, t);
 }
 
 // Sums of the pieces of dy * u and dy for every coefficient cell.
@@ -249,10 +262,10 @@ __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Me
 
 // dweight = sum dy * (a * (x - center) + b), dbias = sum dy of the channels.
 template <class C>
-__global__ void channel_gradients(Summers by, Geometry g, GradientTable<C> t, const double* sum_u,
-                                  const double* sum_1, Column dweight, Column dbias) {
-  const Index k = by.entry();
-  if (k >= g.cells) return;
+__device__ void gradients_of_channel(const Summers& by, Index k, const Geometry& g,
+                                     const GradientTable<C>& t, const double* sum_u,
+                                     const double* sum_1, const Column& dweight,
+                                     const Column& dbias) {
   double dw = 0, db = 0;
   for (Index o = by.lane(); o < g.coefficient_rows(); o += by.lanes) {
     const Index cell = o * g.cells + k;
@@ -264,6 +277,12 @@ __global__ void channel_gradients(Summers by, Geometry g, GradientTable<C> t, co
     if (dweight.data) put(dweight, k, dw);
     if (dbias.data) put(dbias, k, db);
   }
+}
+template <class C>
+__global__ void channel_gradients(Summers by, Geometry g, GradientTable<C> t, const double* sum_u,
+                                  const double* sum_1, Column dweight, Column dbias) {
+  const Index k = by.entry();
+  if (k < g.cells) gradients_of_channel(by, k, g, t, sum_u, sum_1, dweight, dbias);
 }
 
 // Gradients of the statistics of each pool, by cell.
@@ -351,26 +370,62 @@ __global__ void share_out(Geometry g, PoolTables<Method> pools, int first_comput
 
 // From the sums of the pieces to q and r of dx for a method of one pool without parameters of its
 // own, in one launch: a team of warps takes an entry of the pool, a warp one of its cells at a
-// time. `by_element`: weights are; `given`: no statistics have gradients. dweight and dbias where a
-// channel has one coefficient cell, data null: not wanted. `pooled`: where the gradients of the
-// pool go, and the call ends, if they are wanted.
+// time.
 template <class Method, class C>
-__global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
-                                typename Method::Params params, Source weight, bool by_element,
-                                bool given, GradientTable<C> t, const double* dy_u,
-                                const double* dy_1, double* sum_u, double* sum_1, Column dweight,
-                                Column dbias, CellGradients<Method> pooled) {
-  team.scratch = shared_memory();
-  int phase = 0;
-  const PoolShape& pool = pools.shape[0];
-  const Index entry = first_row(team);
-  const bool active = entry < pool.entries();
-  const Index cells = !active ? 0 : g.shared_rows ? 1 : pool.cells_of_entry(g);
-  const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
-  const int lane = int(threadIdx.x) % 32, warp = team.thread() / 32;
-  double d[2] = {0, 0};  // gradients of the pool's statistics: lane 0 has those of its warp's cells
-  for (Index m = warp; m < cells; m += team.warps()) {
-    const Index cell = pool.cell_of(g, entry, m), k = cell % g.cells;
+struct GradientSolver {
+  Geometry g;
+  PoolTables<Method> pools;
+  typename Method::Params params;
+  Source weight;
+  bool by_element;  // weights are
+  bool given;       // no statistics have gradients
+  GradientTable<C> t;
+  double *dy_u, *dy_1;    // of the pieces
+  double *sum_u, *sum_1;  // of the cells
+  // Where a channel has one coefficient cell; data null: not wanted.
+  Column dweight, dbias;
+  // Where the gradients of the pool go, which ends it, if they are wanted.
+  CellGradients<Method> pooled;
+
+  // All teams of a block together; beyond the last entry with nothing to do.
+  __device__ void solve(const Team& team, Index entry, int& phase) const {
+    const PoolShape& pool = pools.shape[0];
+    const bool active = entry < pool.entries();
+    const Index cells = !active ? 0 : g.shared_rows ? 1 : pool.cells_of_entry(g);
+    double d[2] = {0, 0};  // gradients of the pool's statistics: lane 0 has those of its warp's
+    for (Index m = team.thread() / 32; m < cells; m += team.warps()) {
+      sum_cell(pool.cell_of(g, entry, m), d);
+    }
+    if (given) return;
+    __syncwarp();
+    team_sum(d, team, phase);
+    if (pooled.mean[0]) {
+      if (active && team.thread() == 0) {
+        pooled.mean[0][entry] = d[0];
+        pooled.var[0][entry] = d[1];
+      }
+      return;
+    }
+    for (Index m = team.thread(); m < cells; m += team.threads()) {
+      const Index cell = pool.cell_of(g, entry, m);
+      Stats stats[1];
+      pools.template stats_of<C>(g, cell, stats);
+      Share share;
+      if (by_element) {
+        share = Share::by_element<Method::raw>(d[1], sum_1[cell], stats[0], t.a[cell]);
+      } else {
+        share.template add<Method::raw>({d[0], d[1]}, stats[0]);
+      }
+      t.share(cell, share);
+      if (gives_zero<Method>(pool)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
+    }
+  }
+
+ private:
+  // By a warp, whose first lane adds to d.
+  __device__ void sum_cell(Index cell, double (&d)[2]) const {
+    const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces, k = cell % g.cells;
+    const int lane = int(threadIdx.x) % 32;
     double u = 0, one = 0;
     for (Index i = lane; i < parts; i += 32) {
       const auto [o, piece] = g.by_pieces(i);
@@ -382,14 +437,14 @@ __global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
       u += __shfl_xor_sync(0xffffffffu, u, j);
       one += __shfl_xor_sync(0xffffffffu, one, j);
     }
-    if (lane > 0) continue;
+    if (lane > 0) return;
     sum_u[cell] = u;
     sum_1[cell] = one;
     if (dweight.data) {
       put(dweight, k, weight_gradient(t.coefficients(cell), u, one, t.unit[cell]));
     }
     if (dbias.data) put(dbias, k, one);
-    if (given) continue;
+    if (given) return;
     Stats stats[1];
     pools.template stats_of<C>(g, cell, stats);
     StatsGrad ds[1] = {};
@@ -399,29 +454,12 @@ __global__ void solve_gradients(Team team, Geometry g, PoolTables<Method> pools,
     d[0] += ds[0].mean;
     d[1] += ds[0].var;
   }
-  if (given) return;
-  __syncwarp();
-  team_sum(d, team, phase);
-  if (pooled.mean[0]) {
-    if (active && team.thread() == 0) {
-      pooled.mean[0][entry] = d[0];
-      pooled.var[0][entry] = d[1];
-    }
-    return;
-  }
-  for (Index m = team.thread(); m < cells; m += team.threads()) {
-    const Index cell = pool.cell_of(g, entry, m);
-    Stats stats[1];
-    pools.template stats_of<C>(g, cell, stats);
-    Share share;
-    if (by_element) {
-      share = Share::by_element<Method::raw>(d[1], sum_1[cell], stats[0], t.a[cell]);
-    } else {
-      share.template add<Method::raw>({d[0], d[1]}, stats[0]);
-    }
-    t.share(cell, share);
-    if (gives_zero<Method>(pool)) t.p[cell] = t.q[cell] = t.r[cell] = 0;
-  }
+};
+template <class Method, class C>
+__global__ void solve_gradients(Team team, GradientSolver<Method, C> solver) {
+  team.scratch = shared_memory();
+  int phase = 0;
+  solver.solve(team, first_row(team), phase);
 }
 
 }  // namespace normcore::cuda

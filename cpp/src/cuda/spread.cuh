@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kTileThreads)
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany, K = kPeak ? 1 : kMostTallies;
   using Join = std::conditional_t<kPeak, Largest, Sum>;
-  const Tile<T, kWhole> tile(g, shape, false);
+  const Tile<T, kWhole> tile(g, shape, tile_of_block());
   const TileRows<const T> from(tile, g, x);
   SpreadCell<C> f[V];
   const Index coefficient = tile.coefficient(g);
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kTileThreads)
                     GradientCoefficients<Compute<T>> f, SpreadTable<Compute<T>> table) {
   using C = Compute<T>;
   constexpr int V = kPack<T>, N = kTilePacksOfMany;
-  const Tile<T, kWhole> tile(g, shape, true);
+  const Tile<T, kWhole> tile(g, shape, tile_of_block_backwards());
   const TileRows<const T> dy_rows(tile, g, dy), x_rows(tile, g, x);
   const TileRows<T> to(tile, g, dx);
   SpreadCell<C> spread[V];

@@ -1,4 +1,4 @@
-// Clusters of blocks on the host, for tests alone.
+// Blocks that wait for each other, on the host, for tests alone.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,5 +17,10 @@ struct cluster_group {
   }
 };
 inline cluster_group this_cluster() { return {}; }
+
+struct grid_group {
+  void sync() const { emulation::cluster_barrier(); }
+};
+inline grid_group this_grid() { return {}; }
 
 }  // namespace cooperative_groups

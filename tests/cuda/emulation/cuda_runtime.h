@@ -211,11 +211,15 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrL2CacheSize,
+  cudaDevAttrCooperativeLaunch,
   cudaDevAttrMemoryPoolsSupported
 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed = 2 };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative = 2,
+  cudaLaunchAttributeClusterDimension = 4
+};
 enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed,
   cudaFuncAttributeMaxDynamicSharedMemorySize
@@ -225,10 +229,11 @@ enum cudaMemLocationType { cudaMemLocationTypeDevice };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
 inline constexpr unsigned cudaEventDisableTiming = 2;
 
-struct cudaLaunchAttributeValue {
+union cudaLaunchAttributeValue {
   struct {
     unsigned x, y, z;
   } clusterDim;
+  int cooperative;
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -377,8 +382,11 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, co
   *blocks = std::max(1, 512 / threads);
   return cudaSuccess;
 }
+inline bool has_attribute(const cudaLaunchConfig_t* c, cudaLaunchAttributeID id) {
+  return c->numAttrs > 0 && c->attrs[0].id == id;
+}
 inline unsigned emulated_cluster(const cudaLaunchConfig_t* c) {
-  return c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
+  return has_attribute(c, cudaLaunchAttributeClusterDimension) ? c->attrs[0].val.clusterDim.x : 1;
 }
 // Devices say in both ways that a cluster has no room.
 inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
@@ -400,6 +408,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Param
       c->dynamicSmemBytes > emulated_shared_bytes[reinterpret_cast<const void*>(kernel)]) {
     return emulated_result(cudaErrorInvalidValue);
   }
-  emulation::run({c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes}, [&] { kernel(args...); });
+  // The blocks of a cooperative launch wait for each other as those of a cluster do.
+  const bool together = has_attribute(c, cudaLaunchAttributeCooperative);
+  emulation::run({c->gridDim, c->blockDim, together ? c->gridDim.x : cluster, c->dynamicSmemBytes},
+                 [&] { kernel(args...); });
   return cudaSuccess;
 }

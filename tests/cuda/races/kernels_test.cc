@@ -17,6 +17,7 @@
 #include "cuda/pools.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/spread.cuh"
+#include "cuda/together.cuh"
 #include "normcore/methods/layer_norm.h"
 #include "reports.h"
 
@@ -208,10 +209,15 @@ void PrintTo(const TileCase& c, std::ostream* out) {
        << ", tiles of " << (1 << c.log_across) << " x " << (1 << c.log_rows);
 }
 
-template <bool kWhole>
-void run_tiles(const TileCase& c) {
-  const Index stride = c.cells + c.gap, cells = c.outer * c.cells;
+// How the tiles of a case lie.
+struct TilePlan {
   Geometry g{};
+  TileShape shape;
+  unsigned tiles, threads;
+
+  explicit TilePlan(const TileCase& c);
+};
+TilePlan::TilePlan(const TileCase& c) {
   g.outer = c.outer;
   g.cells = c.cells;
   g.count = c.count;
@@ -223,24 +229,32 @@ void run_tiles(const TileCase& c) {
   g.by_pieces = Division(g.pieces);
   g.by_cells = Division(c.cells);
   g.by_outer[0] = Division(c.outer);
-  auto view = [&](Values& a) {
-    View v{};
-    v.data = a.data();
-    v.cell = 1;
-    v.outer[0] = c.count * stride;
-    v.space[0] = stride;
-    return v;
-  };
   const Index of_tile = Index(kPack<float>) << c.log_across;
-  const Index tiles = (c.cells + of_tile - 1) / of_tile;
-  const TileShape shape{c.log_across, c.log_rows, Division(tiles)};
+  const Index across = (c.cells + of_tile - 1) / of_tile;
+  shape = {c.log_across, c.log_rows, Division(across)};
+  tiles = unsigned(c.outer * g.pieces * across);
+  threads = 1u << (c.log_across + c.log_rows);
+}
+View tile_view(const TileCase& c, Values& a) {
+  View v{};
+  v.data = a.data();
+  v.cell = 1;
+  v.outer[0] = c.count * (c.cells + c.gap);
+  v.space[0] = c.cells + c.gap;
+  return v;
+}
+
+template <bool kWhole>
+void run_tiles(const TileCase& c) {
+  const TilePlan plan(c);
+  const Geometry& g = plan.g;
+  auto view = [&](Values& a) { return tile_view(c, a); };
   auto start = [&](auto kernel, const auto&... args) {
-    launch(unsigned(c.outer * g.pieces * tiles), 1u << (c.log_across + c.log_rows), 1, kernel, g,
-           shape, args...);
+    launch(plan.tiles, plan.threads, 1, kernel, g, plan.shape, args...);
   };
-  Values x = numbers(c.outer * c.count * stride), dy = x, h(x.size(), 0), dx = h;
-  const Values table = numbers(cells), by_element = numbers(c.count), residual = x;
-  Doubles first(std::size_t(cells * g.pieces), NAN), second = first;
+  Values x = numbers(c.outer * c.count * (c.cells + c.gap)), dy = x, h(x.size(), 0), dx = h;
+  const Values table = numbers(c.outer * c.cells), by_element = numbers(c.count);
+  Doubles first(std::size_t(c.outer * c.cells * g.pieces), NAN), second = first;
   double *const to = first.data(), *const also_to = second.data();
   const float *const weight = by_element.data(), *const none = nullptr,
                      *const of_cells = table.data();
@@ -256,12 +270,73 @@ void run_tiles(const TileCase& c) {
   EXPECT_TRUE(finite(h) && finite(dx) && finite(x));
 }
 
+// Three blocks that wait for each other take all tiles, and a channel's statistics are of all rows.
+template <bool kWhole>
+void run_tiles_together(const TileCase& c) {
+  using Batch = Standardize<Pool::batch, false>;
+  constexpr int kBlocks = 3;
+  const TilePlan plan(c);
+  const Geometry& g = plan.g;
+  const Index cells = c.outer * c.cells;
+  const PoolShape pool{Extent::column, 1, c.cells, 1, double(c.outer * c.count)};
+  auto view = [&](Values& a) { return tile_view(c, a); };
+  auto doubles = [&](Index n) { return Doubles(std::size_t(n), NAN); };
+  auto start = [&](auto kernel, const auto&... args) {
+    launch(kBlocks, plan.threads, kBlocks, kernel, args...);
+  };
+  Values x = numbers(c.outer * c.count * (c.cells + c.gap)), dy = x, y(x.size(), 0), dx = y;
+  Doubles parts = doubles(cells * g.pieces), others = parts, mean = doubles(c.cells), var = mean;
+  Values table[3];
+  for (Values& v : table) v = Values(std::size_t(cells), NAN);
+  Source one{};
+  one.missing = 1;
+  start(tiles_forward<Batch, float, kWhole>, g, plan.shape, plan.tiles, view(x), view(y),
+        Summers(c.outer * g.pieces), pool, parts.data(), others.data(), kParams, one, Source{},
+        StatisticsColumns{column(mean), column(var), {}, {}, {}},
+        ForwardTable<float>{table[0].data(), table[1].data(), table[2].data()});
+  EXPECT_TRUE(finite(y) && finite(mean) && finite(var));
+  GradientTable<float> t{};
+  std::vector<Doubles> tables(16, doubles(cells));  // with room for every type
+  std::size_t used = 0;
+  t.each([&]<class N>(N*& array) { array = reinterpret_cast<N*>(tables[used++].data()); });
+  t.center = reinterpret_cast<float*>(tables[used++].data());
+  PoolTables<Batch> pools{};
+  pools.shape[0] = pool;
+  pools.mean[0] = {mean.data()};
+  pools.var[0] = {var.data()};
+  Doubles sum_u = doubles(cells), sum_1 = sum_u, dweight = doubles(c.cells), dbias = dweight;
+  const GradientSolver<Batch, float> solver{g,
+                                            pools,
+                                            kParams,
+                                            one,
+                                            false,
+                                            false,
+                                            t,
+                                            parts.data(),
+                                            others.data(),
+                                            sum_u.data(),
+                                            sum_1.data(),
+                                            {},
+                                            {},
+                                            {}};
+  const Team team{5, 0, nullptr};
+  start(tiles_backward<Batch, float, kWhole>, plan.shape, plan.tiles, view(dy), view(x), view(dx),
+        team, solver, Summers(c.outer), column(dweight), column(dbias));
+  EXPECT_TRUE(finite(dx) && finite(dweight) && finite(dbias));
+}
+
 class Tiles : public ::testing::TestWithParam<TileCase> {};
 
 TEST_P(Tiles, HaveNoRaces) {
   const TileCase& c = GetParam();
   const int before = races::reports();
-  (c.cells + c.gap) % 4 == 0 && c.cells % 4 == 0 ? run_tiles<true>(c) : run_tiles<false>(c);
+  if ((c.cells + c.gap) % 4 == 0 && c.cells % 4 == 0) {
+    run_tiles<true>(c);
+    run_tiles_together<true>(c);
+  } else {
+    run_tiles<false>(c);
+    run_tiles_together<false>(c);
+  }
   EXPECT_EQ(races::reports(), before);
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, Tiles,

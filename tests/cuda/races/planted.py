@@ -39,6 +39,7 @@ class Fault(NamedTuple):
 
 STEP = r"crew\.barrier\(\);"
 BLOCK, CLUSTER = r"__syncthreads\(\);", r"cluster_barrier\(\);"
+GRID = r"grid_barrier\(\);"
 LEAVE = r"if \([^()]*[cC]luster[^()]*\) cluster_barrier\(\);"
 FAULTS = (
     Fault("team_sum: no block barrier", "reduce.cuh", "team_sum", BLOCK, ";", quick=True),
@@ -92,6 +93,21 @@ FAULTS = (
         quick=True,
     ),
     Fault("fold_tile: no barrier", "columns.cuh", "fold_tile", BLOCK, ";"),
+    Fault("tiles_forward: no barrier of tiles", "together.cuh", "tiles_forward", BLOCK, ";"),
+    Fault("tiles_forward: pools too early", "together.cuh", "tiles_forward", GRID, ";", 0),
+    Fault("tiles_forward: applied too early", "together.cuh", "tiles_forward", GRID, ";", 1),
+    Fault("tiles_backward: sums too early", "together.cuh", "tiles_backward", GRID, ";", 0),
+    Fault("tiles_backward: no barrier of tiles", "together.cuh", "tiles_backward", BLOCK, ";"),
+    Fault("tiles_backward: solved too early", "together.cuh", "tiles_backward", GRID, ";", 1),
+    Fault(
+        "tiles_backward: shared out too early",
+        "together.cuh",
+        "tiles_backward",
+        GRID,
+        ";",
+        2,
+        quick=True,
+    ),
     Fault(
         "tiles: pieces share an entry",
         "columns.cuh",
