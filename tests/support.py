@@ -296,7 +296,8 @@ class Problem:
         rstd*w*dy, dh for dx. A parameter's gradient adds `count` rounded terms, whose error grows
         as sqrt(count); where the terms have one sign, the roundings of a short run of float32
         additions have too, hence 20 of the sum's own. `1 + |xhat|`: an error in the mean, relative
-        to the standard deviation.
+        to the standard deviation. All elements of a pool share it, so that in the gradient of the
+        weight it is multiplied by the sum of dy, which is the gradient of the bias.
         """
         eps = float(np.finfo(stat_dtype(self.x.dtype)).eps)
         bare = {k: v for k, v in self.arguments().items() if k not in ("weight", "bias")}
@@ -320,7 +321,8 @@ class Problem:
             terms = 8 * factor.get(name, w * (1 + xhat) ** 2) * dy
             total = _peak(getattr(want, "d" + name)) if want else 0.0
             count = self.x.size / max(1, np.size(value))
-            slack["d" + name] = eps * (terms * np.sqrt(count) + 20 * total)
+            shared = 4 * _peak(getattr(want, "dbias", None)) if want and name == "weight" else 0.0
+            slack["d" + name] = eps * (terms * np.sqrt(count) + 20 * total + shared)
         return slack
 
     def largest(self):
