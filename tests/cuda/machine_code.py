@@ -162,13 +162,13 @@ BUDGETS = [
 
 # Products on tensor cores: a kernel, how many of their instructions it has, and the most of all
 # instructions for each, from the first of them to the last. Registers for two blocks of 256.
-MIXING = "normcore::cuda::(anonymous namespace)::"
+PRODUCT = "normcore::cuda::product_kernel<float, (normcore::cuda::Product){}, false>"
 PRODUCTS = [
     *(
-        (label, f"{MIXING}product_kernel<float, ({MIXING}Product){kind}, false>", 16, 6, 128)
+        (label, PRODUCT.format(kind), 16, 6, 128)
         for kind, label in enumerate(("gdn", "gdn backward, D", "gdn backward, dx"))
     ),
-    ("gdn backward, dgamma", f"{MIXING}outer_kernel<float, false>", 16, 5, 128),
+    ("gdn backward, dgamma", "normcore::cuda::outer_kernel<float, false>", 16, 5, 128),
 ]
 
 
