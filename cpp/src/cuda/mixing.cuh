@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kBlock)
   double sum[kFew ? 1 : 16] = {};
   for (Index p = p0; p < p1; p += kRun) {
     if (thread < kRun && p + thread < p1) offsets[thread] = m.at(0, 0, p + thread);
-    __syncthreads();
+    __syncthreads();  // nobody reads the tiles of the pixels before any more
 #pragma unroll 4
     for (int i = thread; i < kRun * kChannels; i += kBlock) {
       const int c = m.last ? i % kChannels : i / kRun, q = m.last ? i / kChannels : i % kRun;
@@ -308,7 +308,6 @@ __global__ void __launch_bounds__(kBlock)
         }
       }
     }
-    __syncthreads();
   }
 #pragma unroll
   for (int i = 0; i < int(sizeof(sum) / sizeof(double)); ++i) {

@@ -196,15 +196,14 @@ struct ChannelSums {
   out[i] = sum;
 }
 
-// The sum of all threads of the block, in a fixed order; shared: kBlock doubles.
+// For thread 0: the sum of all threads of the block, in a fixed order; shared: kBlock doubles.
 __device__ inline double block_total(double v, double* shared) {
   shared[threadIdx.x] = v;
   for (int d = kBlock / 2; d > 0; d /= 2) {
     __syncthreads();
     if (int(threadIdx.x) < d) shared[threadIdx.x] += shared[threadIdx.x + d];
   }
-  __syncthreads();
-  return shared[0];
+  return shared[threadIdx.x];
 }
 
 // (channels,) from an array of it, one value, or none.
