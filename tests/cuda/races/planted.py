@@ -141,6 +141,46 @@ FAULTS = (
         ";",
         -1,
     ),
+    Fault("product_kernel: offsets too early", "mixing.cuh", "product_kernel", BLOCK, ";", 0),
+    Fault(
+        "product_kernel: tiles without a barrier",
+        "mixing.cuh",
+        "product_kernel",
+        BLOCK,
+        ";",
+        1,
+        quick=True,
+    ),
+    Fault("product_kernel: tiles over those in use", "mixing.cuh", "product_kernel", BLOCK, ";", 2),
+    Fault("product_kernel: stage without a barrier", "mixing.cuh", "product_kernel", BLOCK, ";", 3),
+    Fault("product_kernel: rows without a barrier", "mixing.cuh", "product_kernel", BLOCK, ";", 4),
+    Fault("product_kernel: stage over one in use", "mixing.cuh", "product_kernel", BLOCK, ";", -1),
+    Fault(
+        "product_kernel: blocks share a row of sums",
+        "mixing.cuh",
+        "product_kernel",
+        r"\(Index\(blockIdx\.x\) \* 2 \+ k\)",
+        "k",
+        quick=True,
+    ),
+    Fault(
+        "product_kernel: blocks share a sum",
+        "mixing.cuh",
+        "product_kernel",
+        r"Index\(blockIdx\.y\) \* gridDim\.x \+ blockIdx\.x",
+        "blockIdx.x",
+    ),
+    Fault("block_total: no barrier", "special.cuh", "block_total", BLOCK, ";"),
+    Fault("outer_kernel: offsets without a barrier", "mixing.cuh", "outer_kernel", BLOCK, ";", 0),
+    Fault("outer_kernel: tiles without a barrier", "mixing.cuh", "outer_kernel", BLOCK, ";", -1),
+    Fault(
+        "outer_kernel: splits share their sums",
+        "mixing.cuh",
+        "outer_kernel",
+        r"split \* n \+ row",
+        "row",
+    ),
+    Fault("fold_kernel: warps share a sum", "mixing.cuh", "fold_kernel", r" \* kWarps", ""),
     Fault("sums of channels: no barrier", "special.cuh", "run", BLOCK, ";"),
     Fault("block_sums: no barrier", "spectral.cuh", "block_sums", BLOCK, ";"),
     Fault(
@@ -191,6 +231,7 @@ FAULTS = (
 # The tests of a file of kernels; of any other: kernels_test.cc.
 TESTS = {
     "local_response.cuh": "special_test.cc",
+    "mixing.cuh": "special_test.cc",
     "special.cuh": "special_test.cc",
     "spectral.cuh": "special_test.cc",
 }
@@ -198,7 +239,7 @@ TESTS = {
 
 def body_of(function: str, text: str) -> slice:
     """Where the function lies: from the line of its name to a brace in the column it begins in."""
-    begin = rf"^( *)__(?:device|global)__[^\n]*(?:\n *)?\b{function}\("
+    begin = rf"^( *)(?:static )?__(?:device|global)__[^\n]*(?:\n *)?\b{function}\("
     starts = list(re.finditer(begin, text, re.M))
     if len(starts) != 1:
         raise LookupError(f"{len(starts)} definitions of {function}, expected one")

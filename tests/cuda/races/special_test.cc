@@ -5,6 +5,7 @@
 
 #include "by_hand.h"
 #include "cuda/local_response.cuh"
+#include "cuda/mixing.cuh"
 #include "cuda/spectral.cuh"
 #include "reports.h"
 
@@ -52,6 +53,74 @@ TEST_P(Response, HasNoRaces) {
 INSTANTIATE_TEST_SUITE_P(Tiles, Response,
                          ::testing::Values(ResponseCase{35, 9, 5, 2, 1, false},
                                            ResponseCase{5, 37, 37, 1, 2, true}));
+
+// ---- products over the channels of pixels
+
+struct MixtureCase {
+  Index channels, pixels, splits;
+  bool last;
+};
+void PrintTo(const MixtureCase& c, std::ostream* out) {
+  *out << c.pixels << " pixels of " << c.channels << " channels, " << c.splits << " splits";
+}
+
+template <bool kFew>
+void run_mixture(const MixtureCase& c) {
+  using Tile = ProductTile<kFew>;
+  using Outer = OuterTile<kFew>;
+  static_assert(std::max(Tile::kBytes, Outer::kBytes) <= kTestBytes);
+  const Index n = c.channels, size = n * c.pixels;
+  const dim3 blocks(unsigned(ceil_div(c.pixels, Index(Tile::kPixels))),
+                    unsigned(ceil_div(n, Index(Tile::kRows))));
+  const Index outer = ceil_div(n, Index(Outer::kChannels));
+  const Values x = numbers(size), dy = x;
+  Values y(x.size(), NAN), dx = y;
+  const Doubles weights(std::size_t(n * n), 0.1), ones(std::size_t(n), 1);
+  Doubles t(x.size(), NAN), rest = t, of_channels(std::size_t(blocks.x * 2 * n), NAN);
+  Doubles of_weights(std::size_t(c.splits * n * n), NAN);
+  Doubles of_a(blocks.x * blocks.y, NAN), of_e = of_a;
+  Mixture m{{}, n, {}, c.last, weights.data(), ones.data(), ones.data(), 2, 1, 0.5, 0, c.pixels};
+  m.pixels.dims = 1;
+  m.pixels.count = m.pixels.size[0] = c.pixels;
+  for (int o = 0; o < 3; ++o) {
+    m.pixels.stride[o][0] = c.last ? n : 1;
+    m.step[o] = c.last ? 1 : c.pixels;
+  }
+  MixingArrays<float> arrays{
+      x.data(),           dy.data(),         y.data(),    nullptr,     t.data(), rest.data(),
+      of_channels.data(), of_weights.data(), of_a.data(), of_e.data(), false};
+  auto product = [&](auto kernel) { launch(blocks, kBlock, 1, kernel, m, arrays); };
+  product(product_kernel<float, Product::kY, kFew>);
+  EXPECT_TRUE(finite(y));
+  product(product_kernel<float, Product::kTerms, kFew>);
+  launch(dim3(unsigned(outer * outer), unsigned(c.splits)), kBlock, 1, outer_kernel<float, kFew>, m,
+         arrays, c.splits);
+  arrays.out = dx.data();
+  product(product_kernel<float, Product::kGradient, kFew>);
+  EXPECT_TRUE(finite(dx) && finite(of_channels) && finite(of_weights));
+  EXPECT_TRUE(finite(of_a) && finite(of_e));
+
+  Doubles sums(std::size_t(2 * n), NAN), a(1, NAN);
+  const Folds folds{{{of_channels.data(), Index(blocks.x), 2 * n, sums.data(), 1},
+                     {of_a.data(), Index(of_a.size()), 1, a.data(), 1}}};
+  launch(dim3(unsigned(ceil_div(2 * n, Index(kWarps))), 2), kBlock, 1, fold_kernel, folds);
+  EXPECT_TRUE(finite(sums) && finite(a));
+}
+
+class Mixtures : public ::testing::TestWithParam<MixtureCase> {};
+
+TEST_P(Mixtures, HaveNoRaces) {
+  const MixtureCase& c = GetParam();
+  const int before = races::reports();
+  c.channels <= kFewChannels ? run_mixture<true>(c) : run_mixture<false>(c);
+  EXPECT_EQ(races::reports(), before);
+}
+INSTANTIATE_TEST_SUITE_P(Tiles, Mixtures,
+                         ::testing::Values(MixtureCase{5, 261, 2, false},
+                                           MixtureCase{5, 261, 2, true},
+                                           MixtureCase{20, 133, 2, false},
+                                           MixtureCase{20, 133, 2, true},
+                                           MixtureCase{66, 9, 1, false}));
 
 // ---- sums per channel
 
