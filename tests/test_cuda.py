@@ -17,6 +17,7 @@ from support import (
     PLAIN_VARIANTS,
     VARIANTS,
     Problem,
+    arrange,
     assert_close,
     assert_same_bits,
     bfloat16,
@@ -449,3 +450,28 @@ def test_empty_input(rng):
         np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), np.ones(4, np.float32)
     )
     assert (grads.dweight == 0).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("shape", [(3, 4, 8), (2, 3, 40000)])
+def test_a_gradient_that_needs_no_x_does_not_see_it(rng, shape, layout, masked):
+    """Of mean-only batch norm, held in registers and in sweeps of all kinds."""
+    x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
+    mask = rng.random((shape[0], shape[2])) < 0.7 if masked else np.ones((shape[0], shape[2]), bool)
+    x[0, 0, 1], x[1, 1, 2] = np.nan, np.inf
+    x, dy = arrange(x, layout), arrange(dy, layout)
+    options = {"mask": mask} if masked else {}
+    dx = nc.mean_only_batch_norm_backward(dy, x, training=True, **options).dx
+    weights = mask[:, None] / mask.sum()
+    want = dy - weights * dy.sum((0, 2), dtype=np.float64)[:, None]
+    # The sums of thousands of float32 numbers, and the last rounding.
+    np.testing.assert_allclose(dx, want, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_elements_are_their_mean(rng):
+    """Also where threads work alone: a variance of exactly 0."""
+    for dtype in (np.float32, np.float64):
+        x = np.full((63, 3, 32, 4), -7.1, dtype)
+        _, stats = nc.layer_norm(x, axis=(0, 2), eps=0.0, return_stats=True)
+        assert (stats.mean == x[:1, :, :1]).all() and np.isinf(stats.rstd).all()

@@ -47,11 +47,12 @@ struct ValuesThere {
                         py::str(py::tuple(sum.attr("shape"))).cast<std::string>() +
                         ", expected the sum: contiguous, of shape (" + std::to_string(n) + ",)");
     }
-    if (array.where().device == Device::kCuda) {
+    const bool there = array.where().device == Device::kCuda;
+    if (there) {
       cuda::order_streams(array.where(), where);
       array.use_on(where);
     }
-    cuda::copy(values, t.data(), bytes(), where);
+    cuda::copy(values, t.data(), bytes(), where, /*wait=*/!there);  // else it may be gone before
   }
 };
 

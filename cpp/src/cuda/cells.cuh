@@ -96,9 +96,12 @@ __global__ void __launch_bounds__(512)
     const double n = double(piece.n);
     double center = 0;
     if constexpr (!kRaw) {
+      // From the first on: equal elements have exactly themselves for a mean.
+      const double first = double(widen(start[x.step(g, piece.first)]));
       for (Index s = piece.first; s < piece.first + piece.n; ++s) {
-        center += double(widen(start[x.step(g, s)])) / n;
+        center += (double(widen(start[x.step(g, s)])) - first) / n;
       }
+      center += first;
     }
     double rest = 0, squares = 0;
     for (Index s = piece.first; s < piece.first + piece.n; ++s) {
@@ -245,7 +248,7 @@ __device__ C masked_grad(C of_dy, C of_statistics, C m) {
 }
 
 // dx = p * dy + q * u + r, or with weights by element p * (weight * dy - r) + q * u, or with a mask
-// as masked_grad; with q null p * dy alone. dh is added.
+// as masked_grad. Null q and r are 0: then x, which may hold anything, is not read. dh is added.
 template <class T, int P, Form kForm, bool kMasked>
 __global__ void __launch_bounds__(512)
     cell_grad(Geometry g, View dy, View x, View dh, View dx, Team team,
@@ -265,7 +268,7 @@ __global__ void __launch_bounds__(512)
     c = f.center[at];
     u = f.unit[at];
     q = through_statistics ? f.q[at] : C(0);
-    r = through_statistics ? f.r[at] : C(0);
+    r = f.r ? f.r[at] : C(0);
   };
   const C* row = nullptr;
   if constexpr (kMasked) {
@@ -275,7 +278,8 @@ __global__ void __launch_bounds__(512)
   }
   auto value = [&](C dy_i, C x_i, Index s) {
     if constexpr (kMasked) {
-      return masked_grad(p_c * dy_i, fused(q, (x_i - c) * u, r), row[by_element.step(g, s)]);
+      const C of_statistics = through_statistics ? fused(q, (x_i - c) * u, r) : r;
+      return masked_grad(p_c * dy_i, of_statistics, row[by_element.step(g, s)]);
     } else {
       const C d = row ? p_c * (row[s] * dy_i - r) : fused(p_c, dy_i, r);
       return through_statistics ? fused(q, (x_i - c) * u, d) : d;

@@ -432,10 +432,8 @@ __device__ void grad_of_tile(const Tile<T, kWhole>& tile, const Geometry& g, con
   tile.coefficients(f.p, at, p_c);
   tile.coefficients(f.center, at, center);
   tile.coefficients(f.unit, at, unit);
-  if (through_statistics) {
-    tile.coefficients(f.q, at, q);
-    tile.coefficients(f.r, at, r_c);
-  }
+  if (through_statistics) tile.coefficients(f.q, at, q);
+  if (f.r) tile.coefficients(f.r, at, r_c);
   const C* along = nullptr;
   if constexpr (kMasked) {
     along = by_element.template at<const C>(g, unsigned(tile.outer), 0);
@@ -458,7 +456,8 @@ __device__ void grad_of_tile(const Tile<T, kWhole>& tile, const Geometry& g, con
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           const C u = (x_p[e] - center[e]) * unit[e];
-          d[e] = masked_grad(p_c[e] * d[e], fused(q[e], u, r_c[e]), m);
+          d[e] =
+              masked_grad(p_c[e] * d[e], through_statistics ? fused(q[e], u, r_c[e]) : r_c[e], m);
         }
         dy_held[p] = Pack<T>::narrowed(d);
         continue;

@@ -301,7 +301,8 @@ class Pipeline {
     } else if constexpr (!kSolvedAtOnce) {
       if (!given) pull_back_through(pools, args, weight, t, sum_u, sum_1);
     }
-    const GradientCoefficients<C> f{t.p, given ? nullptr : t.q, t.r, t.center, t.unit_c};
+    const GradientCoefficients<C> f{t.p, given || ShiftsOnly<Method> ? nullptr : t.q,
+                                    given ? nullptr : t.r, t.center, t.unit_c};
     // What is by element, and runs along a row: weights, or how much an element counts.
     auto apply = [&](auto masked, const auto& by_element) {
       on_pieces(

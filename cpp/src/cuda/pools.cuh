@@ -273,7 +273,10 @@ __global__ void __launch_bounds__(512)
     x_held[p].widen(x_p);
     dy_held[p].widen(dx);
 #pragma unroll
-    for (int e = 0; e < V; ++e) dx[e] = fused(scale, dx[e], fused(q, u(p, e, x_p[e]), r));
+    for (int e = 0; e < V; ++e) {
+      const C of_statistics = ShiftsOnly<Method> ? r : fused(q, u(p, e, x_p[e]), r);
+      dx[e] = fused(scale, dx[e], of_statistics);
+    }
     dy_held[p] = Pack<T>::narrowed(dx);
   }
   store_places(at, dx.cell_start<T>(pools.g, cell), pools.step(dx), team, dy_held);

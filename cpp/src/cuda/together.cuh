@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kTileThreads)
        k += threads_of_grid() / by.lanes) {
     gradients_of_channel(by, k, g, t, s.sum_u, s.sum_1, dweight, dbias);
   }
-  const GradientCoefficients<Compute<T>> f{t.p, t.q, t.r, t.center, t.unit_c};
+  const GradientCoefficients<Compute<T>> f{t.p, ShiftsOnly<Method> ? nullptr : t.q, t.r, t.center,
+                                           t.unit_c};
   each_tile_backwards(tiles, [&](unsigned i) {
     grad_of_tile<false>(Tile(g, shape, i), g, dy, x, View{}, dx, f, nullptr);
   });
