@@ -26,10 +26,10 @@ class Alone final : public Exchange {
 };
 
 const std::vector<Index> kRows{64, 256};
-const std::vector<Index> kHeld{4, 6, 4, 4};          // registers hold a channel and a group
-const std::vector<Index> kSweeps{4, 6, 160, 160};    // two sweeps
-const std::vector<Index> kLast{4, 6, 40, 6};         // channels last, in the second-level cache
-const std::vector<Index> kLargeLast{4, 6, 1600, 6};  // and not
+const std::vector<Index> kHeld{4, 6, 4, 4};         // registers hold a channel and a group
+const std::vector<Index> kSweeps{4, 6, 160, 160};   // two sweeps
+const std::vector<Index> kLast{4, 6, 40, 6};        // channels last, in the second-level cache
+const std::vector<Index> kLargeLast{4, 6, 480, 6};  // and not
 
 // The arrays of the calls below. x is bfloat16.
 struct Arrays {
