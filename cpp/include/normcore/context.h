@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "normcore/errors.h"
 #include "normcore/export.h"
 
 namespace normcore {
@@ -21,7 +22,11 @@ class NORMCORE_API Exchange {
   virtual void sum(double* values, std::ptrdiff_t n) = 0;
   // The same for calls on a CUDA device, where `values` lie: queued on `stream`, a cudaStream_t.
   // Nobody waits for it. Throws a value_error where it is not overridden.
-  virtual void sum_on_device(double* values, std::ptrdiff_t n, int device, void* stream);
+  virtual void sum_on_device(double* /*values*/, std::ptrdiff_t /*n*/, int /*device*/,
+                             void* /*stream*/) {
+    throw value_error(
+        "context.exchange has no sum_on_device, expected one for arrays on a CUDA device");
+  }
 };
 
 // Asked by the calling thread about ten times a second while a long call runs on the CPU.

@@ -9,12 +9,6 @@
 #include "normcore/errors.h"
 
 namespace normcore {
-
-void Exchange::sum_on_device(double*, std::ptrdiff_t, int, void*) {
-  throw value_error(
-      "context.exchange has no sum_on_device, expected one for arrays on a CUDA device");
-}
-
 namespace {
 
 template <bool kConst>
