@@ -50,6 +50,15 @@ struct Geometry {
   __device__ Index coefficient_of(Index cell) const {
     return shared_rows ? by_cells(cell).rest : cell;
   }
+  // The pieces of a coefficient cell, of all rows where they share it, and the i-th of them in the
+  // tables of pieces.
+  __host__ __device__ Index coefficient_pieces() const {
+    return (shared_rows ? outer : 1) * pieces;
+  }
+  __device__ Index coefficient_piece(Index cell, Index i) const {
+    const auto [o, piece] = by_pieces(i);
+    return (cell + o * cells) * pieces + piece;
+  }
   __device__ Index elements_of(Index p) const {
     const Index left = count - p * piece;
     return left < piece ? left : piece;
@@ -145,6 +154,16 @@ inline Geometry geometry_of(const Plan& plan) {
   for (int d = 0; d < plan.outer_dims; ++d) g.outer_sizes[d] = plan.outer_sizes[d];
   for (int d = 0; d < plan.space_dims; ++d) g.space_sizes[d] = plan.space_sizes[d];
   return g;
+}
+
+inline PoolShape pool_of(const Plan& plan, Extent extent) {
+  PoolShape p{};
+  p.extent = extent;
+  p.rows = plan.pool_rows(extent);
+  p.cols = plan.pool_cols(extent);
+  p.across = cells_across(extent, plan);
+  p.count = elements_of(extent, plan);
+  return p;
 }
 
 inline View view_of(const Plan& plan, int operand, const void* data) {

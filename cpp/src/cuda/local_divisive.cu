@@ -7,25 +7,8 @@
 namespace normcore::cuda {
 namespace {
 
-struct Divisive {
-  WindowAxes positions;
-  Index channels;
-  Index step[3];  // from channel to channel: x, then y; or x, dy, dx
-  bool last;      // channels are neighbours in memory
+struct Divisive : ChannelLayout {
   const double *sigma, *weight, *bias;
-  IndexDivision by_inner;  // of elements: channels where they are last, else positions
-
-  // Element i in the order of memory.
-  struct Element {
-    Index channel, position;
-  };
-  __device__ Element element(Index i) const {
-    const auto [outer, inner] = by_inner(i);
-    return last ? Element{inner, outer} : Element{outer, inner};
-  }
-  __device__ Index at(int operand, Index c, Index n) const {
-    return positions.at(operand, n) + c * step[operand];
-  }
 };
 
 // Per position: mean over the channels less m, m and t; and what backward adds to them.
@@ -43,7 +26,7 @@ struct PositionLanes {
   __device__ explicit PositionLanes(const Divisive& d)
       : lane(d.last ? int(threadIdx.x) % 32 : 0), lanes(d.last ? 32 : 1) {
     position = my_index() / lanes;
-    if (position >= d.positions.count) position = -1;
+    if (position >= d.pixels.count) position = -1;
   }
   __device__ double sum(double v) const {
     if (lanes == 1) return v;
@@ -51,15 +34,13 @@ struct PositionLanes {
     return v;
   }
 };
-Launch one_position_each(const Divisive& d) {
-  return one_each(d.positions.count * (d.last ? 32 : 1));
-}
+Launch one_position_each(const Divisive& d) { return one_each(d.pixels.count * (d.last ? 32 : 1)); }
 
 // The mean over the channels, twice, and the mean of squares around it.
 template <class T>
 __global__ void statistics_kernel(Divisive d, const T* x, Planes planes) {
   const PositionLanes mine(d);
-  const Index n = mine.position, from = n < 0 ? 0 : d.positions.at(0, n);
+  const Index n = mine.position, from = n < 0 ? 0 : d.pixels.at(0, n);
   const Index channels = n < 0 ? 0 : d.channels;
   double sum = 0;
   for (Index c = mine.lane; c < channels; c += mine.lanes) {
@@ -87,10 +68,10 @@ __global__ void deviations_kernel(Planes planes, Index n) {
 __device__ double inverse_root(double sigma, double t) { return 1 / sqrt(sigma * sigma + t); }
 
 template <class T>
-__global__ void divide_kernel(Divisive d, const T* x, T* y, Planes planes) {
+__global__ void divide_kernel(Divisive d, IndexDivision by_inner, const T* x, T* y, Planes planes) {
   const Index i = my_index();
-  if (i >= d.channels * d.positions.count) return;
-  const auto [c, n] = d.element(i);
+  if (i >= d.channels * d.pixels.count) return;
+  const auto [c, n] = d.element(by_inner, i);
   const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
   const double value = fused(d.weight[c] * inverse_root(d.sigma[c], planes.t[n]), v, d.bias[c]);
   y[d.at(1, c, n)] = narrow<T>(Compute<T>(value));
@@ -101,7 +82,7 @@ template <class T>
 __global__ void position_sums_kernel(Divisive d, const T* x, const T* dy, Planes planes) {
   const PositionLanes mine(d);
   const Index n = mine.position, channels = n < 0 ? 0 : d.channels;
-  const Index x_at = n < 0 ? 0 : d.positions.at(0, n), dy_at = n < 0 ? 0 : d.positions.at(1, n);
+  const Index x_at = n < 0 ? 0 : d.pixels.at(0, n), dy_at = n < 0 ? 0 : d.pixels.at(1, n);
   double shift = 0, slope = 0;
   for (Index c = mine.lane; c < channels; c += mine.lanes) {
     const double r = inverse_root(d.sigma[c], planes.t[n]);
@@ -134,10 +115,11 @@ __global__ void shifts_kernel(Planes planes, Index n) {
   if (i < n) planes.shift[i] += 2 * planes.slope[i] * planes.deviation[i];
 }
 template <class T>
-__global__ void grad_kernel(Divisive d, const T* x, const T* dy, T* dx, Planes planes) {
+__global__ void grad_kernel(Divisive d, IndexDivision by_inner, const T* x, const T* dy, T* dx,
+                            Planes planes) {
   const Index i = my_index();
-  if (i >= d.channels * d.positions.count) return;
-  const auto [c, n] = d.element(i);
+  if (i >= d.channels * d.pixels.count) return;
+  const auto [c, n] = d.element(by_inner, i);
   const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
   const double direct =
       double(widen(dy[d.at(1, c, n)])) * d.weight[c] * inverse_root(d.sigma[c], planes.t[n]);
@@ -157,18 +139,11 @@ void local_divisive(const LocalDivisiveCall& call, const Context& context) {
   // The windows of both kinds lie over the same positions: these axes are merged where neither is.
   Index either[kMaxDims];
   for (int a = 0; a < call.x.ndim(); ++a) either[a] = call.radius_a[a] | call.radius_b[a];
-  Divisive d{WindowAxes(operands, call.channel_axis, either, either),
-             channels,
-             {},
-             false,
-             per_channel(call.sigma, channels, 1, memory),
-             per_channel(call.weight, channels, 1, memory),
-             per_channel(call.bias, channels, 0, memory),
-             {}};
-  for (int o = 0; o < 3; ++o) d.step[o] = operands[o] ? operands[o]->stride(call.channel_axis) : 0;
-  const Index n = d.positions.count;
-  d.last = d.step[0] == 1 && channels > 1 && n > 1;
-  d.by_inner = IndexDivision(d.last ? channels : n, n * channels);
+  const Divisive d{{operands, call.channel_axis, either, either},
+                   per_channel(call.sigma, channels, 1, memory),
+                   per_channel(call.weight, channels, 1, memory),
+                   per_channel(call.bias, channels, 0, memory)};
+  const Index n = d.pixels.count;
   const WindowAxes a(operands, call.channel_axis, call.radius_a, call.radius_a);
   const WindowAxes b(operands, call.channel_axis, call.radius_b, call.radius_b);
   double* spare = memory.take<double>(n);
@@ -186,7 +161,8 @@ void local_divisive(const LocalDivisiveCall& call, const Context& context) {
     launch(one_each(n), memory.stream(), deviations_kernel, planes, n);
     means(b, /*transposed=*/false, &planes.t);
     if (!backward) {
-      return launch(one_each(call.x.size()), memory.stream(), divide_kernel<T>, d, x, to, planes);
+      return launch(one_each(call.x.size()), memory.stream(), divide_kernel<T>, d, d.by_inner(n), x,
+                    to, planes);
     }
     const T* dy = static_cast<const T*>(call.dy.data());
     launch(one_position_each(d), memory.stream(), position_sums_kernel<T>, d, x, dy, planes);
@@ -206,7 +182,8 @@ void local_divisive(const LocalDivisiveCall& call, const Context& context) {
     means(b, /*transposed=*/true, &planes.slope);
     launch(one_each(n), memory.stream(), shifts_kernel, planes, n);
     means(a, /*transposed=*/true, &planes.shift);
-    launch(one_each(call.x.size()), memory.stream(), grad_kernel<T>, d, x, dy, to, planes);
+    launch(one_each(call.x.size()), memory.stream(), grad_kernel<T>, d, d.by_inner(n), x, dy, to,
+           planes);
   });
 }
 

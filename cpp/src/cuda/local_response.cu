@@ -74,14 +74,11 @@ bool run_channels(const ConstTensor* const (&operands)[3], int axis, Index befor
   using C = Compute<T>;
   if (sizeof(C) == 4 && f.limit < 0) return false;
   const Index channels = operands[0]->shape(axis);
-  ChannelTile g{WindowAxes(operands, axis, nullptr, nullptr),
-                channels,
+  ChannelTile g{{operands, axis, nullptr, nullptr},
                 channels,
                 std::min(before, channels - 1),
-                std::min(after, channels - 1),
-                {}};
+                std::min(after, channels - 1)};
   const bool backward = dy != nullptr;
-  for (int o = 0; o < 3; ++o) g.step[o] = operands[o] ? operands[o]->stride(axis) : 0;
   // Rows of kPitch elements: x with its surroundings; in backward terms and what is direct too.
   const Index halo = g.before + g.after, row = kPitch * Index(sizeof(C));
   const Index wide_row = kPitch * Index(sizeof(double));
@@ -99,7 +96,7 @@ bool run_channels(const ConstTensor* const (&operands)[3], int axis, Index befor
                  int(bytes(g.segment)) + 3 * kPixels * int(sizeof(Index)), 1,
                  ceil_div(channels, g.segment)};
   auto start = [&]<bool kBackward>() {
-    if (g.step[0] == 1 && g.pixels.count > 1) {
+    if (g.last) {
       launch(l, stream, channels_kernel<T, kBackward, true>, g, x, dy, out, f);
     } else {
       launch(l, stream, channels_kernel<T, kBackward, false>, g, x, dy, out, f);

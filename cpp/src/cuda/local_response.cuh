@@ -10,11 +10,9 @@ namespace normcore::cuda {
 inline constexpr int kPixels = 32;  // of a tile
 inline constexpr int kPitch = kPixels + 1;
 
-struct ChannelTile {
-  WindowAxes pixels;
-  Index channels, segment;  // channels that a block writes
+struct ChannelTile : ChannelLayout {
+  Index segment;  // channels that a block writes
   Index before, after;
-  Index step[3];  // from channel to channel
 };
 
 // Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.

@@ -26,11 +26,7 @@ struct Positions {
   Index count, piece, pieces;  // positions of an entry and of a piece; pieces of an entry
   Division by_count;
 
-  Positions(const Plan& plan, Extent extent) : g(geometry_of(plan)), pool{} {
-    pool.extent = extent;
-    pool.rows = plan.pool_rows(extent);
-    pool.cols = plan.pool_cols(extent);
-    pool.across = 1;
+  Positions(const Plan& plan, Extent extent) : g(geometry_of(plan)), pool(pool_of(plan, extent)) {
     count = pool.cells_of_entry(g) * g.count;
     if (!down() || count == 0) return;
     if (!is_few(count)) throw device_error("more than 2^31 - 1 values a channel: x is too large");

@@ -80,7 +80,7 @@ __device__ double result(const Step& s, Index i) {
     case Step::blend:
       break;
   }
-  const Weighed counted = s.counted.there ? *s.counted.there : s.counted.here;
+  const Weighed counted = s.counted.value();
   if (counted.sum == 0) return s.in(i);
   double sum = 0;
   for (Index o = 0; o < s.rows; ++o) sum += s.values[o * s.n + i];

@@ -8,11 +8,10 @@ namespace {
 
 // y from its table.
 template <class T>
-__global__ void place_kernel(Mixture m, const T* table, T* y) {
+__global__ void place_kernel(Mixture m, IndexDivision by_inner, const T* table, T* y) {
   const Index i = my_index();
   if (i >= m.channels * m.run) return;
-  const Index c = m.last ? i % m.channels : i / m.run;
-  const Index n = m.last ? i / m.channels : i % m.run;
+  const auto [c, n] = m.element(by_inner, i);
   y[m.at(1, c, n)] = table[i];
 }
 
@@ -33,10 +32,7 @@ struct Loaded {
   Index rows, pixels;  // of a product's tile
 
   Loaded(const MixingCall& call, const ConstTensor* const (&operands)[3], DeviceMemory& memory)
-      : m{WindowAxes(operands, call.channel_axis, nullptr, nullptr),
-          call.channels(),
-          {},
-          false,
+      : m{{operands, call.channel_axis, nullptr, nullptr},
           memory.load<double>(call.weights, whole_walk(call.weights)),
           nullptr,
           per_channel(call.gain, call.channels(), 1, memory),
@@ -47,10 +43,6 @@ struct Loaded {
           0},
         rows(few() ? ProductTile<true>::kRows : ProductTile<false>::kRows),
         pixels(few() ? ProductTile<true>::kPixels : ProductTile<false>::kPixels) {
-    for (int o = 0; o < 3; ++o) {
-      m.step[o] = operands[o] ? operands[o]->stride(call.channel_axis) : 0;
-    }
-    m.last = m.step[0] == 1 && m.pixels.count > 1 && m.channels > 1;
     m.run = m.pixels.count;
     b = per_channel(call.offset, m.channels, 1, memory);
     m.offset = b;
@@ -109,7 +101,7 @@ void mix_forward(const MixingCall& call, const Tensor& y, const Context& context
       loaded.product<Product::kY>(part, arrays, memory.stream());
       if (direct) return;
       launch(one_each(part.run * part.channels), memory.stream(), place_kernel<T>, part,
-             arrays.y_table, arrays.out);
+             part.by_inner(part.run), arrays.y_table, arrays.out);
     });
   });
 }

@@ -17,17 +17,13 @@ namespace normcore::cuda {
 
 inline constexpr Index kFewChannels = 16;
 
-struct Mixture {
-  WindowAxes pixels;
-  Index channels;
-  Index step[3];  // from channel to channel: x, then y; or x, dy, dx
-  bool last;      // channels are neighbours in memory
+struct Mixture : ChannelLayout {
   const double *weights, *offset, *gain;
   double a, p, e;
   Index first, run;  // pixels of the launch
 
   __device__ Index at(int operand, Index c, Index n) const {
-    return pixels.at(operand, first + n) + c * step[operand];
+    return ChannelLayout::at(operand, c, first + n);
   }
   __device__ Index in_table(Index c, Index n) const {
     return last ? n * channels + c : c * run + n;

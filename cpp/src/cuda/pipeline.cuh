@@ -51,16 +51,6 @@ constexpr Index kParameterRuns = 256;
 
 // ---- the plan as kernels take it
 
-PoolShape pool_of(const Plan& plan, Extent extent) {
-  PoolShape p{};
-  p.extent = extent;
-  p.rows = plan.pool_rows(extent);
-  p.cols = plan.pool_cols(extent);
-  p.across = cells_across(extent, plan);
-  p.count = elements_of(extent, plan);
-  return p;
-}
-
 // The distance of the cells from each other in an operand, if it is one and the same.
 bool even_rows(const Plan& plan, int operand, Index* stride) {
   const Access& a = plan.access[operand];
@@ -154,7 +144,6 @@ class Pipeline {
     const Source bias = memory_.source(args.channel_bias);
     const C* element_weight = table(args.element_weight);
     const C* element_bias = table(args.element_bias);
-    const Index cells = g_.coefficient_cells();
     ForwardTable<C> to{};
     auto apply = [&](const auto& f) {
       using F = std::decay_t<decltype(f)>;
@@ -167,9 +156,6 @@ class Pipeline {
             launch(pieces_, stream(), tile_apply<T, whole(), F>, g_, tiles_, x, y, f,
                    element_weight, element_bias);
           });
-    };
-    auto take_table = [&] {
-      to = {memory_.take<C>(cells), memory_.take<C>(cells), memory_.take<C>(cells)};
     };
     if constexpr (P == 1 && !MeasuresSpread<Method>) {
       if (!args.given_mean && of_this_array(args.population)) {
@@ -191,7 +177,7 @@ class Pipeline {
           }
         }
         const Summers by(parts);
-        if (args.y) take_table();
+        if (args.y) to = take_table();
         launch(each_by(by, shape.entries()), stream(), pool_and_solve<Formula, C>, by, g_, shape,
                of_pieces.mean, of_pieces.m2, params_, weight, bias, columns_of(args), to);
         if (args.y) apply(Coefficients<C>{to.a, to.center, to.shift});
@@ -213,8 +199,9 @@ class Pipeline {
                                                    pools.shape[0].count, params_});
       }
     }
-    take_table();
-    launch(each(cells), stream(), solve_forward<Formula, C>, g_, pools, params_, weight, bias, to);
+    to = take_table();
+    launch(each(g_.coefficient_cells()), stream(), solve_forward<Formula, C>, g_, pools, params_,
+           weight, bias, to);
     apply(Coefficients<C>{to.a, to.center, to.shift});
   }
 
@@ -267,28 +254,25 @@ class Pipeline {
           });
       const bool by_channel = wanted && !element;
       if constexpr (kSolvedAtOnce) {
-        const bool direct = by_channel && g_.coefficient_rows() == 1;
-        const Index of_entry = g_.shared_rows ? 1 : pools.shape[0].cells_of_entry(g_);
-        const Team team{of_entry > 1 ? log2_of(kSolveThreads) : 5, 0, nullptr};
+        const Team team = solving_team(pools.shape[0], kSolveThreads);
         const Launch l{ceil_div(pools.shape[0].entries(), kSolveThreads >> team.log_threads),
                        kSolveThreads, kTeamBytes};
         // Of a pool that is also of other processes they are summed, and then shared out.
         const bool together = !given && exchange_of(0, args.population);
         const Index entries = pools.shape[0].entries();
-        CellGradients<Formula> pooled{};
-        if (together) take_in_row(entries, pooled.mean[0], pooled.var[0]);
-        launch(l, stream(), solve_gradients<Formula, C>, team,
-               GradientSolver<Formula, C>{g_, pools, params_, weight, element, given, t, dy_u, dy_1,
-                                          sum_u, sum_1, direct ? dweight_of(args) : Column{},
-                                          direct ? dbias_of(args) : Column{}, pooled});
+        GradientSolver<Formula, C> solver =
+            solver_of(args, pools, weight, t, dy_u, dy_1, sum_u, sum_1);
+        if (together) take_in_row(entries, solver.pooled.mean[0], solver.pooled.var[0]);
+        launch(l, stream(), solve_gradients<Formula, C>, team, solver);
         if (together) {
-          sum_over_processes(*args.population.exchange, pooled.mean[0], 2 * entries, memory_);
-          launch(each(cells), stream(), share_out<Formula, C>, g_, pools, 0, pooled,
+          sum_over_processes(*args.population.exchange, solver.pooled.mean[0], 2 * entries,
+                             memory_);
+          launch(each(cells), stream(), share_out<Formula, C>, g_, pools, 0, solver.pooled,
                  static_cast<const double*>(nullptr), t);
         }
-        if (by_channel && !direct) channel_sums(args, t, sum_u, sum_1);
+        if (by_channel && g_.coefficient_rows() != 1) channel_sums(args, t, sum_u, sum_1);
       } else {
-        const Summers by_pieces((g_.shared_rows ? g_.outer : 1) * g_.pieces);
+        const Summers by_pieces(g_.coefficient_pieces());
         launch(each_by(by_pieces, cells), stream(), sum_pieces, by_pieces, g_, dy_u, dy_1, sum_u,
                sum_1);
         if (by_channel) channel_sums(args, t, sum_u, sum_1);
@@ -361,6 +345,10 @@ class Pipeline {
     Walk in_order;
     in_order.append(plan_.count, 1);
     return memory_.template load_shifted<C>(ConstTensor(p.data, p.dtype, 1), in_order, p.offset);
+  }
+  ForwardTable<C> take_table() {
+    const Index cells = g_.coefficient_cells();
+    return {memory_.take<C>(cells), memory_.take<C>(cells), memory_.take<C>(cells)};
   }
   static Launch each(Index n) { return one_each(n, kSolveThreads); }
 
@@ -627,17 +615,14 @@ class Pipeline {
 
   bool forward_together(const ForwardArgs<C>& args, const PoolShape& shape, const Source& weight,
                         const Source& bias) {
-    return on_tiles_together(
-        1, tiles_forward<Formula, T, true>, tiles_forward<Formula, T, false>,
-        [&](auto kernel, const Launch& l) {
-          const Moments m = take_moments();
-          const Index cells = g_.coefficient_cells();
-          const ForwardTable<C> to{memory_.take<C>(cells), memory_.take<C>(cells),
-                                   memory_.take<C>(cells)};
-          launch(l, stream(), kernel, g_, tiles_, unsigned(pieces_.blocks), view(kX, args.x),
-                 view(kY, args.y), Summers(shape.cells_of_entry(g_) * g_.pieces), shape, m.mean,
-                 m.m2, params_, weight, bias, columns_of(args), to);
-        });
+    return on_tiles_together(1, tiles_forward<Formula, T, true>, tiles_forward<Formula, T, false>,
+                             [&](auto kernel, const Launch& l) {
+                               const Moments m = take_moments();
+                               launch(l, stream(), kernel, g_, tiles_, unsigned(pieces_.blocks),
+                                      view(kX, args.x), view(kY, args.y),
+                                      Summers(shape.cells_of_entry(g_) * g_.pieces), shape, m.mean,
+                                      m.m2, params_, weight, bias, columns_of(args), take_table());
+                             });
   }
 
   bool backward_together(const BackwardArgs<C>& args, const PoolTables<Formula>& pools,
@@ -647,28 +632,14 @@ class Pipeline {
         [&](auto kernel, const Launch& l) {
           const Index cells = g_.coefficient_cells();
           const Moments sums = take_moments();
-          const bool direct = g_.coefficient_rows() == 1;
-          const Column dweight = dweight_of(args), dbias = dbias_of(args), none{};
-          const GradientSolver<Formula, C> solver{g_,
-                                                  pools,
-                                                  params_,
-                                                  weight,
-                                                  false,
-                                                  false,
-                                                  t,
-                                                  sums.mean,
-                                                  sums.m2,
-                                                  memory_.take<double>(cells),
-                                                  memory_.take<double>(cells),
-                                                  direct ? dweight : none,
-                                                  direct ? dbias : none,
-                                                  {}};
-          const Index of_entry = g_.shared_rows ? 1 : pools.shape[0].cells_of_entry(g_);
-          const Team team{of_entry > 1 ? log2_of(std::min(kSolveThreads, l.threads)) : 5, 0,
-                          nullptr};
+          const GradientSolver<Formula, C> solver =
+              solver_of(args, pools, weight, t, sums.mean, sums.m2, memory_.take<double>(cells),
+                        memory_.take<double>(cells));
+          const bool solved = g_.coefficient_rows() == 1;  // by it, the channels' gradients too
           launch(l, stream(), kernel, tiles_, unsigned(pieces_.blocks), view(kDy, args.dy),
-                 view(kX, args.x), view(kDx, args.dx), team, solver, Summers(g_.coefficient_rows()),
-                 direct ? none : dweight, direct ? none : dbias);
+                 view(kX, args.x), view(kDx, args.dx), solving_team(pools.shape[0], l.threads),
+                 solver, Summers(g_.coefficient_rows()), solved ? Column{} : dweight_of(args),
+                 solved ? Column{} : dbias_of(args));
         });
   }
 
@@ -876,7 +847,6 @@ class Pipeline {
     return t;
   }
 
-  Index parts_of_pool() const { return (g_.shared_rows ? g_.outer : 1) * g_.pieces; }
   template <bool kPeak>
   void sweep_tally(const SpreadTable<C>& t, const void* x, const Outliers<C>& list, double* sums) {
     on_pieces<kForwardCellPacks<T>>(
@@ -892,7 +862,7 @@ class Pipeline {
   template <bool kPeak>
   void tally(const SpreadTable<C>& t, const void* x, double* sums, double* out) {
     sweep_tally<kPeak>(t, x, {}, sums);
-    const Summers by(parts_of_pool());
+    const Summers by(g_.coefficient_pieces());
     launch(each_by(by, g_.coefficient_cells()), stream(), join_tallies<kPeak>, by, g_, sums, out);
   }
 
@@ -924,7 +894,7 @@ class Pipeline {
     const Index cells = g_.coefficient_cells();
     const Launch by_cell{cells, kSelectThreads, int(sizeof(Selection))};
     Outliers<C> list{};
-    if (k <= parts_of_pool()) {
+    if (k <= g_.coefficient_pieces()) {
       list.room = Index(std::min(double(4 * k + 64), n));
       list.values = memory_.take<C>(cells * list.room);
       list.sorted = memory_.take<C>(cells * list.room);
@@ -976,6 +946,34 @@ class Pipeline {
         [&](auto whole) {
           launch(pieces_, stream(), tile_slope_grad<T, whole()>, g_, tiles_, dy, x, dx, f, spread);
         });
+  }
+
+  // Writes the gradients of the channels' parameters too, where a channel has one coefficient cell.
+  GradientSolver<Formula, C> solver_of(const BackwardArgs<C>& args,
+                                       const PoolTables<Formula>& pools, const Source& weight,
+                                       const GradientTable<C>& t, double* dy_u, double* dy_1,
+                                       double* sum_u, double* sum_1) const {
+    const bool element = static_cast<bool>(args.element_weight);
+    const bool writes = !element && g_.coefficient_rows() == 1;
+    return {.g = g_,
+            .pools = pools,
+            .params = params_,
+            .weight = weight,
+            .by_element = element,
+            .given = args.given_mean && P == 1,
+            .t = t,
+            .dy_u = dy_u,
+            .dy_1 = dy_1,
+            .sum_u = sum_u,
+            .sum_1 = sum_1,
+            .dweight = writes ? dweight_of(args) : Column{},
+            .dbias = writes ? dbias_of(args) : Column{},
+            .pooled = {}};
+  }
+  // A warp where an entry has one cell.
+  Team solving_team(const PoolShape& shape, int most_threads) const {
+    const bool one = g_.shared_rows || shape.cells_of_entry(g_) == 1;
+    return {one ? 5 : log2_of(std::min(kSolveThreads, most_threads)), 0, nullptr};
   }
 
   // Tables for the gradients of a pool's means and variances, which are summed over processes

@@ -12,6 +12,13 @@ namespace normcore::cuda {
 struct Pooled {
   double mean, var;
 };
+// What is asked of the statistics of an entry, whose first channel is `channel`.
+template <class Method>
+__device__ void write_entry(const StatisticsColumns& out, Index entry, const Pooled& p,
+                            double count, const typename Method::Params& params, Index channel) {
+  const double rstd = out.rstd.data ? Method::rstd({0, p.var, count}, params, channel) : 0;
+  write_statistics(out, entry, p.mean, p.var, rstd);
+}
 // The statistics of an entry of a pool from the moments of its cells' pieces: the means' mean, then
 // the spread within and between them. `m2_scale`: what makes sums of squares of m2.
 __device__ inline Pooled pooled(const Summers& by, const Geometry& g, const PoolShape& pool,
@@ -128,9 +135,7 @@ __device__ void pool_and_solve_entry(const Summers& by, const Geometry& g, const
   const Pooled p = pooled(by, g, pool, Method::raw, entry, {mean}, {m2}, 1);
   const Index first = pool.cell_of(g, entry, 0);
   if (out && by.lane() == 0) {
-    const double rstd =
-        out.rstd.data ? Method::rstd({0, p.var, pool.count}, params, first % g.cells) : 0;
-    write_statistics(out, entry, p.mean, p.var, rstd);
+    write_entry<Method>(out, entry, p, pool.count, params, first % g.cells);
   }
   if (!to.a) return;
   C center;
@@ -200,8 +205,7 @@ struct PooledCoefficients {
     const Stats stats[1] = {counted_from_center<Method::raw>(p.mean, p.var, pool.count, &center)};
     const bool first = piece.index == 0 && piece.cell == pool.cell_of(g, entry, 0);
     if (out && first && piece.n > 0 && team.index() == 0) {
-      const double rstd = out.rstd.data ? Method::rstd({0, p.var, pool.count}, params, k) : 0;
-      write_statistics(out, entry, p.mean, p.var, rstd);
+      write_entry<Method>(out, entry, p, pool.count, params, k);
     }
     const Applied<C> y = applied<C>(Method::coefficients(stats, params, k), weight(k), bias(k));
     a = y.a;
@@ -216,11 +220,8 @@ __global__ void export_statistics(Geometry g, PoolTables<Method> pools, int i,
   const PoolShape& shape = pools.shape[i];
   const Index e = my_index();
   if (e >= shape.entries()) return;
-  const double var = pools.var_of(i, e);
-  const double rstd =
-      out.rstd.data ? Method::rstd({0, var, shape.size()}, params, shape.cell_of(g, e, 0) % g.cells)
-                    : 0;
-  write_statistics(out, e, pools.mean_of(i, e), var, rstd);
+  write_entry<Method>(out, e, {pools.mean_of(i, e), pools.var_of(i, e)}, shape.size(), params,
+                      shape.cell_of(g, e, 0) % g.cells);
 }
 
 template <class Method, class C>
@@ -239,24 +240,31 @@ __global__ void solve_backward(Geometry g, PoolTables<Method> pools, typename Me
   if (cell < g.coefficient_cells()) solve_backward_of(cell, g, pools, params, weight, t);
 }
 
-// Sums of the pieces of dy * u and dy for every coefficient cell.
+// The sums of dy * u and dy of a coefficient cell, from those of its pieces.
+struct CellSums {
+  double u, one;
+};
+__device__ inline CellSums sums_of_cell(const Summers& by, const Geometry& g, Index cell,
+                                        const double* dy_u, const double* dy_1) {
+  CellSums sum{0, 0};
+  for (Index i = by.lane(); i < g.coefficient_pieces(); i += by.lanes) {
+    const Index at = g.coefficient_piece(cell, i);
+    sum.u += dy_u[at];
+    sum.one += dy_1[at];
+  }
+  by.sum(sum.u, sum.one);
+  return sum;
+}
+// Of every coefficient cell.
 [[maybe_unused]] static __global__ void sum_pieces(Summers by, Geometry g, const double* dy_u,
                                                    const double* dy_1, double* sum_u,
                                                    double* sum_1) {
   const Index cell = by.entry();
   if (cell >= g.coefficient_cells()) return;
-  const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces;
-  double u = 0, one = 0;
-  for (Index i = by.lane(); i < parts; i += by.lanes) {
-    const auto [o, piece] = g.by_pieces(i);
-    const Index at = (cell + o * g.cells) * g.pieces + piece;
-    u += dy_u[at];
-    one += dy_1[at];
-  }
-  by.sum(u, one);
+  const CellSums sum = sums_of_cell(by, g, cell, dy_u, dy_1);
   if (by.lane() == 0) {
-    sum_u[cell] = u;
-    sum_1[cell] = one;
+    sum_u[cell] = sum.u;
+    sum_1[cell] = sum.one;
   }
 }
 
@@ -394,7 +402,7 @@ struct GradientSolver {
     const Index cells = !active ? 0 : g.shared_rows ? 1 : pool.cells_of_entry(g);
     double d[2] = {0, 0};  // gradients of the pool's statistics: lane 0 has those of its warp's
     for (Index m = team.thread() / 32; m < cells; m += team.warps()) {
-      sum_cell(pool.cell_of(g, entry, m), d);
+      sum_cell(team, pool.cell_of(g, entry, m), d);
     }
     if (given) return;
     __syncwarp();
@@ -423,21 +431,11 @@ struct GradientSolver {
 
  private:
   // By a warp, whose first lane adds to d.
-  __device__ void sum_cell(Index cell, double (&d)[2]) const {
-    const Index parts = (g.shared_rows ? g.outer : 1) * g.pieces, k = cell % g.cells;
-    const int lane = int(threadIdx.x) % 32;
-    double u = 0, one = 0;
-    for (Index i = lane; i < parts; i += 32) {
-      const auto [o, piece] = g.by_pieces(i);
-      const Index at = (cell + o * g.cells) * g.pieces + piece;
-      u += dy_u[at];
-      one += dy_1[at];
-    }
-    for (int j = 16; j > 0; j /= 2) {
-      u += __shfl_xor_sync(0xffffffffu, u, j);
-      one += __shfl_xor_sync(0xffffffffu, one, j);
-    }
-    if (lane > 0) return;
+  __device__ void sum_cell(const Team& team, Index cell, double (&d)[2]) const {
+    const Summers warp(team);
+    const auto [u, one] = sums_of_cell(warp, g, cell, dy_u, dy_1);
+    if (warp.lane() > 0) return;
+    const Index k = cell % g.cells;
     sum_u[cell] = u;
     sum_1[cell] = one;
     if (dweight.data) {

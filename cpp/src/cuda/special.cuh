@@ -94,6 +94,35 @@ struct WindowAxes {
   }
 };
 
+// Operands by channels and pixels: x, then y; or x, dy, dx.
+struct ChannelLayout {
+  WindowAxes pixels;
+  Index channels = 0;
+  Index step[3] = {};  // from channel to channel
+  bool last = false;   // channels are neighbours in memory
+
+  ChannelLayout() = default;
+  ChannelLayout(const ConstTensor* const (&operands)[3], int axis, const Index* reach_before,
+                const Index* reach_after)
+      : pixels(operands, axis, reach_before, reach_after), channels(operands[0]->shape(axis)) {
+    for (int o = 0; o < 3; ++o) step[o] = operands[o] ? operands[o]->stride(axis) : 0;
+    last = step[0] == 1 && channels > 1 && pixels.count > 1;
+  }
+  __device__ Index at(int operand, Index c, Index n) const {
+    return pixels.at(operand, n) + c * step[operand];
+  }
+
+  // Element i of so many pixels in the order of memory.
+  struct Element {
+    Index channel, pixel;
+  };
+  IndexDivision by_inner(Index n) const { return {last ? channels : n, n * channels}; }
+  __device__ Element element(const IndexDivision& by_inner, Index i) const {
+    const auto [outer, inner] = by_inner(i);
+    return last ? Element{inner, outer} : Element{outer, inner};
+  }
+};
+
 // ---- windows over a table of positions
 
 // Each sum over how many elements its window has; or each element over how many its own has, which

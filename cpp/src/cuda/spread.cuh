@@ -332,13 +332,10 @@ __global__ void join_tallies(Summers by, Geometry g, const double* sums, double*
   using Join = std::conditional_t<kPeak, Largest, Sum>;
   constexpr Join join;
   const Index parts = g.outer * g.cells * g.pieces;
-  const Index mine = (g.shared_rows ? g.outer : 1) * g.pieces;
   for (int k = 0; k < (kPeak ? 1 : kMostTallies); ++k) {
     double value = 0;
-    for (Index i = by.lane(); i < mine; i += by.lanes) {
-      const auto [o, piece] = g.by_pieces(i);
-      const Index at = (cell + o * g.cells) * g.pieces + piece;
-      value = join(value, sums[k * parts + at]);
+    for (Index i = by.lane(); i < g.coefficient_pieces(); i += by.lanes) {
+      value = join(value, sums[k * parts + g.coefficient_piece(cell, i)]);
     }
     if (by.lanes > 1) {
       for (int d = 16; d > 0; d /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, d));
@@ -443,10 +440,8 @@ __device__ C kth_largest(Selection& s, Index k, Each each) {
 // f(entry of the tables of pieces) for the pieces of a coefficient cell, by the threads of a block.
 template <class F>
 __device__ void each_part(const Geometry& g, Index cell, F f) {
-  const Index mine = (g.shared_rows ? g.outer : 1) * g.pieces;
-  for (Index i = threadIdx.x; i < mine; i += kSelectThreads) {
-    const auto [o, piece] = g.by_pieces(i);
-    f((cell + o * g.cells) * g.pieces + piece);
+  for (Index i = threadIdx.x; i < g.coefficient_pieces(); i += kSelectThreads) {
+    f(g.coefficient_piece(cell, i));
   }
 }
 

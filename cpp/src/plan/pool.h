@@ -25,6 +25,13 @@ struct Weighed {
     pairs += std::fmax(0.0, sum * sum - squares) / 2;
     return {sum, sum > 0 ? 2 * pairs / sum : 0};
   }
+  // What a part gives to these sums.
+  static constexpr int kParts = 3;
+  NORMCORE_HD void put_parts(double* parts) const {
+    parts[0] = sum;
+    parts[1] = sum * divisor / 2;
+    parts[2] = sum * sum;
+  }
   // Of two parts; no product of weights leaves the range.
   NORMCORE_HD static Weighed joined(const Weighed& a, const Weighed& b) {
     const double sum = a.sum + b.sum;
@@ -42,6 +49,9 @@ struct Weighed {
 struct Counted {
   Weighed here{};
   const Weighed* there = nullptr;
+
+  // Where `there` can be read.
+  NORMCORE_HD Weighed value() const { return there ? *there : here; }
 };
 
 // The statistics of one pool over a block of the table: rows x cols entries.

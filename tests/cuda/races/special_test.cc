@@ -23,16 +23,24 @@ void PrintTo(const ResponseCase& c, std::ostream* out) {
   *out << c.pixels << " pixels of " << c.channels << " channels, " << c.segment << " of a block";
 }
 
+// Of operands without gaps.
+ChannelLayout layout_of(Index channels, Index pixels, bool last) {
+  ChannelLayout layout;
+  layout.channels = channels;
+  layout.last = last;
+  layout.pixels.dims = 1;
+  layout.pixels.count = layout.pixels.size[0] = pixels;
+  for (int o = 0; o < 3; ++o) {
+    layout.pixels.stride[o][0] = last ? channels : 1;
+    layout.step[o] = last ? 1 : pixels;
+  }
+  return layout;
+}
+
 template <bool kBackward, bool kLast>
 void run_response(const ResponseCase& c) {
   Values x = numbers(c.pixels * c.channels), dy = x, out(x.size(), NAN);
-  ChannelTile tile{{}, c.channels, c.segment, c.before, c.after, {}};
-  tile.pixels.dims = 1;
-  tile.pixels.count = tile.pixels.size[0] = c.pixels;
-  for (int o = 0; o < 3; ++o) {
-    tile.pixels.stride[o][0] = kLast ? c.channels : 1;
-    tile.step[o] = kLast ? 1 : c.pixels;
-  }
+  const ChannelTile tile{layout_of(c.channels, c.pixels, kLast), c.segment, c.before, c.after};
   const ResponseFormula formula{1, 0.1, 0.75, 1e30};
   const dim3 blocks(unsigned((c.pixels + kPixels - 1) / kPixels),
                     unsigned((c.channels + c.segment - 1) / c.segment));
@@ -79,13 +87,15 @@ void run_mixture(const MixtureCase& c) {
   Doubles t(x.size(), NAN), rest = t, of_channels(std::size_t(blocks.x * 2 * n), NAN);
   Doubles of_weights(std::size_t(c.splits * n * n), NAN);
   Doubles of_a(blocks.x * blocks.y, NAN), of_e = of_a;
-  Mixture m{{}, n, {}, c.last, weights.data(), ones.data(), ones.data(), 2, 1, 0.5, 0, c.pixels};
-  m.pixels.dims = 1;
-  m.pixels.count = m.pixels.size[0] = c.pixels;
-  for (int o = 0; o < 3; ++o) {
-    m.pixels.stride[o][0] = c.last ? n : 1;
-    m.step[o] = c.last ? 1 : c.pixels;
-  }
+  const Mixture m{layout_of(n, c.pixels, c.last),
+                  weights.data(),
+                  ones.data(),
+                  ones.data(),
+                  2,
+                  1,
+                  0.5,
+                  0,
+                  c.pixels};
   MixingArrays<float> arrays{
       x.data(),           dy.data(),         y.data(),    nullptr,     t.data(), rest.data(),
       of_channels.data(), of_weights.data(), of_a.data(), of_e.data(), false};
