@@ -347,9 +347,7 @@ class Problem:
             if of is None:
                 assert got is None, f"{what}: {got}, expected None"
             else:
-                # Numbers of 16 bits come by way of float32.
-                twice = 2**-24 * np.abs(exact) if got.dtype.itemsize == 2 else 0.0
-                assert_close(got, exact, slack=slack[name] + twice, what=what, dtype=of.dtype)
+                assert_close(got, exact, slack=slack[name], what=what, dtype=of.dtype)
 
     def check(self):
         self.check_forward(self.forward())

@@ -6,10 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 
 #include "pipeline/forward.h"
+#include "plan/round_to_odd.h"
 #include "support.h"
 
 namespace normcore {
@@ -585,6 +588,44 @@ TEST(PlanInvariants, ChunkingOfACellDoesNotDependOnTheNumberOfCells) {
       }
     }
   }
+}
+
+// v, rounded to nearest even with `digits` of them.
+double rounded(double v, int digits) {
+  if (v == 0 || !std::isfinite(v)) return v;
+  const int shift = digits - 1 - std::ilogb(v);
+  return std::ldexp(std::nearbyint(std::ldexp(v, shift)), -shift);
+}
+
+TEST(RoundToOdd, RoundsAsOnceTo16Bits) {
+  Random random(21);
+  int twice = 0;  // where float(v) would end elsewhere
+  for (const int digits : {8, 11}) {
+    const double ulp = std::ldexp(1.0, 1 - digits);
+    for (int i = 0; i < 100'000; ++i) {
+      const double sign = random.integer(0, 1) == 0 ? 1 : -1;
+      const double scale = std::ldexp(1.0, int(random.integer(0, 39)));
+      const double number = 1 + double(random.integer(0, (Index(1) << (digits - 1)) - 1)) * ulp;
+      const double step = std::ldexp(double(random.integer(-1, 1)), int(random.integer(-51, -20)));
+      const double v = sign * scale * (number + 0.5 * ulp * double(random.integer(0, 1)) + step);
+      EXPECT_EQ(rounded(double(round_to_odd(v)), digits), rounded(v, digits)) << v;
+      twice += rounded(double(float(v)), digits) != rounded(v, digits);
+    }
+  }
+  EXPECT_GT(twice, 1000);  // or the numbers are none that show it
+}
+
+TEST(RoundToOdd, KeepsWhatIsAFloatAndWhatNoFloatReaches) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float v : {0.0f, -0.0f, 1.0f, -0x1.8p-149f, 0x1.fffffep127f, infinity, -infinity}) {
+    EXPECT_EQ(round_to_odd(v), v);
+    EXPECT_EQ(std::signbit(round_to_odd(v)), std::signbit(v));
+  }
+  EXPECT_TRUE(std::isnan(round_to_odd(std::nan(""))));
+  // Beyond float: the largest, which 16 bits round to infinity; below it: the smallest, to 0.
+  EXPECT_EQ(round_to_odd(-1e300), -0x1.fffffep127f);
+  EXPECT_EQ(round_to_odd(1e-300), 0x1p-149f);
+  EXPECT_EQ(round_to_odd(-1e-300), -0x1p-149f);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/workspace.h"
 #include "normcore/tensor.h"
+#include "plan/round_to_odd.h"
 #include "plan/walk.h"
 
 namespace normcore {
@@ -51,16 +52,17 @@ void read_array(const ConstTensor& t, const Walk& w, cpu::Workspace::Scope& scop
   }
 }
 
-// Writes n doubles to the elements of t along w, rounded once for float64 and float32.
+// Writes n doubles to the elements of t along w, as if rounded once.
 inline void store_array(const double* values, const Tensor& t, const Walk& w,
                         cpu::Workspace::Scope& scope) {
   const Index n = w.count();
   const void* source = values;
   if (t.dtype() != DType::kFloat64) {
     float* narrow = scope.take<float>(n);
-    for (Index i = 0; i < n; ++i) narrow[i] = float(values[i]);
+    const bool goes_on = t.dtype() != DType::kFloat32;
+    for (Index i = 0; i < n; ++i) narrow[i] = goes_on ? round_to_odd(values[i]) : float(values[i]);
     source = narrow;
-    if (t.dtype() != DType::kFloat32) {
+    if (goes_on) {
       auto* half = scope.take<std::uint16_t>(n);
       cpu::kernel_set<float>(cpu::kernels(), t.dtype()).store(narrow, half, n);
       source = half;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "drivers.inl"
+#include "special/mixing_formulas.h"
 #include "vector_math.h"
 
 namespace normcore::cpu::NORMCORE_ISA {
@@ -278,18 +279,6 @@ bool denominators(const Mixture<C>& f, const C* x, const C* dy, C* u, C* d, bool
   }
 }
 
-// sgn(x) |x|^p
-template <class C>
-SI Vec<C> signed_power(Vec<C> x, C p) {
-  return p == 1 ? x : sign_of<C>(x) * power<C>(abs_of<C>(x), p);
-}
-// D^(-e). Where it is infinite because all there is is 0, it is 0, and so is what it multiplies.
-template <class C>
-SI Vec<C> divisor_power(Vec<C> d, Vec<C> x, C e) {
-  const Vec<C> zero{}, f = power<C>(d, -e), at_zero = x == 0 ? zero : f;
-  return e > 0 ? (d == 0 ? at_zero : f) : f;
-}
-
 template <class C>
 void divide(const Mixture<C>& f, const C* d, C* x) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
@@ -298,20 +287,20 @@ void divide(const Mixture<C>& f, const C* d, C* x) {
     C* xr = x + r * f.stride;
     for (Index i = 0; i < P; i += N) {
       const Vec<C> v = load(xr + i, Full{});
-      const Vec<C> factor = divisor_power<C>(load(d + r * P + i, Full{}), v, f.e);
-      store(xr + i, gain * signed_power<C>(v, f.p) * factor, Full{});
+      const Vec<C> den = load(d + r * P + i, Full{});
+      store(xr + i, mixing::y<VectorMath<C>>(v, den, gain, f.p, f.e), Full{});
     }
   }
 }
 
 // With t = dL/dD = -e g dy n D^(-e) / D and n = sgn(x) |x|^p:
 //   dx = g dy p |x|^(p-1) D^(-e) + a |x|^(a-1) sgn(x) (W^T t)
-// d becomes t and dy becomes dx. A slope that is infinite at 0 counts as 0.
+// d becomes t and dy becomes dx.
 template <class C>
 void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C* scratch,
                     const MixingSums<C>& sums) {
+  using M = VectorMath<C>;
   constexpr Index N = kLanes<C>, P = kPixels<C>;
-  const Vec<C> zero{};
   for (Index r = 0; r < f.rows; ++r) {
     const Vec<C> gain = splat(f.gain[r]);
     Vec<C> offset_sum{}, gain_sum{}, e_sum{};
@@ -319,22 +308,12 @@ void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C*
     C *dyr = dy + r * f.stride, *dr = d + r * P;
     for (Index i = 0; i < P; i += N) {
       const Vec<C> v = load(xr + i, Full{}), den = load(dr + i, Full{}), g = load(dyr + i, Full{});
-      const Vec<C> factor = divisor_power<C>(den, v, f.e), q = g * gain;
-      const Vec<C> dy_y = g * (signed_power<C>(v, f.p) * factor), q_y = dy_y * gain;
-      const Vec<C> slope_of_d = -f.e * (q_y / den), t = den == 0 ? zero : slope_of_d;
-      Vec<C> direct = q * factor;
-      if (f.p != 1) {
-        const Vec<C> slope = f.p * power<C>(abs_of<C>(v), f.p - 1);
-        direct *= f.p < 1 ? (v == 0 ? zero : slope) : slope;
-      }
-      store(dr + i, t, Full{});
-      store(dyr + i, direct, Full{});
-      offset_sum += t;
-      gain_sum += dy_y;
-      if (sums.e) {
-        const Vec<C> term = q_y * log<C>(den);
-        e_sum -= q_y == 0 ? zero : term;  // also where the logarithm is infinite
-      }
+      const mixing::Terms<M> terms(g, v, den, gain, f.p, f.e);
+      store(dr + i, terms.d, Full{});
+      store(dyr + i, terms.x, Full{});
+      offset_sum += terms.d;
+      gain_sum += terms.gain;
+      if (sums.e) e_sum += terms.e();
     }
     auto add = [&](C* to, Vec<C> v) __attribute__((always_inline)) {
       if (to) store(to + r * N, load(to + r * N, Full{}) + v, Full{});
@@ -349,21 +328,9 @@ void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C*
     C* dyr = dy + r * f.stride;
     Vec<C> a_sum{};
     for (Index i = 0; i < P; i += N) {
-      const Vec<C> v = load(xr + i, Full{}), s = load(sr + i, Full{});
-      Vec<C> slope;
-      if (f.a == 2) {
-        slope = v + v;
-      } else if (f.a == 1) {
-        slope = sign_of<C>(v);
-      } else {
-        const Vec<C> ratio = f.a * (load(ur + i, Full{}) / v);
-        slope = v == 0 ? zero : ratio;
-      }
-      store(dyr + i, fma<C>(slope, s, load(dyr + i, Full{})), Full{});
-      if (sums.a) {
-        const Vec<C> term = s * load(ur + i, Full{}) * log<C>(abs_of<C>(v));
-        a_sum += v == 0 ? zero : term;
-      }
+      const Vec<C> v = load(xr + i, Full{}), s = load(sr + i, Full{}), size = load(ur + i, Full{});
+      store(dyr + i, fma<C>(mixing::slope<M>(v, size, f.a), s, load(dyr + i, Full{})), Full{});
+      if (sums.a) a_sum = fma<C>(s, mixing::slope_of_exponent<M>(v, size), a_sum);
     }
     if (sums.a) store(sums.a + r * N, load(sums.a + r * N, Full{}) + a_sum, Full{});
   }

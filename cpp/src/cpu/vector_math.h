@@ -273,5 +273,18 @@ SI Vec<C> power(Vec<C> x, C e) {
   return pow_of<C>(x, e);
 }
 
+// What formulas of elements compute with here: see special/formulas.h.
+template <class C>
+struct VectorMath {
+  using Value = Vec<C>;
+  using Number = C;
+  SI static Value fma(Value a, Value b, Value c) { return NORMCORE_ISA::fma<C>(a, b, c); }
+  SI static Value sqrt(Value v) { return square_root(v); }
+  SI static Value log(Value v) { return NORMCORE_ISA::log<C>(v); }
+  SI static Value abs(Value v) { return abs_of<C>(v); }
+  SI static Value sign(Value v) { return sign_of<C>(v); }
+  SI static Value power(Value v, C exponent) { return NORMCORE_ISA::power<C>(v, exponent); }
+};
+
 }  // namespace
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "drivers.inl"
+#include "special/divisive_formulas.h"
+#include "special/response_formulas.h"
 #include "vector_math.h"
 
 namespace normcore::cpu::NORMCORE_ISA {
@@ -69,16 +71,8 @@ void window_sums(C* a, C* out, Index count, Index step, Index n) {
 
 // ---- x * s^-beta, s = k + scale * the window's sum of squares
 
-enum Power { kHalf, kThreeQuarters, kWhole, kAnyPower };
+using response::Exponent;
 
-// f.template operator()<power>() for the exponent: the common ones need no logarithm.
-template <class C, class F>
-SI void with_power(C beta, F f) {
-  if (beta == C(0.75)) return f.template operator()<kThreeQuarters>();
-  if (beta == C(0.5)) return f.template operator()<kHalf>();
-  if (beta == C(1)) return f.template operator()<kWhole>();
-  f.template operator()<kAnyPower>();
-}
 // 1 / sqrt(v) to 11 bits, where there is an instruction for it.
 #if defined(NORMCORE_X86)
 constexpr bool kEstimates = true;
@@ -96,20 +90,16 @@ constexpr bool kEstimates = false;
 SI F32 inverse_sqrt_estimate(F32 v) { return v; }
 #endif
 
-// s^-beta and 1 / s.
-template <class C>
-struct Powers {
-  Vec<C> power, inverse;
-};
-template <Power kPower, class C>
-SI Powers<C> inverse_powers(Vec<C> s, C beta) {
-  const Vec<C> one = splat(C(1));
-  if constexpr (kEstimates && sizeof(C) == 4 && (kPower == kHalf || kPower == kThreeQuarters)) {
+template <Exponent kExponent, class C>
+SI response::Powers<VectorMath<C>> inverse_powers(Vec<C> s, C beta) {
+  constexpr bool kHalf = kExponent == Exponent::kHalf;
+  if constexpr (kEstimates && sizeof(C) == 4 && (kHalf || kExponent == Exponent::kThreeQuarters)) {
+    const Vec<C> one = splat(C(1));
     // An estimate q of s^-1/2 or s^-1/4, and by how much it is off: s * q^2 or s * q^4 = 1 - h.
     // Then s^-beta is its power times (1 - h)^-beta, whose series is exact to h^3: two square roots
     // and a division would take four times as long.
     Vec<C> q = inverse_sqrt_estimate(s), square = q * q;
-    if constexpr (kPower == kHalf) {
+    if constexpr (kHalf) {
       const Vec<C> h = fma<C>(-(s * q), q, one);
       return {fma<C>(q * h, fma<C>(splat(C(0.375)), h, splat(C(0.5))), q),
               fma<C>(square, fma<C>(h, h, h), square)};
@@ -122,13 +112,7 @@ SI Powers<C> inverse_powers(Vec<C> s, C beta) {
               fma<C>(fourth, fma<C>(h, h, h), fourth)};
     }
   } else {
-    Vec<C> root{};
-    if constexpr (kPower == kHalf || kPower == kThreeQuarters) root = square_root(s);
-    return {kPower == kHalf            ? one / root
-            : kPower == kThreeQuarters ? one / (root * square_root(root))
-            : kPower == kWhole         ? one / s
-                                       : power<C>(s, -beta),
-            one / s};
+    return response::powers<VectorMath<C>, kExponent>(s, beta);
   }
 }
 
@@ -164,16 +148,16 @@ SI void with_windows(const Window& w, F f) {
   f.template operator()<1, 0>();
 }
 
-// f.template operator()<power, rows, N>()
+// f.template operator()<kind of exponent, rows, N>()
 template <class C, class F>
 SI void with_response(C beta, const Window& w, F f) {
-  with_power<C>(beta, [&]<Power kPower>() __attribute__((always_inline)) {
-    if constexpr (kPower == kThreeQuarters) {
+  response::with_exponent(beta, [&]<Exponent kExponent>() __attribute__((always_inline)) {
+    if constexpr (kExponent == Exponent::kThreeQuarters) {
       with_windows(w, [&]<int G, int N>() __attribute__((always_inline)) {
-        f.template operator()<kPower, G, N>();
+        f.template operator()<kExponent, G, N>();
       });
     } else {
-      f.template operator()<kPower, 1, 0>();
+      f.template operator()<kExponent, 1, 0>();
     }
   });
 }
@@ -182,7 +166,7 @@ template <class T>
 void response(In x, Out y, Index rows, Index cols, const Compute<T>* squares, Window w,
               Response<Compute<T>> f) {
   using C = Compute<T>;
-  auto all = [&]<Power kPower, int G, int N>() __attribute__((always_inline)) {
+  auto all = [&]<Exponent kExponent, int G, int N>() __attribute__((always_inline)) {
     auto group = [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
       const Rows<T, R> xr(x, r);
       const Windows<R, N, C> windows(squares, w, r);
@@ -191,8 +175,8 @@ void response(In x, Out y, Index rows, Index cols, const Compute<T>* squares, Wi
         windows.sums(i, tag, sum);
         Vectors<C, R> out;
         for (int j = 0; j < R; ++j) {
-          const Vec<C> s = fma<C>(splat(f.scale), sum[j], splat(f.k));
-          out.at[j] = xr.load(j, i, tag) * inverse_powers<kPower, C>(s, f.beta).power;
+          const Vec<C> s = response::divisor<VectorMath<C>>(sum[j], f.scale, f.k);
+          out.at[j] = xr.load(j, i, tag) * inverse_powers<kExponent, C>(s, f.beta).power;
         }
         return out;
       });
@@ -206,7 +190,7 @@ template <class T>
 void response_terms(In dy, In x, Index rows, Index cols, const Compute<T>* squares, Window w,
                     Response<Compute<T>> f, Compute<T>* direct, Compute<T>* terms) {
   using C = Compute<T>;
-  auto all = [&]<Power kPower, int G, int N>() __attribute__((always_inline)) {
+  auto all = [&]<Exponent kExponent, int G, int N>() __attribute__((always_inline)) {
     auto group = [&]<int R>(Index r) __attribute__((always_inline)) {
       const Rows<T, R> xr(x, r), dyr(dy, r);
       const Windows<R, N, C> windows(squares, w, r);
@@ -214,12 +198,12 @@ void response_terms(In dy, In x, Index rows, Index cols, const Compute<T>* squar
         Vec<C> sum[R];
         windows.sums(i, tag, sum);
         for (int j = 0; j < R; ++j) {
-          const Vec<C> s = fma<C>(splat(f.scale), sum[j], splat(f.k));
-          const Powers<C> p = inverse_powers<kPower, C>(s, f.beta);
-          const Vec<C> d = dyr.load(j, i, tag) * p.power;
+          const Vec<C> s = response::divisor<VectorMath<C>>(sum[j], f.scale, f.k);
+          const auto t = response::terms<VectorMath<C>>(dyr.load(j, i, tag), xr.load(j, i, tag),
+                                                        inverse_powers<kExponent, C>(s, f.beta));
           const Index at = (r + j) * w.stride + i;
-          store(direct + at, d, tag);
-          store(terms + at, d * xr.load(j, i, tag) * p.inverse, tag);
+          store(direct + at, t.direct, tag);
+          store(terms + at, t.shared, tag);
         }
       });
     };
@@ -244,7 +228,8 @@ void response_grad(In x, Out dx, Index rows, Index cols, const Compute<T>* direc
         windows.sums(i, tag, sum);
         Vectors<C, R> out;
         for (int j = 0; j < R; ++j) {
-          out.at[j] = directr.load(j, i, tag) - xr.load(j, i, tag) * splat(scale) * sum[j];
+          out.at[j] = response::grad<VectorMath<C>>(directr.load(j, i, tag), xr.load(j, i, tag),
+                                                    scale, sum[j]);
         }
         return out;
       });
@@ -267,22 +252,16 @@ struct DivisorOf {
         sigma(f.sigma, r),
         weight(f.weight, r) {}
   // Of the elements at i, whose values are x.
+  using Divided = divisive::Divided<VectorMath<C>>;
   template <class Tag>
-  struct At {
-    Vec<C> unit, sigma, u, inverse;
-    SI At(const DivisorOf& d, Index i, Vec<C> x, Tag tag)
-        : unit(d.unit.at(0, d.unit.along(i, tag))),
-          sigma(d.sigma.at(0, d.sigma.along(i, tag)) * unit) {
-      const Vec<C> center = d.center.at(0, d.center.along(i, tag));
-      u = (x - center) * unit - d.rest.at(0, d.rest.along(i, tag));
-      const Vec<C> s = fma<C>(sigma, sigma, d.variance.at(0, d.variance.along(i, tag)));
-      // Where nothing varies and sigma is 0, 0 and not 0 / 0; a NaN stays.
-      inverse = s == 0 ? Vec<C>{} : splat(C(1)) / square_root(s);
-    }
-  };
+  SI Divided at(Index i, Vec<C> x, Tag tag) const {
+    const Vec<C> scale = unit_at(i, tag), mean = center.at(0, center.along(i, tag));
+    return {(x - mean) * scale - rest.at(0, rest.along(i, tag)),
+            sigma.at(0, sigma.along(i, tag)) * scale, variance.at(0, variance.along(i, tag))};
+  }
   template <class Tag>
-  SI At<Tag> at(Index i, Vec<C> x, Tag tag) const {
-    return At<Tag>(*this, i, x, tag);
+  SI Vec<C> unit_at(Index i, Tag tag) const {
+    return unit.at(0, unit.along(i, tag));
   }
   template <class Tag>
   SI Vec<C> weight_at(Index i, Tag tag) const {
@@ -300,7 +279,7 @@ void divide(In x, Out y, Index rows, Index cols, Divisor<Compute<T>> f, const Co
     run([&](Index i, auto tag) __attribute__((always_inline)) {
       const auto d = divisor.at(i, load(xr + i, tag), tag);
       const Vec<C> s = shift.at(0, shift.along(i, tag));
-      return one(fma<C>(divisor.weight_at(i, tag) * d.inverse, d.u, s));
+      return one(d.y(divisor.weight_at(i, tag), s));
     });
   });
 }
@@ -317,10 +296,10 @@ SI DividedTerms<Compute<T>> divided_terms(const DivisorOf<O, Compute<T>>& diviso
   const auto d = divisor.at(i, load(x + i, tag), tag);
   DividedTerms<C> t;
   t.dbias = load(dy + i, tag);
-  t.dweight = t.dbias * (d.u * d.inverse);
-  t.direct = t.dbias * divisor.weight_at(i, tag) * d.inverse;
-  t.slope = t.direct * (d.u * d.inverse) * d.inverse;
-  t.dsigma = -(t.slope * d.sigma) * d.unit;
+  t.dweight = d.dweight(t.dbias);
+  t.direct = d.direct(t.dbias, divisor.weight_at(i, tag));
+  t.slope = d.slope(t.direct);
+  t.dsigma = d.dsigma(t.slope) * divisor.unit_at(i, tag);
   return t;
 }
 
@@ -392,10 +371,10 @@ void divided_grad(In dy, In x, Out dx, Index rows, Index cols, Divisor<Compute<T
     const Coefficient<O, 1, C> slope(q, r), shift(shift_, r);
     run([&](Index i, auto tag) __attribute__((always_inline)) {
       const auto d = divisor.at(i, load(xr + i, tag), tag);
-      const Vec<C> direct = load(dyr + i, tag) * divisor.weight_at(i, tag) * d.inverse;
+      const Vec<C> direct = d.direct(load(dyr + i, tag), divisor.weight_at(i, tag));
       const Vec<C> rest =
           fma<C>(slope.at(0, slope.along(i, tag)), d.u, shift.at(0, shift.along(i, tag)));
-      return one(fma<C>(direct, d.unit, rest));
+      return one(fma<C>(direct, divisor.unit_at(i, tag), rest));
     });
   });
 }

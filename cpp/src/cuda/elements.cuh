@@ -11,6 +11,7 @@
 
 #include "normcore/dtype.h"
 #include "pipeline/arguments.h"
+#include "plan/round_to_odd.h"
 
 namespace normcore::cuda {
 
@@ -40,6 +41,11 @@ __device__ T narrow(Compute<T> v) {
   } else {
     return v;
   }
+}
+
+template <class T>
+__device__ T narrow_double(double v) {
+  return narrow<T>(sizeof(T) == 2 ? Compute<T>(round_to_odd(v)) : Compute<T>(v));
 }
 
 template <class T>
@@ -317,10 +323,10 @@ __device__ inline void put(const Column& to, Index i, double value) {
       static_cast<float*>(to.data)[i * to.stride] = float(value);
       break;
     case DType::kFloat16:
-      static_cast<__half*>(to.data)[i * to.stride] = narrow<__half>(float(value));
+      static_cast<__half*>(to.data)[i * to.stride] = narrow_double<__half>(value);
       break;
     case DType::kBFloat16:
-      static_cast<__nv_bfloat16*>(to.data)[i * to.stride] = narrow<__nv_bfloat16>(float(value));
+      static_cast<__nv_bfloat16*>(to.data)[i * to.stride] = narrow_double<__nv_bfloat16>(value);
   }
 }
 

@@ -3,6 +3,8 @@
 // there are channels; windows run over them along one axis after the other.
 #include "cuda/special.cuh"
 #include "cuda/special.h"
+#include "special/divisive_formulas.h"
+#include "special/numbers.h"
 
 namespace normcore::cuda {
 namespace {
@@ -64,17 +66,20 @@ __global__ void deviations_kernel(Planes planes, Index n) {
   planes.t[i] += d * d;
 }
 
-// 1 / sqrt(sigma^2 + t)
-__device__ double inverse_root(double sigma, double t) { return 1 / sqrt(sigma * sigma + t); }
+// What divides element (c, n), of x at `from`: in double, so that nothing needs a unit.
+template <class T>
+__device__ divisive::Divided<Numbers<double>> divided(const Divisive& d, const Planes& planes,
+                                                      const T* x, Index from, Index c, Index n) {
+  return {double(widen(x[from])) - planes.m[n], d.sigma[c], planes.t[n]};
+}
 
 template <class T>
 __global__ void divide_kernel(Divisive d, IndexDivision by_inner, const T* x, T* y, Planes planes) {
   const Index i = my_index();
   if (i >= d.channels * d.pixels.count) return;
   const auto [c, n] = d.element(by_inner, i);
-  const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
-  const double value = fused(d.weight[c] * inverse_root(d.sigma[c], planes.t[n]), v, d.bias[c]);
-  y[d.at(1, c, n)] = narrow<T>(Compute<T>(value));
+  const double value = divided(d, planes, x, d.at(0, c, n), c, n).y(d.weight[c], d.bias[c]);
+  y[d.at(1, c, n)] = narrow_double<T>(value);
 }
 
 // Means over the channels of g r and of -1/2 g v r^3.
@@ -85,11 +90,10 @@ __global__ void position_sums_kernel(Divisive d, const T* x, const T* dy, Planes
   const Index x_at = n < 0 ? 0 : d.pixels.at(0, n), dy_at = n < 0 ? 0 : d.pixels.at(1, n);
   double shift = 0, slope = 0;
   for (Index c = mine.lane; c < channels; c += mine.lanes) {
-    const double r = inverse_root(d.sigma[c], planes.t[n]);
-    const double v = double(widen(x[x_at + c * d.step[0]])) - planes.m[n];
-    const double direct = double(widen(dy[dy_at + c * d.step[1]])) * d.weight[c] * r;
+    const auto of_x = divided(d, planes, x, x_at + c * d.step[0], c, n);
+    const double direct = of_x.direct(double(widen(dy[dy_at + c * d.step[1]])), d.weight[c]);
     shift += direct;
-    slope += direct * (v * r) * r;
+    slope += of_x.slope(direct);
   }
   shift = mine.sum(shift);
   slope = mine.sum(slope);
@@ -102,11 +106,10 @@ template <class T>
 __global__ void channel_sums_kernel(Divisive d, ChannelSums sums, const T* x, const T* dy,
                                     Planes planes, double* partial) {
   sums.run<3>(partial, [&](Index c, Index n, double (&to)[3]) {
-    const double r = inverse_root(d.sigma[c], planes.t[n]);
-    const double xhat = (double(widen(x[d.at(0, c, n)])) - planes.m[n]) * r;
+    const auto of_x = divided(d, planes, x, d.at(0, c, n), c, n);
     const double g = double(widen(dy[d.at(1, c, n)]));
-    to[0] -= g * d.weight[c] * r * xhat * r * d.sigma[c];
-    to[1] += g * xhat;
+    to[0] += of_x.dsigma(of_x.slope(of_x.direct(g, d.weight[c])));
+    to[1] += of_x.dweight(g);
     to[2] += g;
   });
 }
@@ -120,10 +123,10 @@ __global__ void grad_kernel(Divisive d, IndexDivision by_inner, const T* x, cons
   const Index i = my_index();
   if (i >= d.channels * d.pixels.count) return;
   const auto [c, n] = d.element(by_inner, i);
-  const double v = double(widen(x[d.at(0, c, n)])) - planes.m[n];
-  const double direct =
-      double(widen(dy[d.at(1, c, n)])) * d.weight[c] * inverse_root(d.sigma[c], planes.t[n]);
-  dx[d.at(2, c, n)] = narrow<T>(Compute<T>(direct + 2 * planes.slope[n] * v - planes.shift[n]));
+  const auto of_x = divided(d, planes, x, d.at(0, c, n), c, n);
+  const double direct = of_x.direct(double(widen(dy[d.at(1, c, n)])), d.weight[c]);
+  const double whole = direct + 2 * planes.slope[n] * of_x.u - planes.shift[n];
+  dx[d.at(2, c, n)] = narrow_double<T>(whole);
 }
 
 }  // namespace

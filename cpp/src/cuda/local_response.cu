@@ -16,14 +16,17 @@ __global__ void squares_kernel(WindowAxes axes, const T* x, double* squares) {
   const double v = double(widen(x[axes.at(0, i)]));
   squares[i] = v * v;
 }
+// Of the divisor of an element, by its window's sum.
+__device__ response::Powers<Numbers<double>> powers_of(double sum, const ResponseFormula& f) {
+  return response_powers(response::divisor<Numbers<double>>(sum, f.scale, f.k), f.beta);
+}
 template <class T>
 __global__ void response_kernel(WindowAxes axes, const T* x, T* y, const double* sums,
                                 ResponseFormula f) {
   const Index i = my_index();
   if (i >= axes.count) return;
   const double v = double(widen(x[axes.at(0, i)]));
-  const double power = inverse_power(fused(f.scale, sums[i], f.k), f.beta);
-  y[axes.at(1, i)] = narrow<T>(Compute<T>(v * power));
+  y[axes.at(1, i)] = narrow_double<T>(v * powers_of(sums[i], f).power);
 }
 // What a window's elements get back: dy x d^(-beta-1).
 template <class T>
@@ -32,8 +35,7 @@ __global__ void terms_kernel(WindowAxes axes, const T* x, const T* dy, const dou
   const Index i = my_index();
   if (i >= axes.count) return;
   const double v = double(widen(x[axes.at(0, i)])), g = double(widen(dy[axes.at(1, i)]));
-  const double d = fused(f.scale, sums[i], f.k);
-  terms[i] = g * inverse_power(d, f.beta) * v / d;
+  terms[i] = response::terms<Numbers<double>>(g, v, powers_of(sums[i], f)).shared;
 }
 template <class T>
 __global__ void response_grad_kernel(WindowAxes axes, const T* x, const T* dy, T* dx,
@@ -41,8 +43,9 @@ __global__ void response_grad_kernel(WindowAxes axes, const T* x, const T* dy, T
   const Index i = my_index();
   if (i >= axes.count) return;
   const double v = double(widen(x[axes.at(0, i)])), g = double(widen(dy[axes.at(1, i)]));
-  const double power = inverse_power(fused(f.scale, sums[i], f.k), f.beta);
-  dx[axes.at(2, i)] = narrow<T>(Compute<T>(g * power - 2 * f.beta * f.scale * v * terms[i]));
+  const double direct = g * powers_of(sums[i], f).power;
+  const double whole = response::grad<Numbers<double>>(direct, v, 2 * f.beta * f.scale, terms[i]);
+  dx[axes.at(2, i)] = narrow_double<T>(whole);
 }
 
 template <class T>

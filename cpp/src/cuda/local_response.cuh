@@ -3,7 +3,8 @@
 #pragma once
 
 #include "cuda/special.cuh"
-#include "special/response.h"
+#include "special/numbers.h"
+#include "special/response_formulas.h"
 
 namespace normcore::cuda {
 
@@ -14,6 +15,14 @@ struct ChannelTile : ChannelLayout {
   Index segment;  // channels that a block writes
   Index before, after;
 };
+
+// The formulas' powers for any exponent.
+template <class C>
+__device__ response::Powers<Numbers<C>> response_powers(C d, C beta) {
+  return response::with_exponent(beta, [&]<response::Exponent kExponent>() {
+    return response::powers<Numbers<C>, kExponent>(d, beta);
+  });
+}
 
 // Calls f(channel, pixel) for channels [c0, c1) of the tile, in the order of memory.
 template <bool kLast, class F>
@@ -87,7 +96,7 @@ __global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, 
   }
   __syncthreads();
 
-  // use(d, its power, in float where its range allows it) of channel c's window.
+  // use(powers of the divisor) of channel c's window, in float where its range allows it.
   auto divisor = [&](Index c, int p, auto use) {
     const Index q0 = low(c - g.before), q1 = high(c + g.after + 1);
     C sum = 0;
@@ -96,30 +105,31 @@ __global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, 
       sum = fused(v, v, sum);
     }
     if (sizeof(C) == 8 || double(sum) <= f.limit) {
-      const C d = fused(C(f.scale), sum, C(f.k));
-      return use(d, inverse_power(d, C(f.beta)));
+      return use(
+          response_powers(response::divisor<Numbers<C>>(sum, C(f.scale), C(f.k)), C(f.beta)));
     }
     double wide = 0;
     for (Index q = q0; q < q1; ++q) {
       const double v = double(values[(q - s0) * kPitch + p]);
       wide = fused(v, v, wide);
     }
-    wide = fused(f.scale, wide, f.k);
-    use(wide, inverse_power(wide, f.beta));
+    use(response_powers(response::divisor<Numbers<double>>(wide, f.scale, f.k), f.beta));
   };
   if constexpr (!kBackward) {
     each_element<kLast>(c0, c1, count, [&](Index c, int p) {
       const C v = values[(c - s0) * kPitch + p];
-      divisor(c, p, [&](auto, auto power) { out[at(kOut, c, p)] = narrow<T>(C(v * power)); });
+      divisor(c, p, [&](auto of_d) { out[at(kOut, c, p)] = narrow<T>(C(v * of_d.power)); });
     });
   } else {
     each_element<kLast>(t0, t1, count, [&](Index c, int p) {
       const Index i = (c - t0) * kPitch + p;
       const C v = values[(c - s0) * kPitch + p], gradient = direct[i];
-      divisor(c, p, [&](auto d, auto power) {
-        direct[i] = C(gradient * power);
+      divisor(c, p, [&](auto of_d) {
         // A term may be too small for float, and what multiplies it as large.
-        terms[i] = double(gradient * power) * double(v) / double(d);
+        const auto t = response::terms<Numbers<double>>(double(gradient), double(v),
+                                                        {double(of_d.power), double(of_d.inverse)});
+        direct[i] = C(t.direct);
+        terms[i] = t.shared;
       });
     });
     __syncthreads();
@@ -128,8 +138,9 @@ __global__ void channels_kernel(ChannelTile g, const T* x, const T* dy, T* out, 
       double sum = 0;
       for (Index q = q0; q < q1; ++q) sum += terms[(q - t0) * kPitch + p];
       const double v = double(values[(c - s0) * kPitch + p]);
-      const double whole = double(direct[(c - t0) * kPitch + p]) - 2 * f.beta * f.scale * v * sum;
-      out[at(kOut, c, p)] = narrow<T>(C(whole));
+      const double of_y = double(direct[(c - t0) * kPitch + p]);
+      const double dx = response::grad<Numbers<double>>(of_y, v, 2 * f.beta * f.scale, sum);
+      out[at(kOut, c, p)] = narrow_double<T>(dx);
     });
   }
 }

@@ -60,7 +60,7 @@ __global__ void read_kernel(const T* from, DeviceWalk walk, Index n, C* out) {
 template <class T>
 __global__ void store_kernel(const double* values, DeviceWalk walk, Index n, T* to) {
   const Index i = my_index();
-  if (i < n) to[walk.at(i)] = narrow<T>(Compute<T>(values[i]));
+  if (i < n) to[walk.at(i)] = narrow_double<T>(values[i]);
 }
 
 __device__ double result(const Step& s, Index i) {

@@ -17,12 +17,12 @@ __global__ void place_kernel(Mixture m, IndexDivision by_inner, const T* table, 
 
 __global__ void powers_kernel(const double* values, Index n, double exponent, double* out) {
   const Index i = my_index();
-  if (i < n) out[i] = mixing::power(values[i], exponent);
+  if (i < n) out[i] = Double::power(values[i], exponent);
 }
 // Gradients by b from those by b^q.
 __global__ void chain_kernel(double* sums, const double* b, Index n, double q) {
   const Index i = my_index();
-  if (i < n) sums[i] *= b[i] == 0 && q < 1 ? 0 : q * mixing::power(b[i], q - 1);
+  if (i < n) sums[i] *= b[i] == 0 && q < 1 ? 0 : q * Double::power(b[i], q - 1);
 }
 
 // The parameters of a call, loaded, and its pixels by runs.

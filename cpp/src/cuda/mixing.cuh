@@ -12,10 +12,12 @@
 #include "cuda/mma.cuh"
 #include "cuda/special.cuh"
 #include "special/mixing_formulas.h"
+#include "special/numbers.h"
 
 namespace normcore::cuda {
 
 inline constexpr Index kFewChannels = 16;
+using Double = Numbers<double>;
 
 struct Mixture : ChannelLayout {
   const double *weights, *offset, *gain;
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kBlock, 2) product_kernel(Mixture m, MixingArr
     }
   };
   auto factor = [&](Raw v) {
-    return kBack ? double(widen(v)) : mixing::power(fabs(double(widen(v))), m.a);
+    return kBack ? double(widen(v)) : Double::power(fabs(double(widen(v))), m.a);
   };
   const bool by_channels = m.last;
   auto bring_u = [&](Index j0) {
@@ -195,23 +197,23 @@ __global__ void __launch_bounds__(kBlock, 2) product_kernel(Mixture m, MixingArr
       const double v = double(widen(arrays.x[offsets[p] + c * m.step[0]]));
       const Index i = m.in_table(c, first + p);
       if constexpr (kWhat == Product::kY) {
-        const double y =
-            m.gain[c] * mixing::signed_power(v, m.p) * mixing::divisor_power(of_product, v, m.e);
+        const double y = mixing::y<Double>(v, of_product, m.gain[c], m.p, m.e);
         T* to =
             arrays.y_table ? arrays.y_table + i : arrays.out + offsets[kPixels + p] + c * m.step[1];
-        *to = narrow<T>(Compute<T>(y));
+        *to = narrow_double<T>(y);
       } else if constexpr (kWhat == Product::kTerms) {
         const double g = double(widen(arrays.dy[offsets[kPixels + p] + c * m.step[1]]));
-        const mixing::Terms terms = mixing::terms(g, v, of_product, m.gain[c], m.p, m.e);
+        const mixing::Terms<Double> terms(g, v, of_product, m.gain[c], m.p, m.e);
         arrays.t[i] = terms.d;
         arrays.rest[i] = terms.x;
         sums[0] += terms.d;
         sums[1] += terms.gain;
-        if (arrays.e) block_sum += mixing::term_of_e(terms.gain, m.gain[c], of_product);
+        if (arrays.e) block_sum += terms.e();
       } else {
-        const double dx = fused(mixing::slope(v, m.a), of_product, arrays.rest[i]);
-        arrays.out[offsets[2 * kPixels + p] + c * m.step[2]] = narrow<T>(Compute<T>(dx));
-        if (arrays.a) block_sum += of_product * mixing::slope_of_exponent(v, m.a);
+        const double size = Double::power(fabs(v), m.a);
+        const double dx = fused(mixing::slope<Double>(v, size, m.a), of_product, arrays.rest[i]);
+        arrays.out[offsets[2 * kPixels + p] + c * m.step[2]] = narrow_double<T>(dx);
+        if (arrays.a) block_sum += of_product * mixing::slope_of_exponent<Double>(v, size);
       }
     }
     if constexpr (kWhat == Product::kTerms) {
@@ -274,7 +276,7 @@ __global__ void __launch_bounds__(kBlock)
         if (row0 + c < n) left = arrays.t[m.in_table(row0 + c, p + q)];
         if (col0 + c < n) {
           const T v = arrays.x[offsets[q] + (col0 + c) * m.step[0]];
-          right = mixing::power(fabs(double(widen(v))), m.a);
+          right = Double::power(fabs(double(widen(v))), m.a);
         }
       }
       t_tile[q * kPitch + c] = left;

@@ -3,7 +3,7 @@
 
 #include "normcore/local.h"
 #include "special/mixing.h"
-#include "special/response.h"
+#include "special/response_formulas.h"
 
 namespace normcore::cuda {
 

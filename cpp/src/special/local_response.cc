@@ -22,7 +22,7 @@
 #include "plan/steps.h"
 #include "plan/tuning.h"
 #include "special/local_plan.h"
-#include "special/response.h"
+#include "special/response_formulas.h"
 
 namespace normcore {
 namespace {

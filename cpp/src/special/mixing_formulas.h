@@ -1,59 +1,74 @@
-// What divisive norm does to an element, in double, for loops that are no vectors.
-//   y = g sgn(x) |x|^p D^(-e)
+// What divisive norm does to an element of a pixel whose channels are mixed:
+//   y = g sgn(x) |x|^p D^(-e),  D = b + W |x|^a
+// A slope that is infinite at 0 counts as 0.
 #pragma once
 
-#include <cmath>
-
-#include "normcore/export.h"
+#include "special/formulas.h"
 
 namespace normcore::mixing {
 
-// v^exponent, v >= 0
-NORMCORE_HD inline double power(double v, double exponent) {
-  if (exponent == 1) return v;
-  if (exponent == 2) return v * v;
-  if (exponent == 0.5) return std::sqrt(v);
-  if (exponent == -0.5) return 1 / std::sqrt(v);
-  if (exponent == -1) return 1 / v;
-  return std::pow(v, exponent);
-}
 // sgn(x) |x|^p
-NORMCORE_HD inline double signed_power(double x, double p) {
-  if (p == 1) return x;
-  const double size = power(std::fabs(x), p);
-  return x > 0 ? size : x < 0 ? -size : x;
+template <class M>
+NORMCORE_FORMULA typename M::Value signed_power(typename M::Value x, typename M::Number p) {
+  return p == 1 ? x : M::sign(x) * M::power(M::abs(x), p);
 }
 // D^(-e). Where it is infinite because all there is is 0, it is 0, and so is what it multiplies.
-NORMCORE_HD inline double divisor_power(double d, double x, double e) {
-  return e > 0 && d == 0 && x == 0 ? 0 : power(d, -e);
+template <class M>
+NORMCORE_FORMULA typename M::Value divisor_power(typename M::Value d, typename M::Value x,
+                                                 typename M::Number e) {
+  using V = typename M::Value;
+  const V zero{}, f = M::power(d, -e), at_zero = x == 0 ? zero : f;
+  return e > 0 ? (d == 0 ? at_zero : f) : f;
+}
+template <class M>
+NORMCORE_FORMULA typename M::Value y(typename M::Value x, typename M::Value d,
+                                     typename M::Value gain, typename M::Number p,
+                                     typename M::Number e) {
+  return gain * signed_power<M>(x, p) * divisor_power<M>(d, x, e);
 }
 
-// What a gradient dy of y brings to D, to the gain, and to x where D is held. A slope that is
-// infinite at 0 counts as 0.
+// What a gradient dy of y brings to D, to the gain, to x where D is held, and to e.
+template <class M>
 struct Terms {
-  double d, gain, x;
+  using V = typename M::Value;
+  using C = typename M::Number;
+  V d, gain, x;
+
+  NORMCORE_FORMULA Terms(V dy, V x_, V d_, V gain_, C p, C e) : d_(d_) {
+    const V zero{}, factor = divisor_power<M>(d_, x_, e), q = dy * gain_;
+    gain = dy * (signed_power<M>(x_, p) * factor);
+    q_y_ = gain * gain_;
+    const V slope_of_d = -e * (q_y_ / d_);
+    d = d_ == 0 ? zero : slope_of_d;
+    x = q * factor;
+    if (p != 1) {
+      const V slope = p * M::power(M::abs(x_), p - 1);
+      x *= p < 1 ? (x_ == 0 ? zero : slope) : slope;
+    }
+  }
+  NORMCORE_FORMULA V e() const {
+    const V zero{}, term = -(q_y_ * M::log(d_));
+    return q_y_ == 0 ? zero : term;  // also where the logarithm is infinite
+  }
+
+ private:
+  V d_, q_y_;
 };
-NORMCORE_HD inline Terms terms(double dy, double x, double d, double gain, double p, double e) {
-  const double divisor = divisor_power(d, x, e), dy_y = dy * (signed_power(x, p) * divisor);
-  double direct = dy * gain * divisor;
-  if (p != 1) direct = p < 1 && x == 0 ? 0 : direct * (p * power(std::fabs(x), p - 1));
-  return {d == 0 ? 0 : -e * (dy_y * gain / d), dy_y, direct};
-}
-// And to e; dy_y: the gain's.
-NORMCORE_HD inline double term_of_e(double dy_y, double gain, double d) {
-  return dy_y * gain == 0 ? 0 : -(dy_y * gain * std::log(d));
-}
-// d|x|^a / dx
-NORMCORE_HD inline double slope(double x, double a) {
+
+// d|x|^a / dx, `size` being |x|^a
+template <class M>
+NORMCORE_FORMULA typename M::Value slope(typename M::Value x, typename M::Value size,
+                                         typename M::Number a) {
   if (a == 2) return x + x;
-  const double sign = x > 0 ? 1 : x < 0 ? -1 : x;
-  if (a == 1) return sign;
-  return x == 0 ? 0 : a * (power(std::fabs(x), a) / x);
+  if (a == 1) return M::sign(x);
+  const typename M::Value zero{}, ratio = a * (size / x);
+  return x == 0 ? zero : ratio;
 }
 // |x|^a log|x|: its slope along a.
-NORMCORE_HD inline double slope_of_exponent(double x, double a) {
-  const double size = std::fabs(x);
-  return x == 0 ? 0 : power(size, a) * std::log(size);
+template <class M>
+NORMCORE_FORMULA typename M::Value slope_of_exponent(typename M::Value x, typename M::Value size) {
+  const typename M::Value zero{}, term = size * M::log(M::abs(x));
+  return x == 0 ? zero : term;
 }
 
 }  // namespace normcore::mixing
