@@ -335,7 +335,7 @@ def cuda(session: nox.Session) -> None:
     session.run("python", "-c", code, env={"PYTHONPATH": str(ROOT / "build/cuda")})
     session.install("nvidia-cuda-cuobjdump==13.*", "nvidia-cuda-nvdisasm==13.*")
     names = ("pipeline_*", "spectral", "local_*", "mixing")
-    objects = sorted(str(p) for n in names for p in (ROOT / "build/cuda").glob(f"**/cuda/{n}*.o"))
+    objects = sorted(str(p) for n in names for p in (ROOT / "build/cuda").glob(f"**/cuda/{n}.cu.o"))
     session.run("python", "tests/cuda/machine_code.py", *objects)
 
 

@@ -138,7 +138,7 @@ BUDGETS = [
         "local response",
         special("channels_kernel<{T}, false, false>"),
         *(0, 4, 2, {BF16: None, F32: None}),
-        registers=48,
+        registers=56,
     ),
     Budget(
         "local response backward",

@@ -43,8 +43,8 @@ NORMCORE_FORMULA Powers<M> powers(typename M::Value d, typename M::Number beta) 
   using C = typename M::Number;
   if constexpr (kExponent == Exponent::kHalf) return {C(1) / M::sqrt(d), C(1) / d};
   if constexpr (kExponent == Exponent::kThreeQuarters) {
-    const typename M::Value root = M::sqrt(d);
-    return {C(1) / (root * M::sqrt(root)), C(1) / d};
+    const typename M::Value r = C(1) / M::sqrt(d);
+    return {r * M::sqrt(r), C(1) / d};
   }
   if constexpr (kExponent == Exponent::kWhole) return {C(1) / d, C(1) / d};
   return {M::power(d, -beta), C(1) / d};
