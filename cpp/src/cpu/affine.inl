@@ -7,30 +7,44 @@
 namespace normcore::cpu::NORMCORE_ISA {
 namespace {
 
+// What happens to rows r .. r + R - 1 of a tile.
+template <class T, Orientation O, bool kWeighted, int R>
+struct AffineRows {
+  using C = Compute<T>;
+  Rows<T, R> x;
+  Coefficient<O, R, C> a, center, b;
+  Parameter<kWeighted ? O : kRows, R, C> w, shift;
+
+  SI AffineRows(In xt, Index r, Affine<C> f, const C* weight, const C* bias)
+      : x(xt, r),
+        a(f.a, r),
+        center(f.center, r),
+        b(f.b, r),
+        w(kWeighted ? weight : f.a, r),
+        shift(kWeighted ? bias : f.a, r) {}
+  template <class Tag>
+  SI Vectors<C, R> operator()(Index i, Tag tag) const {
+    const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
+    Vec<C> w_i{}, s_i{};
+    if constexpr (kWeighted) w_i = w.along(i, tag), s_i = shift.along(i, tag);
+    Vectors<C, R> out;
+    for (int j = 0; j < R; ++j) {
+      const Vec<C> d = x.load(j, i, tag) - center.at(j, c_i);
+      Vec<C> v = fma<C>(a.at(j, a_i), d, b.at(j, b_i));
+      if constexpr (kWeighted) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
+      out.at[j] = v;
+    }
+    return out;
+  }
+};
+
 template <class T, Orientation O, bool kWeighted>
 SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     const Compute<T>* weight, const Compute<T>* bias) {
-  using C = Compute<T>;
-  sweep_tile<kGroup<O, kWeighted>, T>(
-      y, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
-        const Rows<T, R> xr(x, r);
-        const Coefficient<O, R, C> a(f.a, r), center(f.center, r), b(f.b, r);
-        const Parameter<kWeighted ? O : kRows, R, C> w(kWeighted ? weight : f.a, r);
-        const Parameter<kWeighted ? O : kRows, R, C> shift(kWeighted ? bias : f.a, r);
-        run([&](Index i, auto tag) __attribute__((always_inline)) {
-          const Vec<C> a_i = a.along(i, tag), c_i = center.along(i, tag), b_i = b.along(i, tag);
-          Vec<C> w_i{}, s_i{};
-          if constexpr (kWeighted) w_i = w.along(i, tag), s_i = shift.along(i, tag);
-          Vectors<C, R> out;
-          for (int j = 0; j < R; ++j) {
-            const Vec<C> d = xr.load(j, i, tag) - center.at(j, c_i);
-            Vec<C> v = fma<C>(a.at(j, a_i), d, b.at(j, b_i));
-            if constexpr (kWeighted) v = fma<C>(w.at(j, w_i), v, shift.at(j, s_i));
-            out.at[j] = v;
-          }
-          return out;
-        });
-      });
+  sweep_tile<kGroup<O, kWeighted>, T>(y, rows, cols,
+                                      [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+                                        run(AffineRows<T, O, kWeighted, R>(x, r, f, weight, bias));
+                                      });
 }
 template <class T, Orientation O>
 void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {

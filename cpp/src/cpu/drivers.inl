@@ -35,17 +35,31 @@ SI void put_pair(T* y, Index stride, const Vectors<C, R>& a, const Vectors<C, R>
   for (int j = 0; j < R; ++j) store_pair(y + j * stride, a.at[j], b.at[j], tag);
 }
 
+template <bool kStream>
+struct TagOfSweep {
+  using type = Full;
+};
+template <>
+struct TagOfSweep<true> {
+  using type = Stream;
+};
+template <bool kStream>
+using SweepTag = typename TagOfSweep<kStream>::type;
+
 // Stores what f(i, tag) gives over [0, n) of rows that are `stride` apart. The vectors of a
 // streamed or long row are aligned to `y`, so f must not care where they begin.
 template <bool kStream, class T, class F>
-SI void sweep(T* y, Index stride, Index n, F f) {
+struct Sweep {
   using C = Compute<T>;
-  constexpr Index N = kLanes<C>;
-  auto put = [=]<int R>(Index i, const Vectors<C, R>& v, auto tag) __attribute__((always_inline)) {
-    for (int j = 0; j < R; ++j) store(y + j * stride + i, v.at[j], tag);
-  };
+  static constexpr Index N = kLanes<C>;
+  T* y;
+  Index stride, n;
+  F f;
   Index i = 0;
-  if (kStream || n >= kAlignVectors * N) {
+
+  SI Sweep(T* to, Index to_next_row, Index count, F of_element)
+      : y(to), stride(to_next_row), n(count), f(of_element) {
+    if (!kStream && n < kAlignVectors * N) return;
     // Elements before the first one whose vector is aligned.
     Index head = Index((0 - reinterpret_cast<std::uintptr_t>(y)) / sizeof(T)) & (N - 1);
     if (head > n) head = n;
@@ -55,28 +69,55 @@ SI void sweep(T* y, Index stride, Index n, F f) {
       i = head;
     }
     if (sizeof(T) < sizeof(C) && i + N <= n && reinterpret_cast<std::uintptr_t>(y + i) % kBytes) {
-      put(i, f(i, Full{}), Full{});
-      i += N;
+      step(Full{});
     }
   }
-  auto steps = [&](auto tag) __attribute__((always_inline)) {
+  template <int R, class Tag>
+  SI void put(Index at, const Vectors<C, R>& v, Tag tag) const {
+    for (int j = 0; j < R; ++j) store(y + j * stride + at, v.at[j], tag);
+  }
+  template <class Tag>
+  SI void step(Tag tag) {
+    put(i, f(i, tag), tag);
+    i += N;
+  }
+  // The next `vectors`, a number that is even, if there are so many.
+  template <int vectors>
+  SI bool steps() {
+    if (i + vectors * N > n) return false;
+    const SweepTag<kStream> tag;
     if constexpr (sizeof(T) < sizeof(C)) {
-      for (; i + 2 * N <= n; i += 2 * N) put_pair(y + i, stride, f(i, tag), f(i + N, tag), tag);
-      if (i + N <= n) put(i, f(i, Full{}), Full{}), i += N;
+      for (int k = 0; k < vectors; k += 2, i += 2 * N) {
+        put_pair(y + i, stride, f(i, tag), f(i + N, tag), tag);
+      }
     } else {
-#pragma GCC unroll 2
-      for (; i + N <= n; i += N) put(i, f(i, tag), tag);
+      for (int k = 0; k < vectors; ++k) step(tag);
     }
-  };
-  if constexpr (kStream) {
-    steps(Stream{});
-  } else {
-    steps(Full{});
+    return true;
   }
-  if (i < n) {
-    const Part part{int(n - i)};
-    put(i, f(i, part), part);
+  SI void finish() {
+    while (steps<2>()) {
+    }
+    // A single one of 16 bits is half a line.
+    if (i + N <= n) step(SweepTag < kStream && sizeof(T) == sizeof(C) > {});
+    if (i < n) {
+      const Part part{int(n - i)};
+      put(i, f(i, part), part);
+    }
   }
+};
+template <bool kStream, class T, class F>
+SI void sweep(T* y, Index stride, Index n, F f) {
+  Sweep<kStream, T, F>(y, stride, n, f).finish();
+}
+// Whether the rows of a tile are stored past the caches. A line shared by two rows would be written
+// twice, once past the caches: short rows only stream where no line is shared.
+template <class T>
+SI bool streams(Out y, Index cols) {
+  const Index row_bytes = y.stride * Index(sizeof(T));
+  const bool aligned =
+      (reinterpret_cast<std::uintptr_t>(y.data) | std::uintptr_t(row_bytes)) % 64 == 0;
+  return y.stream && (aligned || cols >= kAlignVectors * kLanes<Compute<T>>);
 }
 
 // Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
@@ -85,16 +126,11 @@ SI void sweep(T* y, Index stride, Index n, F f) {
 template <int G, class T, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
   Index r = 0;
-  // A line shared by two rows would be written twice, once past the caches: short rows only stream
-  // where no line is shared.
-  const Index row_bytes = y.stride * Index(sizeof(T));
-  const bool aligned =
-      (reinterpret_cast<std::uintptr_t>(y.data) | std::uintptr_t(row_bytes)) % 64 == 0;
-  if (y.stream && (aligned || cols >= kAlignVectors * kLanes<Compute<T>>)) {
+  if (streams<T>(y, cols)) {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<true>(row<T>(y, r), y.stride, cols, step);
     };
-    if (row_bytes % kBytes == 0) {
+    if (y.stride * Index(sizeof(T)) % kBytes == 0) {
       for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
     }
     for (; r < rows; ++r) f.template operator()<1>(r, run);
@@ -123,11 +159,11 @@ struct Rows {
   }
 };
 
-// Calls f(i, j, tag) over [0, n), with j in 0..3 naming one of four independent accumulators.
+// Calls f(i, j, tag) over [i, n), with j in 0..3 naming one of four independent accumulators; i is
+// a multiple of four vectors.
 template <class C, class F>
-SI void fold(Index n, F f) {
+SI void fold_from(Index i, Index n, F f) {
   constexpr Index N = kLanes<C>;
-  Index i = 0;
   for (; i + 4 * N <= n; i += 4 * N) {
     f(i, 0, Full{});
     f(i + N, 1, Full{});
@@ -138,6 +174,10 @@ SI void fold(Index n, F f) {
   if (i + N <= n) f(i, 1, Full{}), i += N;
   if (i + N <= n) f(i, 2, Full{}), i += N;
   if (i < n) f(i, 3, Part{int(n - i)});
+}
+template <class C, class F>
+SI void fold(Index n, F f) {
+  fold_from<C>(0, n, f);
 }
 template <class C>
 SI Vec<C> join(const Vec<C> (&acc)[4]) {

@@ -211,6 +211,10 @@ struct KernelSet {
   // y = weight * (a * (x - center) + b) + bias; weight and bias run across the cell.
   void (*weighted_affine[2])(In x, Out y, Index rows, Index cols, Affine<C> f, const C* weight,
                              const C* bias);
+  // The same (weight and bias null, or both given) of the rows of a tile, and in the same loop the
+  // moments, or (true) the sums of squares, of as many rows of another: [weighted][squares].
+  void (*affine_moments[2][2])(In x, Out y, Index rows, Index cols, Affine<C> f, const C* weight,
+                               const C* bias, In next, double* mean, double* m2);
   // sum dy * u and sum dy per cell; `weighted_sums` with weight * dy, weight running across it.
   void (*sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, double* dy_u, double* dy_1);
   void (*weighted_sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, const C* weight,

@@ -7,6 +7,7 @@
 #include "masked.inl"
 #include "mixing.inl"
 #include "moments.inl"
+#include "pipelined.inl"
 #include "spectral.inl"
 #include "spread.inl"
 #include "windows.inl"
@@ -21,6 +22,8 @@ constexpr KernelSet<Compute<T>> kSet = {
     {masked_moments<T, kRows>, masked_moments<T, kCols>},
     {affine<T, kRows>, affine<T, kCols>},
     {weighted_affine<T, kRows>, weighted_affine<T, kCols>},
+    {{affine_moments<T, false, true>, affine_moments<T, false, false>},
+     {affine_moments<T, true, true>, affine_moments<T, true, false>}},
     {sums<T, kRows>, sums<T, kCols>},
     {weighted_sums<T, kRows>, weighted_sums<T, kCols>},
     {grad<T, kRows>, grad<T, kCols>},

@@ -93,6 +93,44 @@ SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Com
   *m2 = around_mean < 0 ? 0 : around_mean;
 }
 
+// The sums of a row, around a centre taken from its first elements.
+template <class T, bool kCentred>
+struct RowMoments {
+  using C = Compute<T>;
+  const T* p;
+  Index cols, ahead;
+  C center = 0;
+  Vec<C> rest[4] = {}, squares[4] = {};
+
+  SI RowMoments(const T* row, Index n, Index asked = 0) : p(row), cols(n), ahead(asked) {
+    if constexpr (kCentred) {
+      Vec<C> sample[4] = {};
+      const Index m = n < kSampleElements ? n : kSampleElements;
+      fold<C>(m, [&](Index i, int j, auto tag)
+                     __attribute__((always_inline)) { sample[j] += load(p + i, tag); });
+      center = total<C>(sample) / C(m);
+    }
+  }
+  template <class Tag>
+  SI void add(Index i, int j, Tag tag) {
+    if (ahead != 0) prefetch(p + i + ahead);
+    Vec<C> d = load(p + i, tag);
+    if constexpr (kCentred) {
+      d = keep<C>(d - splat(center), tag);
+      rest[j] += d;
+    }
+    squares[j] = fma<C>(d, d, squares[j]);
+  }
+  // From element i on, a multiple of four vectors.
+  SI void finish(Index i, double* mean, double* m2) {
+    fold_from<C>(i, cols, [&](Index at, int j, auto tag) __attribute__((always_inline)) {
+      add(at, j, tag);
+    });
+    finish_moments<kCentred>(p, 1, cols, center, kCentred ? total<C>(rest) : C(0),
+                             total<C>(squares), mean, m2);
+  }
+};
+
 template <class T, bool kCentred>
 SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2) {
   using C = Compute<T>;
@@ -135,26 +173,7 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
     return;
   }
   for (Index r = 0; r < rows; ++r) {
-    const T* p = row<T>(x, r);
-    C center = 0;
-    if constexpr (kCentred) {
-      Vec<C> sample[4] = {};
-      const Index n = cols < kSampleElements ? cols : kSampleElements;
-      fold<C>(n, [&](Index i, int j, auto tag)
-                     __attribute__((always_inline)) { sample[j] += load(p + i, tag); });
-      center = total<C>(sample) / C(n);
-    }
-    Vec<C> rest[4] = {}, squares[4] = {};
-    fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-      Vec<C> d = load(p + i, tag);
-      if constexpr (kCentred) {
-        d = keep<C>(d - splat(center), tag);
-        rest[j] += d;
-      }
-      squares[j] = fma<C>(d, d, squares[j]);
-    });
-    finish_moments<kCentred>(p, 1, cols, center, kCentred ? total<C>(rest) : C(0),
-                             total<C>(squares), mean + r, m2 + r);
+    RowMoments<T, kCentred>(row<T>(x, r), cols).finish(0, mean + r, m2 + r);
   }
 }
 

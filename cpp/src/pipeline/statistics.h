@@ -27,12 +27,12 @@ inline Block block_at(const Plan& plan, Index i) {
 // The work units of a block: pieces of the table and of long cells, times strips of cells. Partial
 // results have one row per piece.
 struct Units {
-  const Plan& plan;
+  const Plan* plan;
   Block block;
   Index outer_pieces, space_pieces, strips;
 
   Units(const Plan& p, const Block& b)
-      : plan(p),
+      : plan(&p),
         block(b),
         outer_pieces(ceil_div(b.on, p.piece_outer)),
         space_pieces(p.space_pieces()),
@@ -46,14 +46,14 @@ struct Units {
   Range range(Index unit) const {
     const auto [piece, strip] = split(unit, strips);
     const auto [row, part] = split(piece, space_pieces);
-    const Index k = strip * plan.unit_cells, o = row * plan.piece_outer;
-    const Index s = part * plan.piece_space;
+    const Index k = strip * plan->unit_cells, o = row * plan->piece_outer;
+    const Index s = part * plan->piece_space;
     return {block.o0 + o,
-            std::min(plan.piece_outer, block.on - o),
+            std::min(plan->piece_outer, block.on - o),
             block.k0 + k,
-            std::min(plan.unit_cells, block.kn - k),
+            std::min(plan->unit_cells, block.kn - k),
             s,
-            std::min(plan.piece_space, plan.count - s)};
+            std::min(plan->piece_space, plan->count - s)};
   }
 };
 
@@ -149,19 +149,44 @@ inline void forget(PoolTable& t) {
   }
 }
 
-// Moments of the cells of a block, [rows, kn], from x: reduce, and join the pieces.
+// Moments of the cells of a block: of its pieces [pieces, kn], and of the rows [rows, kn] where
+// these are joined.
 struct CellMoments {
   double *mean, *m2;
+
+  template <class Scope>
+  static CellMoments take(const Units& units, Scope& scope) {
+    const Index n = units.pieces() * units.block.kn;
+    return {scope.template take<double>(n), scope.template take<double>(n)};
+  }
+  CellMoments of(const Units& units, Index unit, const Range& range) const {
+    const Index at = units.piece_of(unit) * units.block.kn + (range.k0 - units.block.k0);
+    return {mean + at, m2 + at};
+  }
 };
+template <class Backend>
+void join_pieces(const Backend& be, const Units& units, Index rows, const CellMoments& m) {
+  const Index per_row = units.pieces_of_row(rows), kn = units.block.kn;
+  auto elements = [&](Index piece) {
+    const Range range = units.range(piece * units.strips);
+    return double(range.on) * double(range.sn);
+  };
+  double before = 0;  // elements of the row's pieces so far
+  fold_pieces(units, rows, {m.mean, m.m2}, [&](Index to, Index from, Index piece) {
+    if (piece % per_row == 1) before = elements(piece - 1);
+    const double n = elements(piece);
+    be.merge(kn, before, m.mean + to, m.m2 + to, n, m.mean + from, m.m2 + from);
+    before += n;
+  });
+}
+// From x: reduce, and join the pieces.
 template <class Backend>
 CellMoments reduce_cells(const Backend& be, bool raw, const void* x, const Population& population,
                          const Block& b, Index rows, typename Backend::Scope& scope) {
   const Plan& plan = be.plan();
   const Units units(plan, b);
-  const Index pieces = units.pieces(), per_row = units.pieces_of_row(rows);
-  double* mean = scope.template take<double>(pieces * b.kn);
-  double* m2 = scope.template take<double>(pieces * b.kn);
-  double* weight = population.mask ? scope.template take<double>(pieces * b.kn) : nullptr;
+  const auto [mean, m2] = CellMoments::take(units, scope);
+  double* weight = population.mask ? scope.template take<double>(units.pieces() * b.kn) : nullptr;
   for_units(be, units.count(), [&](Index i) {
     const Range range = units.range(i);
     const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
@@ -180,26 +205,18 @@ CellMoments reduce_cells(const Backend& be, bool raw, const void* x, const Popul
       std::copy_n(weight + o * b.kn, b.kn, sums + (b.o0 + o) * plan.cells + b.k0);
     }
   } else {
-    auto elements = [&](Index piece) {
-      const Range range = units.range(piece * units.strips);
-      return double(range.on) * double(range.sn);
-    };
-    double before = 0;  // elements of the row's pieces so far
-    fold_pieces(units, rows, {mean, m2}, [&](Index to, Index from, Index piece) {
-      if (piece % per_row == 1) before = elements(piece - 1);
-      const double n = elements(piece);
-      be.merge(b.kn, before, mean + to, m2 + to, n, mean + from, m2 + from);
-      before += n;
-    });
+    join_pieces(be, units, rows, {mean, m2});
   }
   return {mean, m2};
 }
 
-// Statistics of the pools of a block: reduce and pool, or take what is given.
+// Statistics of the pools of a block: reduce and pool, or take what is given. `reduced`: moments of
+// the pieces, where they are there already.
 template <class Method, class Backend, class Args>
 void block_statistics(const Backend& be, const Args& args, const Block& b,
                       typename Backend::Scope& scope,
-                      Solved<kPoolCount<Method>, typename Backend::Compute>& out) {
+                      Solved<kPoolCount<Method>, typename Backend::Compute>& out,
+                      const CellMoments* reduced = nullptr) {
   using C = typename Backend::Compute;
   constexpr int P = kPoolCount<Method>;
   const Plan& plan = be.plan();
@@ -232,8 +249,13 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
   } else if (args.saved_mean()) {
     take(finest, args.saved_mean(), args.saved_var());
   } else {
-    const CellMoments cells =
-        reduce_cells(be, Method::raw, args.x, args.population, b, rows, scope);
+    CellMoments cells;
+    if (reduced) {
+      cells = *reduced;
+      join_pieces(be, Units(plan, b), rows, cells);
+    } else {
+      cells = reduce_cells(be, Method::raw, args.x, args.population, b, rows, scope);
+    }
     pool_moments(be, cells.mean, cells.m2, rows, b.kn, cell_count, finest);
   }
   if (computed < P - 1) {
