@@ -101,7 +101,7 @@ class Backend {
       const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
       const Out yt = tiles_.out(kY, y, t, scratch_y);
       const Index i = table.at(t);
-      const Affine<C> at{f.a + i, f.center + i, f.b + i};
+      const Affine<C> at = from(f, i);
       if (weight) {
         set_.weighted_affine[layout_](xt, yt, height(t), width(t), at, weight.at(t.o, t.s0),
                                       bias.at(t.o, t.s0));
@@ -133,7 +133,7 @@ class Backend {
       const Out yt = tiles_.out(kY, y, t, nullptr);
       const Index i = table.at(t);
       reduce_tile(next, n, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {
-        kernel(xt, yt, height(t), width(t), {f.a + i, f.center + i, f.b + i},
+        kernel(xt, yt, height(t), width(t), from(f, i),
                weight ? weight.at(t.o, t.s0) : nullptr, weight ? bias.at(t.o, t.s0) : nullptr, nt,
                to_mean, to_m2);
       });
@@ -156,9 +156,19 @@ class Backend {
     });
   }
 
+  // Where gradients of elementwise parameters are added up, of normalized elements; or nowhere.
+  struct ParameterGradients {
+    Affine<C> xhat{};
+    C* dweight = nullptr;
+    C* dbias = nullptr;
+
+    explicit operator bool() const { return dweight != nullptr; }
+  };
+
   // sum dy * u and sum dy of the cells of a range, over its rows too; weight as in apply.
   void sums(const Range& range, const Table& table, Centering<C> f, ElementParameter<C> weight,
-            const void* dy, const void* x, double* dy_u, double* dy_1) const {
+            const ParameterGradients& parameters, const void* dy, const void* x, double* dy_u,
+            double* dy_1) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
@@ -170,7 +180,12 @@ class Backend {
       const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
       const Index i = table.at(t);
       const Centering<C> at{f.center + i, f.unit + i};
-      if (weight) {
+      if (parameters) {
+        const Index s = first_parameter(t);
+        set_.sums_and_parameters[layout_](
+            dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0), tile_u, tile_1,
+            from(parameters.xhat, i), parameters.dweight + s, parameters.dbias + s);
+      } else if (weight) {
         set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0), tile_u,
                                     tile_1);
       } else {
@@ -329,10 +344,10 @@ class Backend {
     });
   }
 
-  // dx of a range. With elementwise parameters their gradients are added to dweight and dbias.
-  void grad(const Range& range, const Table& table, const Gradient<C>& f, Affine<C> xhat,
-            ElementParameter<C> weight, C* dweight, C* dbias, const void* dy, const void* x,
-            const void* dh, void* dx) const {
+  // dx of a range, and the gradients of elementwise parameters where they are wanted here.
+  void grad(const Range& range, const Table& table, const Gradient<C>& f,
+            ElementParameter<C> weight, const ParameterGradients& parameters, const void* dy,
+            const void* x, const void* dh, void* dx) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
@@ -347,11 +362,10 @@ class Backend {
       if (weight) {
         const In dht = dh ? tiles_.in(kDh, dh, t, scratch_dh) : In{nullptr, 0};
         // First what reads dy, which dx may overwrite.
-        if (dweight) {
-          const Index first = (plan_.parameters_by_row ? t.o * plan_.count : 0) + t.s0;
-          set_.parameter_sums[layout_](dyt, xt, height(t), width(t),
-                                       {xhat.a + i, xhat.center + i, xhat.b + i}, dweight + first,
-                                       dbias + first);
+        if (parameters) {
+          const Index s = first_parameter(t);
+          set_.parameter_sums[layout_](dyt, xt, height(t), width(t), from(parameters.xhat, i),
+                                       parameters.dweight + s, parameters.dbias + s);
         }
         set_.weighted_grad[layout_](dyt, xt, dht, dxt, height(t), width(t), at,
                                     weight.at(t.o, t.s0));
@@ -366,6 +380,11 @@ class Backend {
   bool rows() const { return plan_.layout == Layout::rows; }
   Index height(const TileRange& t) const { return rows() ? t.kn : t.sn; }
   Index width(const TileRange& t) const { return rows() ? t.sn : t.kn; }
+
+  static Affine<C> from(const Affine<C>& f, Index i) { return {f.a + i, f.center + i, f.b + i}; }
+  Index first_parameter(const TileRange& t) const {
+    return (plan_.parameters_by_row ? t.o * plan_.count : 0) + t.s0;
+  }
 
   // Of a tile of the range: f leaves its moments where the range's are, or beside them.
   template <class F>

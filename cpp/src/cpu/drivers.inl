@@ -285,11 +285,9 @@ struct Coefficient {
 template <Orientation kCells, int R, class C>
 using Parameter = Coefficient<kCells == kRows ? kCols : kRows, R, C>;
 
-// Rows that an apply kernel takes together: what runs along all of them is worth sharing.
-template <Orientation kCells, bool kAcross>
-constexpr int kGroup = kCells == kCols ? 4
-                       : kAcross       ? 2
-                                       : 1;
+// Rows that an apply kernel takes together: what runs along columns is worth sharing.
+template <Orientation kCells>
+constexpr int kGroup = kCells == kCols ? 4 : 1;
 
 }  // namespace
 }  // namespace normcore::cpu::NORMCORE_ISA

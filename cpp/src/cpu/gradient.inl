@@ -7,48 +7,105 @@
 namespace normcore::cpu::NORMCORE_ISA {
 namespace {
 
+// Where the gradients of elementwise parameters are added up, of normalized elements a * (x -
+// center) + b.
+template <class C>
+struct ParameterSums {
+  Affine<C> xhat;
+  C *dweight, *dbias;
+};
+// Rows that are summed at a time: their accumulators stay in registers.
+constexpr int kSumGroup = kBytes == 64 ? 2 : 1;
+
+// Of R rows of more than four vectors each.
+template <class T, bool kWeighted, bool kParameters, int R>
+SI void long_sums(In dy, In x, Index r, Index cols, Centering<Compute<T>> f,
+                  const Compute<T>* weight, const ParameterSums<Compute<T>>& to, double* dy_u,
+                  double* dy_1) {
+  using C = Compute<T>;
+  const Rows<T, R> dyr(dy, r), xr(x, r);
+  const Coefficient<kRows, R, C> center(f.center, r), unit(f.unit, r);
+  const Coefficient<kRows, R, C> a(kParameters ? to.xhat.a : f.unit, r);
+  const Coefficient<kRows, R, C> b(kParameters ? to.xhat.b : f.unit, r);
+  Vec<C> products[R][4] = {}, sums[R][4] = {};
+  fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
+    Vec<C> w{}, dw{}, db{};
+    if constexpr (kWeighted) w = load(weight + i, tag);
+    if constexpr (kParameters) dw = load(to.dweight + i, tag), db = load(to.dbias + i, tag);
+    for (int k = 0; k < R; ++k) {
+      Vec<C> g = dyr.load(k, i, tag);
+      const Vec<C> d = xr.load(k, i, tag) - center.in_row[k];
+      if constexpr (kParameters) {
+        dw = fma<C>(g, fma<C>(a.in_row[k], d, b.in_row[k]), dw);
+        db += g;
+      }
+      if constexpr (kWeighted) g *= w;
+      // Beyond the row it is a centre times the unit, which may be infinite, and 0 times that is
+      // NaN.
+      products[k][j] = fma<C>(g, keep<C>(d * unit.in_row[k], tag), products[k][j]);
+      sums[k][j] += g;
+    }
+    if constexpr (kParameters) store(to.dweight + i, dw, tag), store(to.dbias + i, db, tag);
+  });
+  Vec<C> lanes[4] = {};
+  for (int k = 0; k < R; ++k) {
+    lanes[2 * k] = join<C>(products[k]);
+    lanes[2 * k + 1] = join<C>(sums[k]);
+  }
+  C all[4];
+  hsum4<C>(lanes, all);
+  for (int k = 0; k < R; ++k) {
+    dy_u[r + k] = double(all[2 * k]);
+    dy_1[r + k] = double(all[2 * k + 1]);
+  }
+}
+template <class T, bool kWeighted, bool kParameters>
+SI void long_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                     const Compute<T>* weight, const ParameterSums<Compute<T>>& to, double* dy_u,
+                     double* dy_1) {
+  Index r = 0;
+  for (; r + kSumGroup <= rows; r += kSumGroup) {
+    long_sums<T, kWeighted, kParameters, kSumGroup>(dy, x, r, cols, f, weight, to, dy_u, dy_1);
+  }
+  for (; r < rows; ++r) {
+    long_sums<T, kWeighted, kParameters, 1>(dy, x, r, cols, f, weight, to, dy_u, dy_1);
+  }
+}
+
 template <class T, bool kWeighted>
 SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
                   const Compute<T>* weight, double* dy_u, double* dy_1) {
   using C = Compute<T>;
   constexpr Index N = kLanes<C>;
+  if (cols > 4 * N) {
+    return long_sums_of<T, kWeighted, false>(dy, x, rows, cols, f, weight, {}, dy_u, dy_1);
+  }
   // g = weight * dy of one vector; g * u is added to `product`.
   auto terms = [&](Index r, Index i, auto tag, Vec<C>& product) __attribute__((always_inline)) {
     Vec<C> g = load(row<T>(dy, r) + i, tag);
     if constexpr (kWeighted) g *= load(weight + i, tag);
     const Vec<C> u = (load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]);
-    // Beyond the row it is a centre times the unit, which may be infinite, and 0 times that is NaN.
     product = fma<C>(g, keep<C>(u, tag), product);
     return g;
   };
-  if (cols <= 4 * N) {
-    short_rows<C>(rows, cols, [&]<int J, int R>(Index r, auto last) __attribute__((always_inline)) {
-      Vec<C> g_acc[R], product_acc[R];
-      for (int k = 0; k < R; ++k) {
-        Vec<C> products[4] = {};
-        g_acc[k] =
-            add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
-              return terms(r + k, i, tag, products[j]);
-            });
-        product_acc[k] = join<C>(products);
-      }
-      C g[R], product[R];
-      sum_rows<C, R>(g_acc, g);
-      sum_rows<C, R>(product_acc, product);
-      for (int k = 0; k < R; ++k) {
-        dy_u[r + k] = double(product[k]);
-        dy_1[r + k] = double(g[k]);
-      }
-    });
-    return;
-  }
-  for (Index r = 0; r < rows; ++r) {
-    Vec<C> products[4] = {}, sum[4] = {};
-    fold<C>(cols, [&](Index i, int j, auto tag)
-                      __attribute__((always_inline)) { sum[j] += terms(r, i, tag, products[j]); });
-    dy_u[r] = double(total<C>(products));
-    dy_1[r] = double(total<C>(sum));
-  }
+  short_rows<C>(rows, cols, [&]<int J, int R>(Index r, auto last) __attribute__((always_inline)) {
+    Vec<C> g_acc[R], product_acc[R];
+    for (int k = 0; k < R; ++k) {
+      Vec<C> products[4] = {};
+      g_acc[k] =
+          add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
+            return terms(r + k, i, tag, products[j]);
+          });
+      product_acc[k] = join<C>(products);
+    }
+    C g[R], product[R];
+    sum_rows<C, R>(g_acc, g);
+    sum_rows<C, R>(product_acc, product);
+    for (int k = 0; k < R; ++k) {
+      dy_u[r + k] = double(product[k]);
+      dy_1[r + k] = double(g[k]);
+    }
+  });
 }
 
 template <class T, bool kWeighted>
@@ -107,7 +164,7 @@ template <class T, Orientation O, bool kWeighted, bool kResidual>
 SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
                   const Compute<T>* weight) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O, kWeighted>, T>(
+  sweep_tile<kGroup<O>, T>(
       dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
         const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
         const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
@@ -193,6 +250,19 @@ void parameter_sums(In dy, In x, Index rows, Index cols, Affine<Compute<T>> xhat
       dbias[r] += total<C>(db);
     }
   }
+}
+
+// weighted_sums and parameter_sums of the same elements.
+template <class T, Orientation O>
+void sums_and_parameters(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                         const Compute<T>* weight, double* dy_u, double* dy_1,
+                         Affine<Compute<T>> xhat, Compute<T>* dweight, Compute<T>* dbias) {
+  if (O == kRows && cols > 4 * kLanes<Compute<T>>) {
+    return long_sums_of<T, true, true>(dy, x, rows, cols, f, weight, {xhat, dweight, dbias}, dy_u,
+                                       dy_1);
+  }
+  weighted_sums<T, O>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+  parameter_sums<T, O>(dy, x, rows, cols, xhat, dweight, dbias);
 }
 
 }  // namespace

@@ -219,6 +219,10 @@ struct KernelSet {
   void (*sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, double* dy_u, double* dy_1);
   void (*weighted_sums[2])(In dy, In x, Index rows, Index cols, Centering<C> f, const C* weight,
                            double* dy_u, double* dy_1);
+  // weighted_sums and parameter_sums of the same elements.
+  void (*sums_and_parameters[2])(In dy, In x, Index rows, Index cols, Centering<C> f,
+                                 const C* weight, double* dy_u, double* dy_1, Affine<C> xhat,
+                                 C* dweight, C* dbias);
   void (*grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f);
   // dx = p * dy + mask * (q * u + r)
   void (*masked_grad[2])(In dy, In x, In mask, Out dx, Index rows, Index cols, Gradient<C> f);

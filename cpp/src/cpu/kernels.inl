@@ -26,6 +26,7 @@ constexpr KernelSet<Compute<T>> kSet = {
      {affine_moments<T, true, true>, affine_moments<T, true, false>}},
     {sums<T, kRows>, sums<T, kCols>},
     {weighted_sums<T, kRows>, weighted_sums<T, kCols>},
+    {sums_and_parameters<T, kRows>, sums_and_parameters<T, kCols>},
     {grad<T, kRows>, grad<T, kCols>},
     {masked_grad<T, kRows>, masked_grad<T, kCols>},
     {weighted_grad<T, kRows>, weighted_grad<T, kCols>},

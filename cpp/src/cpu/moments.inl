@@ -93,41 +93,86 @@ SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Com
   *m2 = around_mean < 0 ? 0 : around_mean;
 }
 
-// The sums of a row, around a centre taken from its first elements.
-template <class T, bool kCentred>
+// The same of R rows at a time. Sums in the safe range are all of finite numbers.
+template <bool kCentred, int R, class T>
+SI void finish_rows(In x, Index r, Index cols, const Compute<T> (&center)[R],
+                    const Compute<T> (&rest)[R], const Compute<T> (&squares)[R], double* mean,
+                    double* m2) {
+  using C = Compute<T>;
+  using Doubles = VecOf<double, R>;
+  const auto wide = [](const C(&v)[R]) __attribute__((always_inline)) {
+    return __builtin_convertvector(*(const typename VecOf<C, R>::mem*)v, typename Doubles::reg);
+  };
+  const typename Doubles::reg zero{}, sum = wide(rest), delta = sum * (1 / double(cols));
+  const typename Doubles::reg around_mean = wide(squares) - delta * sum;
+  *(typename Doubles::mem*)(mean + r) = wide(center) + delta;
+  *(typename Doubles::mem*)(m2 + r) = around_mean < 0 ? zero : around_mean;
+  bool all_safe = true;
+  for (int k = 0; k < R; ++k) all_safe &= safe(squares[k]);
+  for (int k = 0; !all_safe && k < R; ++k) {
+    finish_moments<kCentred>(row<T>(x, r + k), 1, cols, center[k], rest[k], squares[k],
+                             mean + r + k, m2 + r + k);
+  }
+}
+
+// The sums of R rows of more than four vectors each, around centres taken from their first
+// elements. One row is summed after the other; what is done with the lanes in the end is done for
+// all of them.
+template <class T, bool kCentred, int R>
 struct RowMoments {
   using C = Compute<T>;
-  const T* p;
-  Index cols, ahead;
-  C center = 0;
-  Vec<C> rest[4] = {}, squares[4] = {};
+  static constexpr Index N = kLanes<C>;
+  In x;
+  Index r, cols;
+  C center[R] = {};
+  Vec<C> rest[R], squares[R];
 
-  SI RowMoments(const T* row, Index n, Index asked = 0) : p(row), cols(n), ahead(asked) {
+  SI RowMoments(In tile, Index first, Index n) : x(tile), r(first), cols(n) {
     if constexpr (kCentred) {
-      Vec<C> sample[4] = {};
       const Index m = n < kSampleElements ? n : kSampleElements;
-      fold<C>(m, [&](Index i, int j, auto tag)
-                     __attribute__((always_inline)) { sample[j] += load(p + i, tag); });
-      center = total<C>(sample) / C(m);
+      Vec<C> samples[R];
+      for (int k = 0; k < R; ++k) {
+        const T* p = row<T>(x, r + k);
+        Vec<C> sample[4] = {};
+        fold<C>(m, [&](Index i, int j, auto tag)
+                       __attribute__((always_inline)) { sample[j] += load(p + i, tag); });
+        samples[k] = join<C>(sample);
+      }
+      sum_rows<C, R>(samples, center);
+      const C inverse = C(1) / C(m);
+      for (int k = 0; k < R; ++k) center[k] *= inverse;
     }
   }
-  template <class Tag>
-  SI void add(Index i, int j, Tag tag) {
-    if (ahead != 0) prefetch(p + i + ahead);
-    Vec<C> d = load(p + i, tag);
-    if constexpr (kCentred) {
-      d = keep<C>(d - splat(center), tag);
-      rest[j] += d;
+
+  // Sums row k, four vectors after each call of beside() that is true, and what is left at the end.
+  template <class F>
+  SI void sum(int k, F beside) {
+    const T* p = row<T>(x, r + k);
+    const Vec<C> c = splat(center[k]);
+    Vec<C> d_sum[4] = {}, d_squares[4] = {};
+    auto add = [&](Index i, int j, auto tag) __attribute__((always_inline)) {
+      if (x.ahead != 0) prefetch(p + i + x.ahead);
+      Vec<C> d = load(p + i, tag);
+      if constexpr (kCentred) {
+        d = keep<C>(d - c, tag);
+        d_sum[j] += d;
+      }
+      d_squares[j] = fma<C>(d, d, d_squares[j]);
+    };
+    Index i = 0;
+    for (; i + 4 * N <= cols && beside(); i += 4 * N) {
+      for (int j = 0; j < 4; ++j) add(i + j * N, j, Full{});
     }
-    squares[j] = fma<C>(d, d, squares[j]);
+    fold_from<C>(i, cols, add);
+    rest[k] = join<C>(d_sum);
+    squares[k] = join<C>(d_squares);
   }
-  // From element i on, a multiple of four vectors.
-  SI void finish(Index i, double* mean, double* m2) {
-    fold_from<C>(i, cols, [&](Index at, int j, auto tag) __attribute__((always_inline)) {
-      add(at, j, tag);
-    });
-    finish_moments<kCentred>(p, 1, cols, center, kCentred ? total<C>(rest) : C(0),
-                             total<C>(squares), mean, m2);
+
+  SI void finish(double* mean, double* m2) {
+    C rest_sum[R] = {}, squares_sum[R];
+    if constexpr (kCentred) sum_rows<C, R>(rest, rest_sum);
+    sum_rows<C, R>(squares, squares_sum);
+    finish_rows<kCentred, R, T>(x, r, cols, center, rest_sum, squares_sum, mean, m2);
   }
 };
 
@@ -165,16 +210,18 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
       }
       if constexpr (kCentred) sum_rows<C, R>(acc, rest);
       sum_rows<C, R>(squares_acc, squares);
-      for (int k = 0; k < R; ++k) {
-        finish_moments<kCentred>(row<T>(x, r + k), 1, cols, center[k], rest[k], squares[k],
-                                 mean + r + k, m2 + r + k);
-      }
+      finish_rows<kCentred, R, T>(x, r, cols, center, rest, squares, mean, m2);
     });
     return;
   }
-  for (Index r = 0; r < rows; ++r) {
-    RowMoments<T, kCentred>(row<T>(x, r), cols).finish(0, mean + r, m2 + r);
-  }
+  auto group = [&]<int R>(Index r) __attribute__((always_inline)) {
+    RowMoments<T, kCentred, R> moments(x, r, cols);
+    for (int k = 0; k < R; ++k) moments.sum(k, [] { return false; });
+    moments.finish(mean, m2);
+  };
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) group.template operator()<4>(r);
+  for (; r < rows; ++r) group.template operator()<1>(r);
 }
 
 template <class T, bool kCentred>
@@ -198,7 +245,7 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
     }
     row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
       const Vec<C> c = load(center + i, tag);
-      Vec<C> s = load(rest + i, tag), q = load(squares + i, tag);
+      Vec<C> s{}, q{};  // of these rows alone: fewer roundings at the size of the whole sums
       for (int k = 0; k < R; ++k) {
         Vec<C> d = load(p + (r + k) * x.stride + i, tag);
         if constexpr (kCentred) {
@@ -207,8 +254,8 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
         }
         q = fma<C>(d, d, q);
       }
-      if constexpr (kCentred) store(rest + i, s, tag);
-      store(squares + i, q, tag);
+      if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s, tag);
+      store(squares + i, load(squares + i, tag) + q, tag);
     });
     bool all_safe = true;
     const double inverse = 1 / double(rows);

@@ -21,17 +21,20 @@ void affine_moments(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
     return;
   }
   auto run = [&]<bool kStream>() __attribute__((always_inline)) {
-    for (Index r = 0; r < rows; ++r) {
-      RowMoments<T, kCentred> moments(row<T>(next, r), cols, next.ahead);
-      Sweep<kStream, T, AffineRows<T, kRows, kWeighted, 1>> sweep(row<T>(y, r), y.stride, cols,
-                                                                  {x, r, f, weight, bias});
-      Index i = 0;
-      for (; i + 4 * N <= cols && sweep.template steps<4>(); i += 4 * N) {
-        for (int j = 0; j < 4; ++j) moments.add(i + j * N, j, Full{});
+    auto group = [&]<int R>(Index r) __attribute__((always_inline)) {
+      RowMoments<T, kCentred, R> moments(next, r, cols);
+      for (int k = 0; k < R; ++k) {
+        using Step = AffineRows<T, kRows, kWeighted, 1>;
+        Sweep<kStream, T, Step> sweep(row<T>(y, r + k), y.stride, cols,
+                                      Step(x, r + k, f, weight, bias));
+        moments.sum(k, [&] { return sweep.template steps<4>(); });
+        sweep.finish();
       }
-      sweep.finish();
-      moments.finish(i, mean + r, m2 + r);
-    }
+      moments.finish(mean, m2);
+    };
+    Index r = 0;
+    for (; r + 4 <= rows; r += 4) group.template operator()<4>(r);
+    for (; r < rows; ++r) group.template operator()<1>(r);
   };
   if (streams<T>(y, cols)) {
     run.template operator()<true>();

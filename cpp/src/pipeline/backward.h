@@ -190,14 +190,17 @@ class Backward {
     const Units units(plan_, b);
     const Index pieces = units.pieces();
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
+    // Where threads have units of the same cells the elements' gradients are summed in the end.
+    const typename Backend::ParameterGradients parameters{{t.a_c, t.center, t.b_c}, dw, db};
+    const typename Backend::ParameterGradients nowhere;
     auto sum_unit = [&](Index i, double* dy_u, double* dy_1) {
       const Range range = units.range(i);
       const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
       if constexpr (ShiftsOnly<Method>) {
         be_.total(range, table, zeros, args_.dy, dy_u + at, dy_1 + at);
       } else {
-        be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight, args_.dy, args_.x,
-                 dy_u + at, dy_1 + at);
+        be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight,
+                 plan_.fused ? parameters : nowhere, args_.dy, args_.x, dy_u + at, dy_1 + at);
       }
     };
     auto grad_range = [&](const Range& range) {
@@ -210,8 +213,8 @@ class Backward {
         be_.scale_gradient(range, table, t.p, zeros, t.r, args_.dy, args_.dx);
         return;
       }
-      be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, {t.a_c, t.center, t.b_c},
-               args_.element_weight, dw, db, args_.dy, args_.x, args_.dh, args_.dx);
+      be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, args_.element_weight,
+               plan_.fused ? nowhere : parameters, args_.dy, args_.x, args_.dh, args_.dx);
     };
 
     const Index n = units.count();
