@@ -445,6 +445,70 @@ TEST_P(Kernels, AnElementDoesNotDependOnItsTileStreamingOrPrefetching) {
   });
 }
 
+TEST_P(Kernels, TwoPhasesInOneLoopGiveTheBitsOfEach) {
+  with_set([&]<class C>(const KernelSet<C>& set) {
+    each_problem<C>([&](const Problem<C>& p) {
+      if (p.orientation != kRows) return;
+      const std::size_t n = std::size_t(p.rows);
+      const std::size_t bytes = std::size_t(p.cols) * size_of(p.dtype);
+      Part part = p.whole();
+      for (const bool weighted : {false, true}) {
+        const C* weight = weighted ? p.along(p.weight, part) : nullptr;
+        const C* bias = weighted ? p.along(p.bias, part) : nullptr;
+        for (const bool raw : {false, true}) {
+          const bool stream = raw != weighted;
+          part.ahead = raw ? 0 : 100;
+          const Tile want = p.make(), got = p.make();
+          Numbers alone, beside;
+          for (Numbers* m : {&alone, &beside}) m->fill(std::vector<double>(n, NAN));
+          (raw ? set.squares : set.moments)[kRows](p.in(p.dy, part), p.rows, p.cols,
+                                                   alone[0].data(), alone[1].data());
+          if (weighted) {
+            set.weighted_affine[kRows](p.in(p.x, part), want.out(0, 0, false), p.rows, p.cols,
+                                       p.affine(part), weight, bias);
+          } else {
+            set.affine[kRows](p.in(p.x, part), want.out(0, 0, false), p.rows, p.cols,
+                              p.affine(part));
+          }
+          set.affine_moments[weighted][raw](p.in(p.x, part), got.out(0, 0, stream), p.rows, p.cols,
+                                            p.affine(part), weight, bias, p.in(p.dy, part),
+                                            beside[0].data(), beside[1].data());
+          const std::string what = describe("affine_moments", p) + (weighted ? " weighted" : "") +
+                                   (raw ? " squares" : "");
+          ASSERT_EQ(alone, beside) << what;
+          ASSERT_TRUE(got.surroundings_untouched()) << what;
+          for (Index r = 0; r < p.rows; ++r) {
+            ASSERT_EQ(std::memcmp(want.address(r, 0), got.address(r, 0), bytes), 0)
+                << what << " at row " << r;
+          }
+        }
+      }
+    });
+  });
+}
+
+TEST_P(Kernels, SumsAndParametersInOneLoopGiveTheBitsOfEach) {
+  with_set([&]<class C>(const KernelSet<C>& set) {
+    each_problem<C>([&](const Problem<C>& p) {
+      const Part t = p.whole();
+      const std::size_t cells = std::size_t(p.cells()), across = std::size_t(p.across());
+      Numbers alone, together;
+      for (Numbers* sums : {&alone, &together}) sums->fill(std::vector<double>(cells, NAN));
+      std::array<std::vector<C>, 2> apart, beside;
+      for (auto* of : {&apart, &beside}) of->fill(std::vector<C>(across, C(kBefore)));
+      set.weighted_sums[p.orientation](p.in(p.dy, t), p.in(p.x, t), t.rows, t.cols, p.centering(t),
+                                       p.along(p.weight, t), alone[0].data(), alone[1].data());
+      set.parameter_sums[p.orientation](p.in(p.dy, t), p.in(p.x, t), t.rows, t.cols, p.affine(t),
+                                        apart[0].data(), apart[1].data());
+      set.sums_and_parameters[p.orientation](
+          p.in(p.dy, t), p.in(p.x, t), t.rows, t.cols, p.centering(t), p.along(p.weight, t),
+          together[0].data(), together[1].data(), p.affine(t), beside[0].data(), beside[1].data());
+      ASSERT_EQ(alone, together) << describe("sums_and_parameters", p);
+      ASSERT_EQ(apart, beside) << describe("sums_and_parameters", p);
+    });
+  });
+}
+
 TEST_P(Kernels, ReductionsMatchDoubleArithmetic) {
   const double u = testing::compute_rounding(dtype());
   with_set([&]<class C>(const KernelSet<C>& set) {

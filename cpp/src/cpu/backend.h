@@ -133,9 +133,8 @@ class Backend {
       const Out yt = tiles_.out(kY, y, t, nullptr);
       const Index i = table.at(t);
       reduce_tile(next, n, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {
-        kernel(xt, yt, height(t), width(t), from(f, i),
-               weight ? weight.at(t.o, t.s0) : nullptr, weight ? bias.at(t.o, t.s0) : nullptr, nt,
-               to_mean, to_m2);
+        kernel(xt, yt, height(t), width(t), from(f, i), weight ? weight.at(t.o, t.s0) : nullptr,
+               weight ? bias.at(t.o, t.s0) : nullptr, nt, to_mean, to_m2);
       });
     });
   }
@@ -182,9 +181,9 @@ class Backend {
       const Centering<C> at{f.center + i, f.unit + i};
       if (parameters) {
         const Index s = first_parameter(t);
-        set_.sums_and_parameters[layout_](
-            dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0), tile_u, tile_1,
-            from(parameters.xhat, i), parameters.dweight + s, parameters.dbias + s);
+        set_.sums_and_parameters[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0),
+                                          tile_u, tile_1, from(parameters.xhat, i),
+                                          parameters.dweight + s, parameters.dbias + s);
       } else if (weight) {
         set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0), tile_u,
                                     tile_1);
