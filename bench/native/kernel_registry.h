@@ -152,6 +152,15 @@ class Group {
     add_one(std::string(name) + "/rows", (part_.*member)[cpu::kRows], cpu::kRows, traffic, call);
     add_one(std::string(name) + "/columns", (part_.*member)[cpu::kCols], cpu::kCols, traffic, call);
   }
+  // Of kernels for rows that differ in what they do: a name for each.
+  template <class F, class Call>
+  void add(const char* const (&names)[2][2], F (Part::*member)[2][2], Traffic traffic, Call call) {
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        add_one(names[i][j], (part_.*member)[i][j], cpu::kRows, traffic, call);
+      }
+    }
+  }
   // The same of a kernel that knows one orientation or none.
   template <class F, class Call>
   void add(const char* name, F Part::* member, Traffic traffic, Call call) {

@@ -26,10 +26,21 @@ void add_set(KernelRegistry& registry, DType dtype, const cpu::KernelSet<C>& set
             [=](auto f, T& t) { f(t.x, t.y, t.rows, t.cols, affine(t)); });
   group.add("weighted_affine", &Set::weighted_affine, {2},
             [=](auto f, T& t) { f(t.x, t.y, t.rows, t.cols, affine(t), t.c, t.c); });
+  constexpr const char* kTwoPhases[2][2] = {
+      {"affine_moments", "affine_squares"},
+      {"weighted_affine_moments", "weighted_affine_squares"},
+  };
+  group.add(kTwoPhases, &Set::affine_moments, {3}, [=](auto f, T& t) {
+    f(t.x, t.y, t.rows, t.cols, affine(t), t.c, t.c, t.dy, t.sum(0), t.sum(1));
+  });
   group.add("sums", &Set::sums, {2},
             [](auto f, T& t) { f(t.dy, t.x, t.rows, t.cols, {t.c, t.c}, t.sum(0), t.sum(1)); });
   group.add("weighted_sums", &Set::weighted_sums, {2}, [](auto f, T& t) {
     f(t.dy, t.x, t.rows, t.cols, {t.c, t.c}, t.c, t.sum(0), t.sum(1));
+  });
+  group.add("sums_and_parameters", &Set::sums_and_parameters, {2}, [=](auto f, T& t) {
+    f(t.dy, t.x, t.rows, t.cols, {t.c, t.c}, t.c, t.sum(0), t.sum(1), affine(t), t.buffer(0),
+      t.buffer(1));
   });
   group.add("grad", &Set::grad, {3},
             [=](auto f, T& t) { f(t.dy, t.x, t.y, t.rows, t.cols, gradient(t)); });
