@@ -270,6 +270,19 @@ def test_divisive_in_place(rng, layout):
     assert bits(x) == bits(y)
 
 
+def test_divisive_where_nothing_varies(rng):
+    """Without a sigma that is 0 / 0, of which the limit is 0, as on the CPU."""
+    x, dy = np.full((2, 4, 5, 6), 3.0, np.float32), rng.normal(size=(2, 4, 5, 6)).astype(np.float32)
+    sigma, bias = np.zeros(4, np.float32), rng.normal(size=4).astype(np.float32)
+    windows = {"summation_window": 3, "suppression_window": 3}
+    y = nc.local_divisive_norm(x, sigma, None, bias, **windows)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], x.shape))
+    grads = nc.local_divisive_norm_backward(dy, x, sigma, None, bias, **windows)
+    for name, grad in zip(grads._fields, grads, strict=True):
+        assert grad is None or np.isfinite(grad).all(), name
+    assert not grads.dsigma.any()
+
+
 def test_divisive_of_nothing():
     x = np.zeros((0, 3, 4, 2), np.float32)
     weight = np.ones(3, np.float32)

@@ -1,6 +1,6 @@
 // Two phases in one loop: the rows of one tile are written while those of the next are reduced.
-// Either alone is a stream of reads, or of writes; together they are a copy, which runs at nearly
-// twice the speed. What is computed, and in which order, is as in the kernels of one phase.
+// Either alone is a stream of reads, or of writes; together they keep the memory busy both ways, as
+// a copy does. What is computed, and in which order, is as in the kernels of one phase.
 #pragma once
 
 #include "affine.inl"

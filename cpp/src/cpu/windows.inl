@@ -251,8 +251,8 @@ struct DivisorOf {
         variance(f.variance, r),
         sigma(f.sigma, r),
         weight(f.weight, r) {}
-  // Of the elements at i, whose values are x.
   using Divided = divisive::Divided<VectorMath<C>>;
+  // Of the elements at i, whose values are x.
   template <class Tag>
   SI Divided at(Index i, Vec<C> x, Tag tag) const {
     const Vec<C> scale = unit_at(i, tag), mean = center.at(0, center.along(i, tag));
