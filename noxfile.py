@@ -45,7 +45,8 @@ def built_wheel(session: nox.Session) -> Path:
     digest = hashlib.sha256(repr(version).encode())
     for name in ("CMAKE_ARGS", "CXX", "CXXFLAGS", "SKBUILD_CMAKE_DEFINE"):
         digest.update(f"{name}={os.environ.get(name)}".encode())
-    for pattern in ("*.txt", "*.toml", "README.md", "cmake/**/*", "cpp/**/*", "python/**/*"):
+    sources = ("*.txt", "*.toml", "README.md", "bench/*.json", "cmake/**/*", "cpp/**/*")
+    for pattern in (*sources, "python/**/*"):
         for path in sorted(ROOT.glob(pattern)):
             if path.is_file() and path.suffix not in (".pyc", ".so"):
                 digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
@@ -371,14 +372,16 @@ def isa(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmark; arguments go to it. NORMCORE_TEST_PACKAGES names rivals to measure against."""
     install(session, "bench", *TEST_PACKAGES)
-    session.run("python", "-m", "bench.python", *session.posargs)
+    session.run("python", "-m", "normcore", "bench", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run the examples of the docstrings and the Python blocks of README.md."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "--doctest-modules", "--pyargs", "normcore")
+    # The benchmark imports other libraries, and has no examples.
+    chosen = ("--doctest-modules", "--ignore-glob=*/normcore/bench/*", "--pyargs", "normcore")
+    session.run("python", "-m", "pytest", *chosen)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     if blocks:
         session.run("python", "-W", "error", "-c", "\n".join(blocks))
@@ -412,8 +415,12 @@ def wheel(session: nox.Session) -> None:
     strays = [name for name in names if not re.match(r"normcore(-[^/]*\.dist-info)?/", name)]
     if strays or any(name.endswith((".h", ".a", ".cmake")) for name in names):
         session.error(f"the wheel holds more than the Python package:\n{listing}")
-    session.install(str(file))
+    session.install(f"{file}[bench]")
     smoke(session)
+    # Away from the sources: the wheel has the cells too.
+    quick = ("--quick", "--peers", "none", "--op", "layer_norm", "--shape", "1x768")
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-m", "normcore", "bench", *quick)
 
 
 @nox.session(reuse_venv=False)

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.python.formulas import eps_of
-from bench.python.peers import Prepared
-from bench.python.workload import Unsupported, Workload
+from .formulas import eps_of
+from .peers import Prepared
+from .workload import Unsupported, Workload
 
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 10  # what runtimes of several years read; opset 23 itself asks for no more

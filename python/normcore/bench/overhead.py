@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.python.cells import Case, load_cases, select
-from bench.python.peers import Peer
-from bench.python.workload import Unsupported, make_workload
+from .cells import Case, load_cases, select
+from .peers import Peer
+from .workload import Unsupported, make_workload
 
 CELLS = (("layer_norm", "1x768"), ("rms_norm", "1x768"), ("batch_norm/eval", "1x64x8x8 NCHW"))
 STATEMENTS = {

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bench.python.workload import Workload
+from .workload import Workload
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def load_peers(names: Sequence[str], threads: int) -> tuple[list[Peer], dict[str
         try:
             for library in libraries:
                 importlib.import_module(library)
-            loaded = importlib.import_module(f"bench.python.{module}")
+            loaded = importlib.import_module(f"{__package__}.{module}")
             peers.append(getattr(loaded, class_name)(threads))
         except Exception as error:  # a library may also fail on its own while it starts
             absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]

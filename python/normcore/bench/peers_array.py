@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.python import formulas
-from bench.python.peers import Prepared
-from bench.python.workload import Unsupported, Workload
+from . import formulas
+from .peers import Prepared
+from .workload import Unsupported, Workload
 
 
 class NumPy:

@@ -53,15 +53,15 @@ def methods() -> dict[str, Method]:
 
     table = {}
     for signature in normcore._core.signatures().values():
-        name = signature["function"]
+        name, options = signature["function"], signature["options"]
         table[name] = Method(
             (*dict(signature["own"]), *signature["affine"]),
             () if name in WITHOUT_BUFFERS else tuple(dict(signature["buffers"])),
             ("num_groups",) if signature["has_groups"] else (),
             has_stats=bool(signature["statistics"]),
             shares_ties=name in SHARE_TIES,
-            own=signature["own"],
-            eps=signature["options"].get("eps", {}).get("default", 0.0),
+            own=tuple((own, shape) for own, shape in signature["own"]),
+            eps=options["eps"]["default"] if "eps" in options else 0.0,
         )
     return table | OTHERS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.python.report import MODE_TITLES, ROOFLINE_TARGET, by_mode
+from .report import MODE_TITLES, ROOFLINE_TARGET, by_mode
 
 COLOURS = {"forward": "#3b75af", "backward": "#ef8536"}
 MARKERS = {

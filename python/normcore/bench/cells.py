@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SHAPES_FILE = Path(__file__).resolve().parent.parent / "shapes.json"
+# An installed package holds a copy beside this file; in a checkout there is the one list alone.
+_HERE = Path(__file__).resolve().parent
+_INSTALLED, _SOURCE = _HERE / "shapes.json", _HERE.parents[2] / "bench" / "shapes.json"
+SHAPES_FILE = _INSTALLED if _INSTALLED.is_file() else _SOURCE
 ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "f64": 8}
 LAYOUTS = ("C", "NC", "NCHW", "NHWC")
 

@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bench.python.cells import Case
-from bench.python.methods import Method, methods
+from .cells import Case
+from .methods import Method, methods
 
 NUMPY_DTYPES: dict[str, Any] = {
     "f32": np.dtype(np.float32),

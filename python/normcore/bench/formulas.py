@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.python.cells import Case
-from bench.python.methods import methods
+from .cells import Case
+from .methods import methods
 
 R_MAX, D_MAX = 3.0, 5.0  # of batch_renorm
 

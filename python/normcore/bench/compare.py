@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.python.measure import geometric_mean
+from .measure import geometric_mean
 
 WITNESS = "torch"
 SHOWN = 15

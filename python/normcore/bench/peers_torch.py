@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from bench.python import formulas
-from bench.python.formulas import eps_of
-from bench.python.peers import Prepared
-from bench.python.workload import Unsupported, Workload
+from . import formulas
+from .formulas import eps_of
+from .peers import Prepared
+from .workload import Unsupported, Workload
 
 aten = torch.ops.aten
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of tensors, and those tensors
@@ -77,7 +77,8 @@ def tensor_of(array: np.ndarray) -> torch.Tensor:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def _without_grad(function: Callable[..., Any], tensors: tuple[Any, ...]) -> Callable[[], Any]:
@@ -104,7 +105,7 @@ def _call_of(work: Workload) -> Call:
     x, dy = tensor_of(work.x), tensor_of(work.dy)
     if case.layout == "NHWC":
         x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
-    builder = _BUILDERS.get((case.op, case.direction), _formula)
+    builder: Callable[..., Call] = _BUILDERS.get((case.op, case.direction), _formula)
     params = [tensor_of(param) for param in work.params.values()]
     with torch.no_grad():
         return builder(work, dy, x, *params)

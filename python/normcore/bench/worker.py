@@ -17,12 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.python import machine
-from bench.python.cells import Case, load_cases, select
-from bench.python.measure import Contender, CopyYardstick, Effort, interleave
-from bench.python.overhead import measure_overhead
-from bench.python.peers import FOR_SCALE, Peer, load_peers
-from bench.python.workload import (
+from . import machine
+from .cells import Case, load_cases, select
+from .measure import Contender, CopyYardstick, Effort, interleave
+from .overhead import measure_overhead
+from .peers import FOR_SCALE, Peer, load_peers
+from .workload import (
     Unsupported,
     Workload,
     difference,

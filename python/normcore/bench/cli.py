@@ -1,0 +1,244 @@
+"""Command line of the benchmark: `python -m normcore bench [COMMAND]`.
+
+`run` starts one measuring process per mode (see `worker.py`) and joins their results, which the
+other commands show, plot and compare. The exit status is 1 where `--fail-above` finds a regression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from . import documents, machine, native, require
+from .cells import ITEM_BYTES, load_cases, select
+from .compare import WITNESS, changes, judge
+from .peers import LOADERS
+from .report import markdown, print_report
+
+Document = dict[str, Any]
+QUICK_PEERS = ["torch"]  # what compiles takes seconds for each cell
+WIDTH = 180  # of a table that is piped into a file
+EPILOG = """Without a command: run. Each command has its own --help.
+
+examples:
+  python -m normcore bench --quick                      every cell once over, against torch
+  python -m normcore bench --dtype f32 --dtype bf16 --peers torch,compile --json new.json
+  python -m normcore bench --op layer_norm --shape 4096x768 --mode both
+  python -m normcore bench --overhead                   single small calls
+  python -m normcore bench show new.json --plot speed.svg
+  python -m normcore bench compare old.json new.json --fail-above 1.15
+"""
+
+
+# ---- the command line ------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; `command` is the function to call with it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m normcore bench",
+        description="Times normcore against a copy of memory and against other libraries.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_run, _add_show, _add_compare):
+        add(commands)
+    if not arguments or arguments[0] not in {*commands.choices, "-h", "--help"}:
+        arguments = ["run", *arguments]
+    options = parser.parse_args(arguments)
+    options.check(commands.choices[arguments[0]], options)
+    return options
+
+
+def _add_run(commands: Any) -> None:
+    text = "measure the cells of shapes.json, with what other libraries take for the same"
+    parser = commands.add_parser("run", help=text, description=text)
+    parser.set_defaults(command=run, check=_check_run)
+    cells = parser.add_argument_group("cells (each may be given several times)")
+    cells.add_argument("--op", action="append", default=[], help="pattern, e.g. batch_norm/eval")
+    cells.add_argument("--dtype", action="append", default=[], choices=sorted(ITEM_BYTES))
+    cells.add_argument("--shape", action="append", default=[], help="e.g. 4096x768, NHWC, 32x*")
+    cells.add_argument(
+        "--pass", action="append", default=[], dest="direction", choices=["forward", "backward"]
+    )
+    how = parser.add_argument_group("measurement")
+    how.add_argument("--mode", choices=["kernel", "called", "both"], default="kernel")
+    how.add_argument("--peers", help=f"list with commas of {', '.join(LOADERS)}; or none")
+    how.add_argument("--threads", type=int, help="for all contenders; default all CPUs")
+    how.add_argument(
+        "--quick", action="store_true", help="fewer, shorter rounds; torch alone unless --peers"
+    )
+    how.add_argument("--high-priority", action="store_true", help="for a busy machine; needs root")
+    how.add_argument("--overhead", action="store_true", help="time single small calls instead")
+    result = parser.add_argument_group("results")
+    result.add_argument("--json", type=Path, metavar="FILE", help="save the run")
+    result.add_argument("--compare", type=Path, metavar="JSON", help="compare with a saved run")
+    _add_fail_above(result)
+    _add_forms(result)
+
+
+def _add_show(commands: Any) -> None:
+    text = "show a saved run again"
+    parser = commands.add_parser("show", help=text, description=text)
+    parser.set_defaults(command=show, check=_check_show)
+    parser.add_argument("saved", type=Path, metavar="JSON")
+    _add_forms(parser)
+
+
+def _add_compare(commands: Any) -> None:
+    text = "set two saved runs side by side, of this benchmark or of the native one"
+    parser = commands.add_parser("compare", help=text, description=native.__doc__)
+    parser.set_defaults(command=compare, check=lambda parser, options: None)
+    parser.add_argument("old", type=Path, metavar="OLD", help="JSON of the earlier run")
+    parser.add_argument("new", type=Path, metavar="NEW")
+    parser.add_argument(
+        "--filter", type=re.compile, default="", metavar="REGEX", help="of the cells' names"
+    )
+    _add_fail_above(parser)
+
+
+def _add_fail_above(parser: Any) -> None:
+    parser.add_argument(
+        "--fail-above", type=float, metavar="R", help="exit with 1 if a cell got R times worse"
+    )
+
+
+def _add_forms(parser: Any) -> None:
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png or .svg")
+    parser.add_argument("--markdown", action="store_true", help="print a table in Markdown only")
+
+
+def _check_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.fail_above is not None and options.compare is None:
+        parser.error("--fail-above needs --compare")
+    if options.peers is None:
+        options.peers = QUICK_PEERS if options.quick else list(LOADERS)
+    else:
+        options.peers = [p for p in options.peers.split(",") if p and p != "none"]
+    unknown = sorted(set(options.peers) - set(LOADERS))
+    if unknown:
+        parser.error(f"--peers is {', '.join(unknown)}, expected some of {', '.join(LOADERS)}")
+    _check_threads(parser, options)
+    if not select(load_cases(), options.op, options.dtype, options.shape, options.direction):
+        parser.error("no cell of shapes.json matches the filters")
+    _check_show(parser, options)
+
+
+def _check_show(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.plot:
+        require("matplotlib")  # before anything is measured
+
+
+def _check_threads(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    cpus = len(machine.available_cpus())
+    if options.threads is None:
+        options.threads = cpus
+    elif not 1 <= options.threads <= cpus:
+        parser.error(f"--threads is {options.threads}, expected 1 to the number of CPUs, {cpus}")
+
+
+# ---- commands --------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Measure, then do with the results what was asked."""
+    # Before the measurement, which may take an hour.
+    old = documents.load_run(options.compare) if options.compare else None
+    try:
+        document = measure(options)
+    except subprocess.CalledProcessError as error:
+        print(f"the measuring process ended with {error.returncode}", file=sys.stderr)
+        return 2
+    if options.json:
+        documents.save(document, options.json)
+    _present(document, options, console)
+    return judge(changes(old, document), options.fail_above, console) if old else 0
+
+
+def show(options: argparse.Namespace, console: Console) -> int:
+    """What `run` would have shown."""
+    _present(documents.load_run(options.saved), options, console)
+    return 0
+
+
+def compare(options: argparse.Namespace, console: Console) -> int:
+    """Two runs of one kind, worst changes first."""
+    kind, old = documents.load(options.old)
+    other, new = documents.load(options.new)
+    if kind != other or kind not in ("native", "python"):
+        raise SystemExit(f"{options.old} is a {kind} run and {options.new} a {other} one")
+    found = native.changes(old, new) if kind == "native" else changes(old, new)
+    chosen = [change for change in found if re.search(options.filter, change.key)]
+    witness = native.PEER if kind == "native" else WITNESS
+    return judge(chosen, options.fail_above, console, witness)
+
+
+def _present(document: Document, options: argparse.Namespace, console: Console) -> None:
+    if options.markdown:
+        print(markdown(document))
+    else:
+        print_report(document, console)
+    if options.plot:
+        from .plot import save_plot
+
+        save_plot(document, options.plot)
+
+
+def measure(options: argparse.Namespace) -> Document:
+    """Run a measuring process for each mode and join what they found."""
+    modes = ["kernel", "called"] if options.mode == "both" else [options.mode]
+    if options.overhead:
+        modes = ["called"]
+    document: Document = {}
+    for mode in modes:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "results.json"
+            job = {
+                "mode": mode,
+                "op": options.op,
+                "dtype": options.dtype,
+                "shape": options.shape,
+                "pass": options.direction,
+                "peers": options.peers,
+                "threads": options.threads,
+                "quick": options.quick,
+                "overhead": options.overhead,
+                "high_priority": options.high_priority,
+                "output": str(output),
+            }
+            subprocess.run(
+                [sys.executable, "-m", "normcore.bench.worker"],
+                input=json.dumps(job),
+                text=True,
+                check=True,
+                env=machine.environment(mode, options.threads),
+            )
+            part = json.loads(output.read_text(encoding="utf-8"))
+        if document:
+            document["results"] += part["results"]
+        else:
+            document = part
+    document["arguments"] = options.arguments
+    document["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return dict(documents.rounded(document))  # shown as it will be shown again
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the command line asks; the exit status."""
+    options = parse_arguments(arguments)
+    options.arguments = list(arguments)
+    # A table that is piped into a file keeps its width.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    status: int = options.command(options, console)
+    return status
