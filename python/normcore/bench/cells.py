@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 # An installed package holds a copy beside this file; in a checkout there is the one list alone.
 _HERE = Path(__file__).resolve().parent
@@ -88,33 +88,35 @@ def load_cases(path: Path = SHAPES_FILE) -> list[Case]:
     Cells of the native benchmark alone are left out.
     """
     table = json.loads(path.read_text(encoding="utf-8"))
-    cases = []
-    for cell in table["cells"]:
-        if cell.get("only", "python") != "python":
-            continue
-        names = [f"{cell['op']}/{cell.get('variant', '')}", cell["op"], "default"]
-        traffic = _first(table["traffic"], names)
-        param = _first(table["parameters"], names)
-        if cell["layout"] not in LAYOUTS:
-            raise ValueError(f"{path}: layout is {cell['layout']!r}, expected one of {LAYOUTS}")
-        for dtype in cell.get("dtypes", table["dtypes"]):
-            for direction in cell["passes"]:
-                in_cache, beyond = _both(traffic[direction])
-                cases.append(
-                    Case(
-                        op=cell["op"],
-                        variant=cell.get("variant", ""),
-                        shape=tuple(cell["shape"]),
-                        layout=cell["layout"],
-                        options=tuple(sorted(cell["options"].items())),
-                        dtype=dtype,
-                        direction=direction,
-                        traffic_in_cache=in_cache,
-                        traffic_beyond=beyond,
-                        param_dtype=dtype if param == "x" else param,
-                    )
-                )
-    return cases
+    return [
+        make_case(table, cell, dtype, direction)
+        for cell in table["cells"]
+        if cell.get("only", "python") == "python"
+        for dtype in cell.get("dtypes", table["dtypes"])
+        for direction in cell["passes"]
+    ]
+
+
+def make_case(table: dict[str, Any], cell: dict[str, Any], dtype: str, direction: str) -> Case:
+    """A cell in the form of shapes.json, by what that table has of its op."""
+    variant = cell.get("variant", "")
+    names = [f"{cell['op']}/{variant}", cell["op"], "default"]
+    if cell["layout"] not in LAYOUTS:
+        raise ValueError(f"layout is {cell['layout']!r}, expected one of {LAYOUTS}")
+    in_cache, beyond = _both(_first(table["traffic"], names)[direction])
+    param = _first(table["parameters"], names)
+    return Case(
+        op=cell["op"],
+        variant=variant,
+        shape=tuple(cell["shape"]),
+        layout=cell["layout"],
+        options=tuple(sorted(cell["options"].items())),
+        dtype=dtype,
+        direction=direction,
+        traffic_in_cache=in_cache,
+        traffic_beyond=beyond,
+        param_dtype=dtype if param == "x" else param,
+    )
 
 
 def select(
@@ -132,7 +134,7 @@ def select(
 
     def match(case: Case) -> bool:
         return (
-            (not ops or any(_match_op(case, pattern) for pattern in ops))
+            (not ops or any(matches(case, pattern) for pattern in ops))
             and (not dtypes or case.dtype in dtypes)
             and (not shapes or any(_match_shape(case, pattern) for pattern in shapes))
             and (not directions or case.direction in directions)
@@ -141,7 +143,18 @@ def select(
     return [case for case in cases if match(case)]
 
 
-def _match_op(case: Case, pattern: str) -> bool:
+class Named(Protocol):
+    """What has an op, and a name with the variant."""
+
+    @property
+    def op(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+def matches(case: Named, pattern: str) -> bool:
+    """Whether the op is of that pattern, with or without its variant."""
     return fnmatch.fnmatch(case.op, pattern) or fnmatch.fnmatch(case.name, pattern)
 
 

@@ -19,11 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
-from . import documents, machine, native, require
-from .cells import ITEM_BYTES, load_cases, select
+from . import documents, machine, native, require, sweep
+from .cells import ITEM_BYTES, load_cases, matches, select
 from .compare import WITNESS, changes, judge
+from .lines import AXES, LINES
 from .peers import LOADERS
 from .report import markdown, print_report
+from .sweep_report import print_sweep, save_sweep_plot
 
 Document = dict[str, Any]
 QUICK_PEERS = ["torch"]  # what compiles takes seconds for each cell
@@ -37,6 +39,7 @@ examples:
   python -m normcore bench --overhead                   single small calls
   python -m normcore bench show new.json --plot speed.svg
   python -m normcore bench compare old.json new.json --fail-above 1.15
+  python -m normcore bench sweep --axis "row width" --op layer_norm --plot sweep.svg
 """
 
 
@@ -52,7 +55,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_show, _add_compare):
+    for add in (_add_run, _add_show, _add_compare, _add_sweep):
         add(commands)
     if not arguments or arguments[0] not in {*commands.choices, "-h", "--help"}:
         arguments = ["run", *arguments]
@@ -66,12 +69,8 @@ def _add_run(commands: Any) -> None:
     parser = commands.add_parser("run", help=text, description=text)
     parser.set_defaults(command=run, check=_check_run)
     cells = parser.add_argument_group("cells (each may be given several times)")
-    cells.add_argument("--op", action="append", default=[], help="pattern, e.g. batch_norm/eval")
-    cells.add_argument("--dtype", action="append", default=[], choices=sorted(ITEM_BYTES))
+    _add_filters(cells, [])
     cells.add_argument("--shape", action="append", default=[], help="e.g. 4096x768, NHWC, 32x*")
-    cells.add_argument(
-        "--pass", action="append", default=[], dest="direction", choices=["forward", "backward"]
-    )
     how = parser.add_argument_group("measurement")
     how.add_argument("--mode", choices=["kernel", "called", "both"], default="kernel")
     how.add_argument("--peers", help=f"list with commas of {', '.join(LOADERS)}; or none")
@@ -86,6 +85,36 @@ def _add_run(commands: Any) -> None:
     result.add_argument("--compare", type=Path, metavar="JSON", help="compare with a saved run")
     _add_fail_above(result)
     _add_forms(result)
+
+
+def _add_sweep(commands: Any) -> None:
+    text = "look for sizes that are slower than their neighbours, and for threads that do not pay"
+    parser = commands.add_parser("sweep", help=text, description=sweep.__doc__)
+    parser.set_defaults(command=run_sweep, check=_check_sweep)
+    lines = parser.add_argument_group("lines (each may be given several times)")
+    lines.add_argument("--axis", action="append", default=[], choices=AXES)
+    _add_filters(lines, ["f32", "bf16"])
+    how = parser.add_argument_group("measurement")
+    how.add_argument("--threads", type=int, help="beside one; default all CPUs")
+    how.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
+    result = parser.add_argument_group("results")
+    result.add_argument("--json", type=Path, metavar="FILE", help="save the sweep")
+    result.add_argument("--plot", type=Path, metavar="FILE", help=".png or .svg")
+
+
+def _add_filters(parser: Any, dtypes: Sequence[str]) -> None:
+    parser.add_argument("--op", action="append", default=[], help="pattern, e.g. batch_norm/eval")
+    default = f"; default {' and '.join(dtypes)}" if dtypes else ""
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        default=[],
+        choices=sorted(ITEM_BYTES),
+        help=f"of the tensors{default}",
+    )
+    parser.add_argument(
+        "--pass", action="append", default=[], dest="direction", choices=["forward", "backward"]
+    )
 
 
 def _add_show(commands: Any) -> None:
@@ -140,6 +169,19 @@ def _check_show(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         require("matplotlib")  # before anything is measured
 
 
+def _check_sweep(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _check_threads(parser, options)
+    _check_show(parser, options)
+    options.lines = [
+        line
+        for line in LINES
+        if (not options.axis or line.axis in options.axis)
+        and (not options.op or any(matches(line, pattern) for pattern in options.op))
+    ]
+    if not options.lines:
+        parser.error("no line of the sweep matches the filters")
+
+
 def _check_threads(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     cpus = len(machine.available_cpus())
     if options.threads is None:
@@ -166,9 +208,31 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return judge(changes(old, document), options.fail_above, console) if old else 0
 
 
+def run_sweep(options: argparse.Namespace, console: Console) -> int:
+    """Measure a sweep."""
+    document = sweep.run(
+        options.lines,
+        options.dtype or ["f32", "bf16"],
+        options.direction or list(sweep.PASSES),
+        options.threads,
+        options.quick,
+    )
+    _stamp(document, options)
+    if options.json:
+        documents.save(document, options.json)
+    _present_sweep(document, options, console)
+    return 0
+
+
 def show(options: argparse.Namespace, console: Console) -> int:
     """What `run` would have shown."""
-    _present(documents.load_run(options.saved), options, console)
+    kind, document = documents.load(options.saved)
+    if kind == "sweep":
+        _present_sweep(document, options, console)
+    elif kind == "python":
+        _present(document, options, console)
+    else:
+        raise SystemExit(f"{options.saved} is a {kind} run, expected one of this benchmark")
     return 0
 
 
@@ -193,6 +257,17 @@ def _present(document: Document, options: argparse.Namespace, console: Console) 
         from .plot import save_plot
 
         save_plot(document, options.plot)
+
+
+def _present_sweep(document: Document, options: argparse.Namespace, console: Console) -> None:
+    print_sweep(document, console)
+    if options.plot:
+        save_sweep_plot(document, options.plot)
+
+
+def _stamp(document: Document, options: argparse.Namespace) -> None:
+    document["arguments"] = options.arguments
+    document["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def measure(options: argparse.Namespace) -> Document:
@@ -229,8 +304,7 @@ def measure(options: argparse.Namespace) -> Document:
             document["results"] += part["results"]
         else:
             document = part
-    document["arguments"] = options.arguments
-    document["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    _stamp(document, options)
     return dict(documents.rounded(document))  # shown as it will be shown again
 
 

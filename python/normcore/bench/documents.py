@@ -13,11 +13,11 @@ from typing import Any
 Document = dict[str, Any]
 DIGITS = 4
 # What a file holds, by the key that only it has.
-KINDS = {"benchmarks": "native", "results": "python"}
+KINDS = {"benchmarks": "native", "results": "python", "series": "sweep"}
 
 
 def load(path: Path) -> tuple[str, Document]:
-    """A saved run, and which benchmark it is of: native or python."""
+    """A saved run, and what it is of: one of `KINDS`."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

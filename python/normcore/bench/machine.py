@@ -152,6 +152,14 @@ def _cpu_info() -> tuple[str, set[str]]:
     return model, flags
 
 
+def summary(machine: dict[str, Any]) -> str:
+    """What `describe` has found, in a line."""
+    return (
+        f"{machine['cpu']}, {machine['threads']} of {machine['cpus']} CPUs, last-level cache "
+        f"{machine['last_level_cache'] / 2**20:.0f} MiB, ISA {machine['isa']}"
+    )
+
+
 def checkout() -> Path | None:
     """The sources of normcore: those that this module is of, else those we are called in."""
     here = Path.cwd()

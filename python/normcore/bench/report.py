@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .machine import summary
 from .measure import geometric_mean
 
 Result = dict[str, Any]
@@ -47,10 +48,7 @@ def misses_target(result: Result) -> bool:
 def print_report(document: dict[str, Any], console: Console) -> None:
     """Everything a run has to say."""
     machine = document["machine"]
-    console.print(
-        f"{machine['cpu']}, {machine['threads']} of {machine['cpus']} CPUs, "
-        f"last-level cache {machine['last_level_cache'] / 2**20:.0f} MiB, ISA {machine['isa']}"
-    )
+    console.print(summary(machine))
     if machine["load"] > BUSY * machine["cpus"]:
         console.print(
             f"[yellow]the machine was busy at the start (load {machine['load']:.1f}): thread "

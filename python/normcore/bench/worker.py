@@ -14,14 +14,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import numpy as np
 
 from . import machine
 from .cells import Case, load_cases, select
 from .measure import Contender, CopyYardstick, Effort, interleave
 from .overhead import measure_overhead
 from .peers import FOR_SCALE, Peer, load_peers
+from .progress import progress_bar
 from .workload import (
     Unsupported,
     Workload,
@@ -69,7 +69,8 @@ class Bench:
             "notes": {},
         }
         try:
-            ours = Contender("normcore", our_call(self.nc, work, self.kernel))
+            out = np.empty_like(work.x) if self.kernel else None
+            ours = Contender("normcore", our_call(self.nc, work, out))
             expected = [part.copy() for part in our_results(ours.call())]
         except Exception as error:
             result["error"] = _first_line(error)
@@ -148,11 +149,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         document["overhead"] = measure_overhead(bench.nc, bench.peers, job["quick"])
         return document
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    # Nothing of our own may run beside a timing: no collector, no thread that redraws the bar.
-    gc.disable()
-    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), auto_refresh=False)
-    with bar as progress:
+    gc.disable()  # nothing of our own may run beside a timing
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(cases))
         work: Workload | None = None
         for case in cases:

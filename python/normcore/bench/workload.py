@@ -62,23 +62,24 @@ def make_workload(case: Case) -> Workload:
         repeated = np.resize(values.astype(NUMPY_DTYPES[case.dtype]), case.memory_shape)
         return np.ascontiguousarray(repeated)
 
+    # dy is independent of x: its sums with x must not overflow float16.
+    return workload_on(case, tensor(noise, 1.5, 0.5), tensor(noise[::-1], 0.7, 0.0))
+
+
+def workload_on(case: Case, x: np.ndarray, dy: np.ndarray) -> Workload:
+    """The workload of a case on these arrays, with reproducible parameters and buffers."""
+    rng = np.random.default_rng(20241)
     method, size = methods()[case.op], case.shape[case.option("axis", 1)]
 
     def draw(names: Sequence[str], dtype: str) -> dict[str, np.ndarray]:
         return {name: method.values(name, rng, size).astype(NUMPY_DTYPES[dtype]) for name in names}
 
-    return Workload(
-        case=case,
-        x=tensor(noise, 1.5, 0.5),
-        # Independent of x: its sums with x must not overflow float16.
-        dy=tensor(noise[::-1], 0.7, 0.0),
-        params=draw(method.params, case.param_dtype),
-        buffers=draw(method.buffers, "f32"),
-    )
+    params, buffers = draw(method.params, case.param_dtype), draw(method.buffers, "f32")
+    return Workload(case, x, dy, params, buffers)
 
 
-def our_call(nc: Any, work: Workload, kernel: bool) -> Callable[[], Any]:
-    """Our function on a workload; with `kernel`, nothing of the tensor's size is allocated."""
+def our_call(nc: Any, work: Workload, out: np.ndarray | None) -> Callable[[], Any]:
+    """Our function on a workload; with `out`, nothing of the tensor's size is allocated."""
     case, method = work.case, work.method
     positional = [*(case.option(name) for name in method.counts), *work.params.values()]
     keywords = {k: v for k, v in case.options if k not in method.counts}
@@ -88,19 +89,19 @@ def our_call(nc: Any, work: Workload, kernel: bool) -> Callable[[], Any]:
 
     function = getattr(nc, case.op)
     if case.direction == "forward":
-        if kernel:
-            keywords["out"] = np.empty_like(work.x)
+        if out is not None:
+            keywords["out"] = out
         return partial(function, work.x, *positional, **keywords)
 
     if method.takes_result:
         result = function(work.x, *positional, **keywords)
-        out = {"out": np.empty_like(work.x)} if kernel else {}
-        return partial(getattr(nc, f"{case.op}_backward"), work.dy, result, **out)
+        given = {} if out is None else {"out": out}
+        return partial(getattr(nc, f"{case.op}_backward"), work.dy, result, **given)
     if method.has_stats:
         stats = function(work.x, *positional, **keywords, return_stats=True)[1]
         keywords["stats"] = stats
-    if kernel:
-        keywords["out"] = np.empty_like(work.x)
+    if out is not None:
+        keywords["out"] = out
     return partial(getattr(nc, f"{case.op}_backward"), work.dy, work.x, *positional, **keywords)
 
 
