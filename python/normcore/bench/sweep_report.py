@@ -21,6 +21,7 @@ NO_LOSS = 0.95  # a gain that is none
 WORST = 20
 COLOURS = {"f32": "#3b75af", "bf16": "#ef8536", "f16": "#519e3e", "f64": "#8d69b8"}
 STYLES = {"forward": "-", "backward": ":"}
+MARKERS = {"forward": "o", "backward": "x"}
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,12 @@ def print_sweep(document: Document, console: Console) -> None:
     everywhere = [(series, team) for series in document["series"] for team in _teams(series)]
     highest = [sorted(cliffs(*of), key=_ratio, reverse=True)[:CONFIRMED] for of in everywhere]
     worst = sorted((spot for spots in highest for spot in spots), key=_ratio, reverse=True)
+    places: dict[tuple[Any, ...], Spot] = {}  # of any dtype, pass and team, the worst
+    for spot in worst:
+        series = spot.series
+        places.setdefault((series["axis"], series["op"], series["shape"], spot.size), spot)
     console.print("[bold]worst cliffs[/] (ratio, threads)")
-    for spot in worst[:WORST]:
+    for spot in list(places.values())[:WORST]:
         console.print(f"  {spot.ratio:.2f}  {spot.team}  {spot.place}")
     if not several:
         return
@@ -123,7 +128,8 @@ def save_sweep_plot(document: Document, path: Path) -> None:
         panels.setdefault((series["axis"], series["op"], series["shape"]), []).append(series)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3 * rows), squeeze=False)
+    size = (5 * columns, 3 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for panel in axes.flat[len(panels) :]:
         panel.axis("off")
     for panel, (names, found) in zip(axes.flat, panels.items(), strict=False):
@@ -133,7 +139,7 @@ def save_sweep_plot(document: Document, path: Path) -> None:
             panel.set_xscale("log", base=2)
         for series in found:
             label = f"{series['dtype']} {series['pass']}"
-            style = STYLES[series["pass"]] if names[0] != "offset" else "o"
+            style = (MARKERS if names[0] == "offset" else STYLES)[series["pass"]]
             times = series["nanoseconds"][str(max(_teams(series)))]
             colour = COLOURS[series["dtype"]]
             panel.plot(series["sizes"], times, style, color=colour, linewidth=1, label=label)
@@ -141,7 +147,6 @@ def save_sweep_plot(document: Document, path: Path) -> None:
     axes.flat[0].legend(fontsize=6)
     threads = document["machine"]["threads"]
     figure.suptitle(f"ns per element by size; {document['machine']['cpu']}, {threads} threads")
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
