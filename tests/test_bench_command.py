@@ -84,7 +84,7 @@ def test_a_run_is_saved_shown_and_drawn(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == run.stdout
     assert not options or plot.read_text(encoding="utf-8").startswith("<?xml")
-    table = bench("show", saved, "--markdown").stdout
+    table = bench("show", saved, "--markdown").stdout.replace("~", "")  # of a busy machine
     forward, backward = (f"{r['roofline']:.2f}" for r in document["results"])
     assert f"| layer_norm | 1x768 | f32 | {forward} / {backward} |" in table
 

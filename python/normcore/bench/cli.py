@@ -19,13 +19,14 @@ from typing import Any
 
 from rich.console import Console
 
-from . import documents, machine, native, require, sweep
+from . import documents, machine, native, require, sweep, tables
 from .cells import ITEM_BYTES, load_cases, matches, select
 from .compare import WITNESS, changes, judge
 from .lines import AXES, LINES
 from .peers import LOADERS
-from .report import markdown, print_report
+from .report import print_report
 from .sweep_report import print_sweep, save_sweep_plot
+from .tables import markdown
 
 Document = dict[str, Any]
 QUICK_PEERS = ["torch"]  # what compiles takes seconds for each cell
@@ -55,7 +56,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_show, _add_compare, _add_sweep):
+    for add in (_add_run, _add_show, _add_compare, _add_sweep, _add_tables):
         add(commands)
     if not arguments or arguments[0] not in {*commands.choices, "-h", "--help"}:
         arguments = ["run", *arguments]
@@ -79,6 +80,7 @@ def _add_run(commands: Any) -> None:
         "--quick", action="store_true", help="fewer, shorter rounds; torch alone unless --peers"
     )
     how.add_argument("--high-priority", action="store_true", help="for a busy machine; needs root")
+    how.add_argument("--machine", metavar="NAME", help="what tables call it; default its CPU")
     how.add_argument("--overhead", action="store_true", help="time single small calls instead")
     result = parser.add_argument_group("results")
     result.add_argument("--json", type=Path, metavar="FILE", help="save the run")
@@ -137,6 +139,19 @@ def _add_compare(commands: Any) -> None:
     _add_fail_above(parser)
 
 
+def _add_tables(commands: Any) -> None:
+    text = "write the tables and pictures of the documentation from the runs that they name"
+    parser = commands.add_parser("tables", help=text, description=tables.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(command=write_tables, check=_check_tables)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        dest="only_check",
+        help="write nothing; exit with 1 if one is not up to date",
+    )
+
+
 def _add_fail_above(parser: Any) -> None:
     parser.add_argument(
         "--fail-above", type=float, metavar="R", help="exit with 1 if a cell got R times worse"
@@ -182,6 +197,13 @@ def _check_sweep(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("no line of the sweep matches the filters")
 
 
+def _check_tables(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    require("matplotlib")
+    options.root = machine.checkout()
+    if options.root is None:
+        parser.error("this is no checkout of normcore, which has the documentation")
+
+
 def _check_threads(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     cpus = len(machine.available_cpus())
     if options.threads is None:
@@ -217,7 +239,7 @@ def run_sweep(options: argparse.Namespace, console: Console) -> int:
         options.threads,
         options.quick,
     )
-    _stamp(document, options)
+    document = _finished(document, options)
     if options.json:
         documents.save(document, options.json)
     _present_sweep(document, options, console)
@@ -248,6 +270,14 @@ def compare(options: argparse.Namespace, console: Console) -> int:
     return judge(chosen, options.fail_above, console, witness)
 
 
+def write_tables(options: argparse.Namespace, console: Console) -> int:
+    """Pages and pictures as they should be."""
+    stale = tables.write(options.root, options.only_check)
+    for name in stale:
+        print(f"{name}: {'not up to date' if options.only_check else 'written'}")
+    return int(options.only_check and bool(stale))
+
+
 def _present(document: Document, options: argparse.Namespace, console: Console) -> None:
     if options.markdown:
         print(markdown(document))
@@ -265,9 +295,11 @@ def _present_sweep(document: Document, options: argparse.Namespace, console: Con
         save_sweep_plot(document, options.plot)
 
 
-def _stamp(document: Document, options: argparse.Namespace) -> None:
+def _finished(document: Document, options: argparse.Namespace) -> Document:
+    """What was measured, as it is saved: a saved run then shows the very same numbers."""
     document["arguments"] = options.arguments
     document["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return dict(documents.rounded(document))
 
 
 def measure(options: argparse.Namespace) -> Document:
@@ -304,8 +336,9 @@ def measure(options: argparse.Namespace) -> Document:
             document["results"] += part["results"]
         else:
             document = part
-    _stamp(document, options)
-    return dict(documents.rounded(document))  # shown as it will be shown again
+    if options.machine:
+        document["machine"]["name"] = options.machine
+    return _finished(document, options)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -133,6 +133,7 @@ def describe(nc: Any, threads: int) -> dict[str, Any]:
         "caches": caches(),
         "last_level_cache": last_level_cache(),
         "flags": [flag for flag in ISA_FLAGS if flag in flags],
+        "compiler": nc._core.compiler(),
         "isa": nc.get_isa() if hasattr(nc, "get_isa") else "?",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         "system": platform.platform(),

@@ -1,6 +1,6 @@
-"""Results for people: tables on the terminal, a summary, and the table of the README.
+"""Results for people: tables on the terminal, and a summary.
 
-Works on the document that `__main__` saves as JSON, so an old run can be shown again.
+Works on the document that is saved as JSON, so an old run can be shown again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MODE_TITLES = {
 # Targets, in multiples of the copy, for tensors over 1 MB.
 ROOFLINE_TARGET = {"forward": 1.25, "backward": 1.35}
 LARGE = 1 << 20
+ARITHMETIC = {"gdn", "divisive_norm"}  # bound by it: no roofline of memory says anything
 WORST = 10
 BUSY = 0.5  # load average per CPU before the run
 
@@ -104,7 +105,7 @@ def _print_summary(mode: str, results: Sequence[Result], console: Console) -> No
     everything = [result for result in results if "error" not in result]
     measured = [result for result in everything if not result["disturbed"]]
     speedups = [s for s in map(fastest_speedup, measured) if s is not None]
-    large = [result for result in measured if result["tensor_bytes"] > LARGE]
+    large = [r for r in measured if r["tensor_bytes"] > LARGE and r["op"] not in ARITHMETIC]
     if speedups:
         slower = sum(s < 1 for s in speedups)
         console.print(
@@ -159,38 +160,3 @@ def print_overhead(rows: Sequence[dict[str, Any]], console: Console) -> None:
         cells = ["-" if t is None else f"{t:.2f}" for t in times]
         table.add_row(row["op"], row["shape"], *cells)
     console.print(table)
-
-
-def markdown(document: dict[str, Any]) -> str:
-    """The README's table: per cell and dtype, forward / backward in one line."""
-    lines = []
-    for mode, results in by_mode(document["results"]).items():
-        cells: dict[tuple[str, str, str], dict[str, Result]] = {}
-        for result in results:
-            if "error" not in result:
-                key = (result["op"], result["shape"], result["dtype"])
-                cells.setdefault(key, {})[result["pass"]] = result
-        lines += [
-            f"**{MODE_TITLES[mode]}** (forward / backward)",
-            "",
-            "| op | shape | dtype | roofline | vs fastest peer | vs torch | vs torch.compile |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for (op, shape, dtype), passes in cells.items():
-            columns = (
-                _pair(passes, lambda result: result["roofline"]),
-                _pair(passes, fastest_speedup),
-                _pair(passes, lambda result: result["speedup"].get("torch")),
-                _pair(passes, lambda result: result["speedup"].get("compile")),
-            )
-            lines.append(f"| {op} | {shape} | {dtype} | {' | '.join(columns)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _pair(passes: dict[str, Result], value: Any) -> str:
-    texts = []
-    for direction in ("forward", "backward"):
-        number = value(passes[direction]) if direction in passes else None
-        texts.append("-" if number is None else f"{number:.2f}")
-    return " / ".join(texts)
