@@ -97,3 +97,34 @@ def test_a_run_is_saved_shown_and_drawn(tmp_path):
     for file, status in ((old, 0), (new, 1)):
         compared = bench("compare", old, file, "--fail-above", 1.5)
         assert compared.returncode == status, compared.stdout + compared.stderr
+
+
+def test_what_was_disturbed_is_measured_again(tmp_path):
+    saved = tmp_path / "run.json"
+    cell = ("--quick", "--op", "layer_norm", "--shape", "1x768", "--dtype", "f32")
+    first = bench(*cell, "--peers", "none", "--threads", 1, "--json", saved)
+    assert first.returncode == 0, first.stderr
+    document = json.loads(saved.read_text(encoding="utf-8"))
+
+    # As if forward had been quiet, and backward not: its key tells what is measured.
+    forward, backward = document["results"]
+    forward.update(roofline=123.0, disturbed=[])
+    backward.update(roofline=456.0, disturbed=["normcore"])
+    saved.write_text(json.dumps(document), encoding="utf-8")
+    again = bench("--quick", "--again", saved, "--json", saved)
+    assert again.returncode == 0, again.stderr
+    results = json.loads(saved.read_text(encoding="utf-8"))["results"]
+    assert [r["pass"] for r in results] == ["forward", "backward"]
+    assert results[0] == forward
+    assert results[1] == backward or (results[1]["roofline"] < 456 and not results[1]["disturbed"])
+
+    refusals = {
+        "measure anew": {**document, "machine": {**document["machine"], "cpu": "Z80"}},
+        "was disturbed in that run": {**document, "results": [forward]},
+    }
+    for message, spoilt in refusals.items():
+        saved.write_text(json.dumps(spoilt), encoding="utf-8")
+        refused = bench("--again", saved)
+        assert refused.returncode == 1 and message in refused.stderr
+    refused = bench("--again", saved, "--threads", 1)
+    assert refused.returncode == 2 and "goes without" in refused.stderr

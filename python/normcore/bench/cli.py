@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from . import documents, machine, native, require, sweep, tables
+from .again import disturbed, replaced
 from .cells import ITEM_BYTES, load_cases, matches, select
 from .compare import WITNESS, changes, judge
 from .lines import AXES, LINES
@@ -39,6 +40,7 @@ examples:
   python -m normcore bench --op layer_norm --shape 4096x768 --mode both
   python -m normcore bench --overhead                   single small calls
   python -m normcore bench show new.json --plot speed.svg
+  python -m normcore bench --again new.json --json new.json
   python -m normcore bench compare old.json new.json --fail-above 1.15
   python -m normcore bench sweep --axis "row width" --op layer_norm --plot sweep.svg
 """
@@ -78,6 +80,13 @@ def _add_run(commands: Any) -> None:
     how.add_argument("--threads", type=int, help="for all contenders; default all CPUs")
     how.add_argument(
         "--quick", action="store_true", help="fewer, shorter rounds; torch alone unless --peers"
+    )
+    how.add_argument(
+        "--again",
+        type=Path,
+        metavar="JSON",
+        help="only what was disturbed in that run; the rest is"
+        " taken from it, as are peers and threads",
     )
     how.add_argument("--high-priority", action="store_true", help="for a busy machine; needs root")
     how.add_argument("--machine", metavar="NAME", help="what tables call it; default its CPU")
@@ -166,6 +175,8 @@ def _add_forms(parser: Any) -> None:
 def _check_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.fail_above is not None and options.compare is None:
         parser.error("--fail-above needs --compare")
+    if options.again:
+        _check_again(parser, options)
     if options.peers is None:
         options.peers = QUICK_PEERS if options.quick else list(LOADERS)
     else:
@@ -177,6 +188,15 @@ def _check_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     if not select(load_cases(), options.op, options.dtype, options.shape, options.direction):
         parser.error("no cell of shapes.json matches the filters")
     _check_show(parser, options)
+
+
+def _check_again(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.peers is not None or options.threads is not None or options.overhead:
+        parser.error("--again goes without --peers, --threads and --overhead")
+    options.again = documents.load_run(options.again)
+    options.peers = ",".join(options.again["peers"])
+    options.threads = options.again["machine"]["threads"]
+    options.machine = options.machine or options.again["machine"].get("name")
 
 
 def _check_show(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -307,6 +327,9 @@ def measure(options: argparse.Namespace) -> Document:
     modes = ["kernel", "called"] if options.mode == "both" else [options.mode]
     if options.overhead:
         modes = ["called"]
+    filters = (options.op, options.dtype, options.shape, options.direction)
+    keys = disturbed(options.again, filters) if options.again else {}
+    modes = list(keys) or modes
     document: Document = {}
     for mode in modes:
         with tempfile.TemporaryDirectory() as folder:
@@ -321,6 +344,7 @@ def measure(options: argparse.Namespace) -> Document:
                 "threads": options.threads,
                 "quick": options.quick,
                 "overhead": options.overhead,
+                "keys": keys.get(mode),
                 "high_priority": options.high_priority,
                 "output": str(output),
             }
@@ -338,6 +362,8 @@ def measure(options: argparse.Namespace) -> Document:
             document = part
     if options.machine:
         document["machine"]["name"] = options.machine
+    if options.again:
+        document = replaced(options.again, document)
     return _finished(document, options)
 
 

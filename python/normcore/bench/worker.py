@@ -131,7 +131,12 @@ class Bench:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """All cases of a job."""
     filters = [job[name] for name in ("op", "dtype", "shape", "pass")]
-    cases = select(load_cases(), *filters)
+    keys = job["keys"]  # of results; None: all that match
+    cases = [
+        case
+        for case in select(load_cases(), *filters)
+        if keys is None or f"{job['mode']}|{case.key}" in keys
+    ]
     machine.restrict_to(job["threads"])
     if job["high_priority"] and not machine.raise_priority():
         print("no right to raise the priority: measuring without", file=sys.stderr)
