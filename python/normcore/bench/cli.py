@@ -85,8 +85,7 @@ def _add_run(commands: Any) -> None:
         "--again",
         type=Path,
         metavar="JSON",
-        help="only what was disturbed in that run; the rest is"
-        " taken from it, as are peers and threads",
+        help="only what was disturbed in that run; the rest is its own, as are peers and threads",
     )
     how.add_argument("--high-priority", action="store_true", help="for a busy machine; needs root")
     how.add_argument("--machine", metavar="NAME", help="what tables call it; default its CPU")
@@ -317,7 +316,7 @@ def _present_sweep(document: Document, options: argparse.Namespace, console: Con
 
 def _finished(document: Document, options: argparse.Namespace) -> Document:
     """What was measured, as it is saved: a saved run then shows the very same numbers."""
-    document["arguments"] = options.arguments
+    document.setdefault("arguments", options.arguments)
     document["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return dict(documents.rounded(document))
 

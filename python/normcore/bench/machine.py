@@ -13,6 +13,8 @@ from typing import Any
 
 LIBRARIES = ("numpy", "ml_dtypes", "torch", "jax", "jaxlib", "onnxruntime", "openvino", "onnx")
 ISA_FLAGS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
+# Documentation, tests and saved runs may change without any effect on a measurement.
+SOURCES = ("CMakeLists.txt", "cmake", "cpp", "python")
 MADV_HUGEPAGE = 14
 DEFAULT_CACHE = 32 << 20  # where the system does not tell
 
@@ -171,12 +173,18 @@ def checkout() -> Path | None:
 
 
 def _git_commit() -> str:
-    sources = checkout()
-    if sources is None:
+    """The last commit that changed what is measured, and whether something changed since."""
+    root = checkout()
+    if root is None:
         return "?"
-    command = ["git", "-C", str(sources), "describe", "--always", "--dirty"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments, "--", *SOURCES]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain")
+        return git("log", "-1", "--format=%h") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "?"
 
