@@ -48,6 +48,8 @@ def test_a_missing_package_is_named_with_the_extra(module, tmp_path):
         (["--peers", "torch,tensorflow"], "--peers is tensorflow, expected some of torch"),
         (["--threads", "0"], "--threads is 0, expected 1 to the number of CPUs"),
         (["--fail-above", "1.1"], "--fail-above needs --compare"),
+        (["--json", "{folder}/none/run.json"], "/none for run.json"),
+        (["sweep", "--plot", "{folder}/none/a.svg"], "/none for a.svg"),
         (["show", "{folder}/none.json"], "none.json"),
         (["show", "{folder}/native.json"], "is a native run, expected one of"),
         (["show", "{folder}/broken.json"], "broken.json: "),

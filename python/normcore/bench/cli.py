@@ -199,8 +199,12 @@ def _check_again(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _check_show(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    # Before anything is measured.
     if options.plot:
-        require("matplotlib")  # before anything is measured
+        require("matplotlib")
+    for file in (getattr(options, "json", None), options.plot):
+        if file and not file.resolve().parent.is_dir():
+            parser.error(f"there is no folder {file.resolve().parent} for {file.name}")
 
 
 def _check_sweep(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
