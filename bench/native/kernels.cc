@@ -53,6 +53,8 @@ void add_set(KernelRegistry& registry, DType dtype, const cpu::KernelSet<C>& set
     f(t.dy, t.x, t.rows, t.cols, affine(t), t.buffer(0), t.buffer(1));
   });
   group.add("add", &Set::add, {3}, [](auto f, T& t) { f(t.x, t.dy, t.y, t.rows, t.cols); });
+  group.add("repeat", &Set::repeat, {0, 1},
+            [](auto f, T& t) { f(t.c, t.size() / 16, 16, t.buffer(0)); });
   group.add("load", &Set::load, {1, 1}, [](auto f, T& t) { f(t.x.data, t.buffer(0), t.size()); });
   group.add("store", &Set::store, {1, 1}, [](auto f, T& t) { f(t.buffer(0), t.y.data, t.size()); });
 
@@ -186,6 +188,11 @@ void add_table(KernelRegistry& registry, const cpu::KernelTable& table) {
   Group<float, Table> group(registry, "", DType::kFloat32, table);
   group.add("merge", &Table::merge, {0, 0, 6},
             [](auto f, T& t) { f(t.size(), 1, t.sum(0), t.sum(1), 1, t.sum(2), t.sum(3)); });
+  // Of cells of 16 columns.
+  group.add("join_moments", &Table::join_moments, {0, 0, 2},
+            [](auto f, T& t) { f(t.size() / 16, 16, 8, t.sum(0), t.sum(1), t.sum(2), t.sum(3)); });
+  group.add("join_sums", &Table::join_sums, {0, 0, 1},
+            [](auto f, T& t) { f(t.size() / 16, 16, t.sum(0), t.sum(1)); });
   group.add("copy", &Table::copy, {2}, [](auto f, T& t) {
     f(t.x.data, t.y.data, std::size_t(t.size()) * sizeof(float), false);
   });

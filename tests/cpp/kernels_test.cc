@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <numeric>
 
 #include "cpu/dispatch.h"
 #include "support.h"
@@ -814,6 +816,70 @@ TEST_P(Tables, MergeIsThatOfMeansAndSquaresAtAnyLengthAndPlace) {
       ASSERT_NEAR(m2_a[i], m2[i] + m2_b[i] + na * da * da + nb * db * db, 1e-12);
     }
   }
+}
+
+TEST_P(Tables, CellsOfSeveralColumnsHaveTheMomentsAndSumsOfThem) {
+  Random random(12);
+  for (const Index cells : {1, 3, 4, 9}) {
+    for (Index columns = 2; columns <= 130; columns += columns < 40 ? 1 : 15) {
+      const std::size_t n = std::size_t(cells * columns), size = std::size_t(cells) + 1;
+      // Far from 0, and the first cell of equal means, which it has for a mean to the bit.
+      std::vector<double> mean(n), m2(n), of_cells(size, -5), squares(size, -5), sums(size, -5);
+      for (std::size_t i = 0; i < n; ++i) {
+        mean[i] = i < std::size_t(columns) ? 1e6 / 3 : 1e6 + random.normal();
+        m2[i] = random.uniform();
+      }
+      const double count = double(random.integer(1, 100));
+      kernels().join_moments(cells, columns, count, mean.data(), m2.data(), of_cells.data(),
+                             squares.data());
+      kernels().join_sums(cells, columns, m2.data(), sums.data());
+      for (std::size_t k = 0; k < std::size_t(cells); ++k) {
+        const double* const means = mean.data() + k * std::size_t(columns);
+        const double* const parts = m2.data() + k * std::size_t(columns);
+        double shift = 0, within = 0, between = 0;
+        for (Index i = 0; i < columns; ++i) shift += (means[i] - means[0]) / double(columns);
+        for (Index i = 0; i < columns; ++i) {
+          within += parts[i];
+          between += count * std::pow(means[i] - means[0] - shift, 2);
+        }
+        ASSERT_NEAR(of_cells[k], means[0] + shift, k == 0 ? 0 : 1e-9) << columns;
+        // Differences of numbers near 1e6 have ten digits left.
+        ASSERT_NEAR(squares[k], within + between, 1e-8 * (within + between)) << columns;
+        ASSERT_NEAR(sums[k], within, 1e-14 * within * double(columns)) << columns;
+      }
+      ASSERT_EQ(of_cells.back(), -5);
+      ASSERT_EQ(squares.back(), -5);
+      ASSERT_EQ(sums.back(), -5);
+    }
+  }
+  // An infinite mean is that of its cell, as of a cell of one column.
+  const double inf = INFINITY, means[] = {inf, 1, inf, inf}, none[] = {0, 0, 0, 0};
+  double mean[2], m2[2];
+  kernels().join_moments(2, 2, 3, means, none, mean, m2);
+  EXPECT_EQ(mean[0], inf);
+  EXPECT_EQ(mean[1], inf);
+  EXPECT_TRUE(std::isnan(m2[0]) && std::isnan(m2[1]));
+}
+
+TEST_P(Tables, RepeatGivesEveryColumnTheValueOfItsCell) {
+  auto check = [](auto repeat, auto zero) {
+    using C = decltype(zero);
+    constexpr std::size_t kRoom = 64 / sizeof(C);  // a vector at most beyond the end
+    for (const Index cells : {1, 2, 7}) {
+      for (Index columns = 2; columns <= 130; ++columns) {
+        const std::size_t n = std::size_t(cells * columns);
+        std::vector<C> values(std::size_t(cells), C(0)), to(n + kRoom + 1, C(-1));
+        std::iota(values.begin(), values.end(), C(1));
+        repeat(values.data(), cells, columns, to.data());
+        for (std::size_t i = 0; i < n; ++i) {
+          ASSERT_EQ(to[i], values[i / std::size_t(columns)]) << columns;
+        }
+        ASSERT_EQ(to.back(), C(-1)) << columns;
+      }
+    }
+  };
+  check(kernels().f32.repeat, 0.f);
+  check(kernels().f64.repeat, 0.0);
 }
 
 TEST_P(Tables, CopyMovesEveryByteAndNoOther) {

@@ -33,6 +33,7 @@ struct Request {
   bool computed = true;
   DType dtype = DType::kFloat32;
   int parameter_axis = -1;
+  bool wide_cells = false;
 };
 
 Plan plan_of(const Request& r) {
@@ -46,6 +47,7 @@ Plan plan_of(const Request& r) {
                       .affinity = r.affinity,
                       .parameter_axis = r.parameter_axis,
                       .groups = r.groups,
+                      .wide_cells = r.wide_cells,
                       .operands = {&x, r.out.empty() ? nullptr : &y}};
   for (const Pool pool : r.pools) {
     if (r.computed) request.pools.add(extent_of(pool, r.affinity));
@@ -328,6 +330,48 @@ TEST(PlanParameters, RowsOfTheTableRunAlongAnAxisOfTheirOwn) {
   EXPECT_FALSE(plan_of(r).parameters_by_row);
 }
 
+TEST(PlanWideCells, AreTheShortPlanesOfASampleThatIsOneRow) {
+  auto plan = [](const char* roles, std::vector<Index> shape, std::vector<Index> strides = {},
+                 std::vector<Index> out = {}, std::vector<Pool> pools = kBatch,
+                 bool computed = true) {
+    Request r{roles, shape, strides, out, pools, Affinity::channel, 1, computed};
+    r.wide_cells = true;
+    return plan_of(r);
+  };
+  for (const bool computed : {true, false}) {
+    const Plan p = plan("ncss", {16, 5, 3, 4}, {}, {}, kBatch, computed);
+    EXPECT_EQ(p.layout, Layout::columns);
+    EXPECT_EQ(p.cell_columns, 12);
+    EXPECT_EQ(p.outer, 1);
+    EXPECT_EQ(p.cells, 5);
+    EXPECT_EQ(p.count, 16);
+    EXPECT_EQ(p.access[0].cell, 12);
+    EXPECT_EQ(p.access[0].space[0], 60);
+    EXPECT_TRUE(p.access[0].direct);
+  }
+  // Samples may lie apart, in any operand, and each in its own way; so may merged axes before them.
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {30, 4, 1}).cell_columns, 4);
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {}, {50, 4, 1}).cell_columns, 4);
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {-20, 4, 1}).cell_columns, 4);
+  EXPECT_EQ(plan("nscs", {4, 4, 5, 4}).count, 16);
+  EXPECT_EQ(plan("nscs", {4, 4, 5, 4}, {100, 20, 4, 1}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {16, 1, 4}).cell_columns, 4);
+  // Channels that do not follow each other, planes in other orders, long planes, few samples.
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {25, 5, 1}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {}, {25, 5, 1}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {20, -4, 1}).cell_columns, 1);
+  EXPECT_EQ(plan("ncss", {16, 5, 3, 4}, {}, {60, 12, 1, 3}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {20, 1, 5}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {1000, 5, 400}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {2, 5, 4}).cell_columns, 1);
+  EXPECT_EQ(plan("nc", {16, 5}).cell_columns, 1);
+  // Pools within a sample.
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {}, {}, kInstance).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {16, 5, 4}, {}, {}, kBoth).cell_columns, 1);
+  // Whoever does not ask has none.
+  EXPECT_EQ(plan_of({"ncs", {16, 5, 4}, {}, {}, kBatch}).cell_columns, 1);
+}
+
 TEST(PlanFusion, SmallTensorsAreFusedUnlessStatisticsAreGiven) {
   for (PlanCase c : kPlans) {
     EXPECT_EQ(plan_of(c.request).fused, c.request.computed) << c.name;
@@ -376,6 +420,13 @@ TEST(PlanOfNothing, IsOneBlockOfNoRowsThatKeepsItsChannels) {
 
 // ---- invariants, over random requests
 
+std::vector<Index> contiguous(const std::vector<Index>& shape) {
+  std::vector<Index> strides(shape.size());
+  Index step = 1;
+  for (std::size_t i = shape.size(); i-- > 0; step *= shape[i]) strides[i] = step;
+  return strides;
+}
+
 Request random_request(Random& random, Index longest) {
   Request r;
   const bool element = random.integer(0, 1) == 0;
@@ -417,6 +468,7 @@ Request random_request(Random& random, Index longest) {
     }
   }
   r.dtype = testing::kDTypes[random.integer(0, 3)];
+  r.wide_cells = random.integer(0, 1) == 0;
   return r;
 }
 std::string describe(const Request& r) {
@@ -440,10 +492,17 @@ Index offset_of(Index i, int dims, const Index* sizes, const Index* strides) {
 
 TEST(PlanInvariants, EveryElementIsReachedOnceAndAtTheSamePlaceInEveryOperand) {
   Random random(1);
-  for (int trial = 0; trial < 2000; ++trial) {
-    const Request r = random_request(random, 9);
+  int wide = 0;
+  for (int trial = 0; trial < 4000; ++trial) {
+    Request r = random_request(random, trial % 2 ? 9 : 40);
+    if (trial % 4 == 0 && r.affinity == Affinity::channel) {
+      // Contiguous samples, for short planes to be found.
+      r.pools = kBatch;
+      r.strides = r.out = contiguous(r.shape);
+    }
     const Plan p = plan_of(r);
-    ASSERT_EQ(p.outer * p.cells * p.count,
+    wide += p.cell_columns > 1;
+    ASSERT_EQ(p.outer * p.cells * p.count * p.cell_columns,
               std::accumulate(r.shape.begin(), r.shape.end(), Index(1), std::multiplies<>()))
         << describe(r);
     // Pairs of places in x and out: as the arrays say, and as the plan walks.
@@ -460,18 +519,20 @@ TEST(PlanInvariants, EveryElementIsReachedOnceAndAtTheSamePlaceInEveryOperand) {
     }
     for (Index o = 0; o < p.outer; ++o) {
       for (Index k = 0; k < p.cells; ++k) {
-        for (Index s = 0; s < p.count; ++s) {
+        for (Index s = 0; s < p.count * p.cell_columns; ++s) {
           Index place[2];
           for (int i = 0; i < 2; ++i) {
             const Access& a = p.access[i];
             place[i] = offset_of(o, p.outer_dims, p.outer_sizes, a.outer) + k * a.cell +
-                       offset_of(s, p.space_dims, p.space_sizes, a.space);
+                       offset_of(s / p.cell_columns, p.space_dims, p.space_sizes, a.space) +
+                       s % p.cell_columns;
           }
           ASSERT_EQ(--places[std::make_pair(place[0], place[1])], 0) << describe(r);
         }
       }
     }
   }
+  EXPECT_GT(wide, 50);
 }
 
 TEST(PlanInvariants, DirectOperandsAreContiguousAlongATile) {
@@ -486,7 +547,7 @@ TEST(PlanInvariants, DirectOperandsAreContiguousAlongATile) {
         EXPECT_EQ(a.space[0], 1) << describe(r);
       }
       if (p.layout == Layout::columns && p.cells > 1) {
-        EXPECT_EQ(a.cell, 1) << describe(r);
+        EXPECT_EQ(a.cell, p.cell_columns) << describe(r);
       }
     }
   }
@@ -566,6 +627,12 @@ TEST(PlanInvariants, ChunkingOfACellDoesNotDependOnTheNumberOfCells) {
            [](Index n, Index s) { return Request{"sn", {s, n + 1}, {}, {}, {}, kElement}; }},
           {"samples", [](Index n, Index s) { return Request{"ncs", {n, 4, s}, {}, {}, kGroup}; }},
           {"channels", [](Index n, Index s) { return Request{"ncs", {3, n, s}, {}, {}, kBatch}; }},
+          {"channels of short planes",
+           [](Index n, Index s) {
+             Request r{"ncs", {s, n, 7}, {}, {}, kBatch};
+             r.wide_cells = true;
+             return r;
+           }},
           {"last channels",
            [](Index n, Index s) { return Request{"nsc", {3, s, n + 1}, {}, {}, kBatch}; }},
           {"last samples",
@@ -584,6 +651,7 @@ TEST(PlanInvariants, ChunkingOfACellDoesNotDependOnTheNumberOfCells) {
           EXPECT_EQ(p.piece_space, one.piece_space) << family.name;
           EXPECT_EQ(p.piece_outer, one.piece_outer) << family.name;
           EXPECT_EQ(p.count, one.count) << family.name;
+          EXPECT_EQ(p.cell_columns, one.cell_columns) << family.name;
         }
       }
     }

@@ -57,11 +57,16 @@ class Backend {
     void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
     double* tile_mean = scope.take<double>(plan_.tile_cells);
     double* tile_m2 = scope.take<double>(plan_.tile_cells);
+    double* column_mean = by_column(scope);
+    double* column_m2 = by_column(scope);
     auto kernel = raw ? set_.squares[layout_] : set_.moments[layout_];
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch);
       reduce_tile(range, t, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {
-        kernel(xt, height(t), width(t), to_mean, to_m2);
+        if (!wide()) return kernel(xt, height(t), width(t), to_mean, to_m2);
+        kernel(xt, height(t), width(t), column_mean, column_m2);
+        table_.join_moments(t.kn, plan_.cell_columns, double(t.sn), column_mean, column_m2, to_mean,
+                            to_m2);
       });
     });
   }
@@ -97,11 +102,12 @@ class Backend {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_y = scope.take<char>(tiles_.scratch_bytes(kY));
+    CellValues of(*this, scope);
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
       const Out yt = tiles_.out(kY, y, t, scratch_y);
-      const Index i = table.at(t);
-      const Affine<C> at = from(f, i);
+      of.move_to(table, t);
+      const Affine<C> at{of(f.a), of(f.center), of(f.b)};
       if (weight) {
         set_.weighted_affine[layout_](xt, yt, height(t), width(t), at, weight.at(t.o, t.s0),
                                       bias.at(t.o, t.s0));
@@ -171,47 +177,47 @@ class Backend {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
-    double* tile_u = scope.take<double>(plan_.tile_cells);
-    double* tile_1 = scope.take<double>(plan_.tile_cells);
+    const CellSums tile_u(*this, scope), tile_1(*this, scope);
+    CellValues of(*this, scope);
     for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch_x);
       const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
       const Index i = table.at(t);
-      const Centering<C> at{f.center + i, f.unit + i};
+      of.move_to(table, t);
+      const Centering<C> at{of(f.center), of(f.unit)};
       if (parameters) {
         const Index s = first_parameter(t);
         set_.sums_and_parameters[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0),
-                                          tile_u, tile_1, from(parameters.xhat, i),
+                                          tile_u.out(), tile_1.out(), from(parameters.xhat, i),
                                           parameters.dweight + s, parameters.dbias + s);
       } else if (weight) {
-        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0), tile_u,
-                                    tile_1);
+        set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0),
+                                    tile_u.out(), tile_1.out());
       } else {
-        set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u, tile_1);
+        set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u.out(), tile_1.out());
       }
       const Index k = t.k0 - range.k0;
-      for (Index j = 0; j < t.kn; ++j) {
-        dy_u[k + j] += tile_u[j];
-        dy_1[k + j] += tile_1[j];
-      }
+      tile_u.add_to(dy_u + k, t.kn);
+      tile_1.add_to(dy_1 + k, t.kn);
     });
   }
 
-  // sum dy of the cells of a range, over its rows too; scratch[kn].
-  void total(const Range& range, const Table& table, const C* zeros, const void* dy,
-             double* scratch, double* dy_1) const {
+  // sum dy of the cells of a range, over its rows too; dy_u[kn] is 0.
+  void total(const Range& range, const Table& table, const C* zeros, const void* dy, double* dy_u,
+             double* dy_1) const {
     Scope scope(workspace());
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
-    double* tile_1 = scope.take<double>(plan_.tile_cells);
-    for (Index k = 0; k < range.kn; ++k) scratch[k] = dy_1[k] = 0;
+    const CellSums unused(*this, scope), tile_1(*this, scope);
+    CellValues of(*this, scope);
+    for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
-      const Index i = table.at(t), k = t.k0 - range.k0;
+      of.move_to(table, t);
+      const C* zero = of(zeros);
       // One stream of memory, and times zero: what the kernel sums beside it is of no use.
-      set_.sums[layout_](dyt, dyt, height(t), width(t), {zeros + i, zeros + i}, scratch + k,
-                         tile_1);
-      for (Index j = 0; j < t.kn; ++j) dy_1[k + j] += tile_1[j];
+      set_.sums[layout_](dyt, dyt, height(t), width(t), {zero, zero}, unused.out(), tile_1.out());
+      tile_1.add_to(dy_1 + (t.k0 - range.k0), t.kn);
     });
   }
 
@@ -226,17 +232,19 @@ class Backend {
     const int count = f.order == 0 ? kLargestSums : kOrderSums;
     Scope scope(workspace());
     void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
-    double* tile[kLargestSums];
+    CellSums tile[kLargestSums];
+    double* out[kLargestSums];
     for (int i = 0; i < count; ++i) {
-      tile[i] = scope.take<double>(plan_.tile_cells);
+      tile[i] = CellSums(*this, scope);
+      out[i] = tile[i].out();
       for (Index k = 0; k < range.kn; ++k) sums[i][k] = 0;
     }
+    CellValues of(*this, scope);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch);
-      set_.tally[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
-      for (int i = 0; i < count; ++i) {
-        for (Index j = 0; j < t.kn; ++j) sums[i][t.k0 - range.k0 + j] += tile[i][j];
-      }
+      of.move_to(table, t);
+      set_.tally[layout_](xt, height(t), width(t), of(f), out);
+      for (int i = 0; i < count; ++i) tile[i].add_to(sums[i] + (t.k0 - range.k0), t.kn);
     });
   }
   // max |u| of kPeakParts parts of each cell of a range: largest[part * next + cell], 0 where a
@@ -246,17 +254,23 @@ class Backend {
              double* largest, Index next) const {
     Scope scope(workspace());
     void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
-    double* tile = scope.take<double>(plan_.tile_cells);
+    const Index columns = plan_.cell_columns;
+    double* tile = scope.take<double>(plan_.tile_cells * columns);
     for (Index part = 0; part < kPeakParts; ++part) {
       std::fill_n(largest + part * next, range.kn, 0.0);
     }
     const Index chunks = ceil_div(range.sn, plan_.chunk);
+    CellValues of(*this, scope);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch);
-      set_.peak[layout_](xt, height(t), width(t), at(f, table.at(t)), tile);
+      of.move_to(table, t);
+      set_.peak[layout_](xt, height(t), width(t), of(f), tile);
       const Index chunk = (t.o - range.o0) * chunks + (t.s0 - range.s0) / plan_.chunk;
-      double* to = largest + chunk % kPeakParts * next + (t.k0 - range.k0);
-      for (Index j = 0; j < t.kn; ++j) to[j] = std::max(to[j], tile[j]);
+      for (Index column = 0; column < columns; ++column) {
+        const Index part = (chunk * columns + column) % kPeakParts;
+        double* to = largest + part * next + (t.k0 - range.k0);
+        for (Index j = 0; j < t.kn; ++j) to[j] = std::max(to[j], tile[j * columns + column]);
+      }
     });
   }
 
@@ -278,12 +292,16 @@ class Backend {
     void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
     C* value = scope.take<C>(kRoom);
     Index* cell = scope.take<Index>(kRoom);
+    CellValues of(*this, scope);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch);
-      const Index first = table.at(t);
+      const Index first = table.at(t), columns = plan_.cell_columns;
+      of.move_to(table, t);
       const Index found =
-          set_.outliers[layout_](xt, height(t), width(t), at(f, first), value, cell, kRoom);
-      for (Index i = 0; i < std::min(found, kRoom); ++i) to.add(first + cell[i], value[i]);
+          set_.outliers[layout_](xt, height(t), width(t), of(f), value, cell, kRoom);
+      for (Index i = 0; i < std::min(found, kRoom); ++i) {
+        to.add(first + (columns == 1 ? cell[i] : cell[i] / columns), value[i]);
+      }
       // Too many to tell whose they are: no list of the tile can be relied upon.
       for (Index j = 0; found > kRoom && j < t.kn; ++j) {
         std::atomic_ref(to.size[first + j]).fetch_add(to.capacity + 1, std::memory_order_relaxed);
@@ -297,13 +315,14 @@ class Backend {
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
+    CellValues of(*this, scope);
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch_x);
       const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
       const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
-      const Index i = table.at(t);
-      set_.slope_grad[layout_](dyt, xt, dxt, height(t), width(t), {f.p + i, f.q + i, f.r + i, {}},
-                               at(s, i));
+      of.move_to(table, t);
+      set_.slope_grad[layout_](dyt, xt, dxt, height(t), width(t), {of(f.p), of(f.q), of(f.r), {}},
+                               of(s));
       tiles_.commit(kDx, dx, t, dxt);
     });
   }
@@ -314,11 +333,12 @@ class Backend {
     Scope scope(workspace());
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
+    CellValues of(*this, scope);
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
       const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
-      const Index i = table.at(t);
-      set_.affine[layout_](dyt, dxt, height(t), width(t), {p + i, zeros + i, r + i});
+      of.move_to(table, t);
+      set_.affine[layout_](dyt, dxt, height(t), width(t), {of(p), of(zeros), of(r)});
       tiles_.commit(kDx, dx, t, dxt);
     });
   }
@@ -352,12 +372,14 @@ class Backend {
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
     void* scratch_dx = scope.take<char>(tiles_.scratch_bytes(kDx));
     void* scratch_dh = dh ? scope.take<char>(tiles_.scratch_bytes(kDh)) : nullptr;
+    CellValues of(*this, scope);
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
       const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy));
       const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
-      const Gradient<C> at{f.p + i, f.q + i, f.r + i, {f.x.center + i, f.x.unit + i}};
+      of.move_to(table, t);
+      const Gradient<C> at{of(f.p), of(f.q), of(f.r), {of(f.x.center), of(f.x.unit)}};
       if (weight) {
         const In dht = dh ? tiles_.in(kDh, dh, t, scratch_dh) : In{nullptr, 0};
         // First what reads dy, which dx may overwrite.
@@ -378,7 +400,69 @@ class Backend {
  private:
   bool rows() const { return plan_.layout == Layout::rows; }
   Index height(const TileRange& t) const { return rows() ? t.kn : t.sn; }
-  Index width(const TileRange& t) const { return rows() ? t.sn : t.kn; }
+  Index width(const TileRange& t) const { return rows() ? t.sn : t.kn * plan_.cell_columns; }
+  // Whether kernels see several columns for a cell.
+  bool wide() const { return plan_.cell_columns > 1; }
+  double* by_column(Scope& scope) const {
+    return wide() ? scope.take<double>(plan_.tile_cells * plan_.cell_columns) : nullptr;
+  }
+
+  // The coefficients of a tile's cells, as kernels read them: a cell's for each of its columns.
+  class CellValues {
+   public:
+    CellValues(const Backend& be, Scope& scope) : be_(be) {
+      // What is repeated runs over its end by a vector of 64 bytes at most.
+      next_ = be.plan_.tile_cells * be.plan_.cell_columns + Index(64 / sizeof(C));
+      if (be.wide()) room_ = scope.take<C>(kMost * next_);
+    }
+    void move_to(const Table& table, const TileRange& t) {
+      first_ = table.at(t);
+      cells_ = t.kn;
+      used_ = 0;
+    }
+    const C* operator()(const C* values) {
+      if (!values || !room_) return values ? values + first_ : nullptr;
+      C* to = room_ + used_++ * next_;
+      be_.set_.repeat(values + first_, cells_, be_.plan_.cell_columns, to);
+      return to;
+    }
+    Spread<C> operator()(const Spread<C>& f) {
+      const bool largest = f.order == 0;
+      const C* const none = nullptr;
+      return {(*this)(f.center),
+              (*this)(f.low),
+              (*this)(f.unit),
+              (*this)(largest ? f.threshold : none),
+              (*this)(largest ? f.tie : none),
+              f.order};
+    }
+
+   private:
+    static constexpr int kMost = 8;  // of a kernel
+    const Backend& be_;
+    C* room_ = nullptr;
+    Index next_ = 0, first_ = 0, cells_ = 0, used_ = 0;
+  };
+
+  // Sums of a tile's cells: what kernels write, by column, and where it goes.
+  class CellSums {
+   public:
+    CellSums() = default;
+    CellSums(const Backend& be, Scope& scope)
+        : be_(&be),
+          cells_(scope.take<double>(be.plan_.tile_cells)),
+          columns_(be.by_column(scope)) {}
+    double* out() const { return columns_ ? columns_ : cells_; }
+    void add_to(double* sums, Index cells) const {
+      if (columns_) be_->table_.join_sums(cells, be_->plan_.cell_columns, columns_, cells_);
+      for (Index j = 0; j < cells; ++j) sums[j] += cells_[j];
+    }
+
+   private:
+    const Backend* be_ = nullptr;
+    double* cells_ = nullptr;
+    double* columns_ = nullptr;
+  };
 
   static Affine<C> from(const Affine<C>& f, Index i) { return {f.a + i, f.center + i, f.b + i}; }
   Index first_parameter(const TileRange& t) const {
@@ -394,18 +478,8 @@ class Backend {
     double* to_m2 = m2 + (t.k0 - range.k0);
     if (before == 0) return f(to_mean, to_m2);
     f(tile_mean, tile_m2);
-    merge(t.kn, double(before), to_mean, to_m2, double(t.sn), tile_mean, tile_m2);
-  }
-
-  // The coefficients from cell i on.
-  static Spread<C> at(const Spread<C>& f, Index i) {
-    const bool largest = f.order == 0;
-    return {f.center + i,
-            f.low + i,
-            f.unit + i,
-            largest && f.threshold ? f.threshold + i : nullptr,
-            largest && f.tie ? f.tie + i : nullptr,
-            f.order};
+    merge(t.kn, double(before * plan_.cell_columns), to_mean, to_m2,
+          double(t.sn * plan_.cell_columns), tile_mean, tile_m2);
   }
 
   // Measured: long rows and columns gain a tenth, the short rows of tables lose as much.

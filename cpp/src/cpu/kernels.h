@@ -241,6 +241,9 @@ struct KernelSet {
   // dx = p * dy + q * h(u) + r; the centring of f is not used.
   void (*slope_grad[2])(In dy, In x, Out dx, Index rows, Index cols, Gradient<C> f, Spread<C> s);
   void (*add)(In x, In residual, Out h, Index rows, Index cols);
+  // Of cells of several columns: the value of each, as often as it has columns. What follows in
+  // `to`, up to a vector, is written too.
+  void (*repeat)(const C* values, Index cells, Index columns, C* to);
   void (*load)(const void* src, C* dst, Index n);
   void (*store)(const C* src, void* dst, Index n);
   MatrixKernels<C> matrix;
@@ -255,6 +258,10 @@ struct KernelTable {
   // Chan's merge of n pairs of moments of uniform counts: a <- a + b.
   void (*merge)(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
                 const double* mean_b, const double* m2_b);
+  // Of cells of several columns: what their columns have, each of `count` elements, as their own.
+  void (*join_moments)(Index cells, Index columns, double count, const double* mean,
+                       const double* m2, double* to_mean, double* to_m2);
+  void (*join_sums)(Index cells, Index columns, const double* sums, double* to);
   void (*copy)(const void* src, void* dst, std::size_t bytes, bool stream);
   MixingKernels<float> mixing32;
   MixingKernels<double> mixing64;

@@ -10,6 +10,7 @@
 #include "pipelined.inl"
 #include "spectral.inl"
 #include "spread.inl"
+#include "wide_cells.inl"
 #include "windows.inl"
 
 namespace normcore::cpu::NORMCORE_ISA {
@@ -36,6 +37,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     {outliers<T, kRows>, outliers<T, kCols>},
     {slope_grad<T, kRows>, slope_grad<T, kCols>},
     add<T>,
+    repeat<Compute<T>>,
     load_array<T>,
     store_array<T>,
     kMatrix<T>,
@@ -48,8 +50,8 @@ constexpr KernelSet<Compute<T>> kSet = {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
-    NORMCORE_ISA_NAME, kSet<float>,     kSet<BF16>, kSet<F16>, kSet<double>, merge, copy,
-    kMixing<float>,    kMixing<double>,
+    NORMCORE_ISA_NAME, kSet<float>, kSet<BF16>, kSet<F16>,      kSet<double>,    merge,
+    join_moments,      join_sums,   copy,       kMixing<float>, kMixing<double>,
 };
 
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -93,26 +93,37 @@ SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Com
   *m2 = around_mean < 0 ? 0 : around_mean;
 }
 
-// The same of R rows at a time. Sums in the safe range are all of finite numbers.
+// The same of R neighbouring cells. Sums in the safe range are all of finite numbers; of other
+// cells again(k) finishes cell k.
+template <int R, class C, class F>
+SI void finish_cells(Index n, const C* center, const C* rest, const C* squares, double* mean,
+                     double* m2, F again) {
+  using Doubles = VecOf<double, R>;
+  const auto wide = [](const C* v) __attribute__((always_inline)) {
+    return __builtin_convertvector(*(const typename VecOf<C, R>::mem*)v, typename Doubles::reg);
+  };
+  const typename Doubles::reg zero{}, sum = wide(rest), delta = sum * (1 / double(n));
+  const typename Doubles::reg size = wide(squares), around_mean = size - delta * sum;
+  *(typename Doubles::mem*)mean = wide(center) + delta;
+  *(typename Doubles::mem*)m2 = around_mean < 0 ? zero : around_mean;
+  bool all_safe = true;
+  if constexpr (R == kLanes<double>) {
+    all_safe =
+        !any_lane(~((size > double(kLeastSafeSquares<C>)) & (size < double(kMostSafeSquares<C>))));
+  } else {
+    for (int k = 0; k < R; ++k) all_safe &= safe(squares[k]);
+  }
+  for (int k = 0; !all_safe && k < R; ++k) again(k);
+}
 template <bool kCentred, int R, class T>
 SI void finish_rows(In x, Index r, Index cols, const Compute<T> (&center)[R],
                     const Compute<T> (&rest)[R], const Compute<T> (&squares)[R], double* mean,
                     double* m2) {
-  using C = Compute<T>;
-  using Doubles = VecOf<double, R>;
-  const auto wide = [](const C(&v)[R]) __attribute__((always_inline)) {
-    return __builtin_convertvector(*(const typename VecOf<C, R>::mem*)v, typename Doubles::reg);
-  };
-  const typename Doubles::reg zero{}, sum = wide(rest), delta = sum * (1 / double(cols));
-  const typename Doubles::reg around_mean = wide(squares) - delta * sum;
-  *(typename Doubles::mem*)(mean + r) = wide(center) + delta;
-  *(typename Doubles::mem*)(m2 + r) = around_mean < 0 ? zero : around_mean;
-  bool all_safe = true;
-  for (int k = 0; k < R; ++k) all_safe &= safe(squares[k]);
-  for (int k = 0; !all_safe && k < R; ++k) {
-    finish_moments<kCentred>(row<T>(x, r + k), 1, cols, center[k], rest[k], squares[k],
-                             mean + r + k, m2 + r + k);
-  }
+  finish_cells<R>(cols, center, rest, squares, mean + r, m2 + r,
+                  [&](int k) __attribute__((always_inline)) {
+                    finish_moments<kCentred>(row<T>(x, r + k), 1, cols, center[k], rest[k],
+                                             squares[k], mean + r + k, m2 + r + k);
+                  });
 }
 
 // The sums of R rows of more than four vectors each, around centres taken from their first
@@ -257,19 +268,18 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s, tag);
       store(squares + i, load(squares + i, tag) + q, tag);
     });
-    bool all_safe = true;
-    const double inverse = 1 / double(rows);
-    for (Index j = 0; j < n; ++j) {
-      all_safe &= safe(squares[j]);
-      const double delta = double(rest[j]) * inverse;
-      const double around_mean = double(squares[j]) - delta * double(rest[j]);
-      mean[j0 + j] = double(center[j]) + delta;
-      m2[j0 + j] = around_mean < 0 ? 0 : around_mean;
-    }
-    for (Index j = 0; !all_safe && j < n; ++j) {
-      finish_moments<kCentred>(p + j, x.stride, rows, center[j], rest[j], squares[j], mean + j0 + j,
-                               m2 + j0 + j);
-    }
+    auto finish = [&]<int R>(Index j) __attribute__((always_inline)) {
+      finish_cells<R>(rows, center + j, rest + j, squares + j, mean + j0 + j, m2 + j0 + j,
+                      [&](int k) __attribute__((always_inline)) {
+                        const Index i = j + k;
+                        finish_moments<kCentred>(p + i, x.stride, rows, center[i], rest[i],
+                                                 squares[i], mean + j0 + i, m2 + j0 + i);
+                      });
+    };
+    constexpr Index kTogether = kLanes<double>;
+    Index j = 0;
+    for (; j + kTogether <= n; j += kTogether) finish.template operator()<kTogether>(j);
+    for (; j < n; ++j) finish.template operator()<1>(j);
   }
 }
 

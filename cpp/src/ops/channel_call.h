@@ -96,7 +96,8 @@ struct ChannelCall {
   }
 
   // `one_block`: pools go beyond this call.
-  void plan(std::initializer_list<const ConstTensor*> operands, bool one_block, Plan* out) const {
+  void plan(std::initializer_list<const ConstTensor*> operands, const Context& context,
+            bool one_block, Plan* out) const {
     Role roles[kMaxDims];
     for (int a = 0; a < x.ndim(); ++a) {
       roles[a] = a == channel_axis       ? Role::channel
@@ -105,6 +106,7 @@ struct ChannelCall {
     }
     PlanRequest request{.roles = roles, .groups = groups, .one_block = one_block};
     for (const Pool pool : computed()) request.pools.add(extent_of(pool, request.affinity));
+    request.wide_cells = !mask && context.device == Device::kCpu;
     request.set_operands(operands);
     make_plan(request, out);
   }

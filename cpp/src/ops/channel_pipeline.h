@@ -21,7 +21,8 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
 
   Plan plan;
   const ConstTensor y_view = y;
-  call.plan({&call.x, &y_view, nullptr, call.mask ? &call.mask : nullptr}, together, &plan);
+  call.plan({&call.x, &y_view, nullptr, call.mask ? &call.mask : nullptr}, context, together,
+            &plan);
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
@@ -130,7 +131,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
 
     Plan plan;
     const ConstTensor dx_view = g.dx;
-    call.plan({&call.x, &dy, &dx_view, call.mask ? &call.mask : nullptr}, together, &plan);
+    call.plan({&call.x, &dy, &dx_view, call.mask ? &call.mask : nullptr}, context, together, &plan);
     const typename Method::Params params = make_params(memory);
     double* dweight = nullptr;
     double* dbias = nullptr;

@@ -208,7 +208,10 @@ void forward(const Inputs& a, const Tensor& y, const OptionsOf<Method>& o, const
   if (MeasuresSpread<Method>) check_one_process(context);
   const ChannelCall call = call_of<Method>(a, o);
   if constexpr (has<Method>(Kind::groups)) {
-    if (groups_are_rows(call, context)) return forward_by_rows(call, o.eps, y, stats, context);
+    const ConstTensor y_view = y;
+    if (groups_are_rows(call, context, {&call.x, &y_view})) {
+      return forward_by_rows(call, o.eps, y, stats, context);
+    }
   }
   const auto own = own_parameters<Method>(a);
   if constexpr (kBuffers<Method> > 0) {
@@ -238,7 +241,8 @@ void backward(const ConstTensor& dy, const Inputs& a, const Gradients& gradients
         "have moved on");
   }
   if constexpr (has<Method>(Kind::groups)) {
-    if (groups_are_rows(call, context)) {
+    const ConstTensor dx_view = gradients.dx;
+    if (groups_are_rows(call, context, {&call.x, &dy, &dx_view})) {
       return backward_by_rows(call, o.eps, dy, gradients, stats, context);
     }
   }

@@ -1,9 +1,12 @@
-// Group norm without positions: a group is a run of channels, and of a channel's coefficients each
-// would serve one element. Groups of many channels are rows in truth: x is (samples, groups, n),
-// normalized over its last axis as by layer norm, with parameters (groups, n).
+// Group norm of short planes: a channel's coefficients would each serve a few elements, or one. A
+// group is a row in truth: x is (samples, groups, n), normalized over its last axis as by layer
+// norm, with parameters (groups, n), in which a channel's own is repeated over its plane.
 #pragma once
 
-#include "ops/channel_checks.h"
+#include <algorithm>
+#include <initializer_list>
+
+#include "ops/channel_pipeline.h"
 
 namespace normcore {
 
@@ -15,22 +18,45 @@ void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
                                const ConstTensor& weight, const Gradients& gradients, double eps,
                                const ConstTensor& pooled, const Context& context);
 
-// The fewest channels of a group that are a row.
-inline constexpr Index kGroupRow = 64;
+// The fewest elements of a group that are a row, and the most of a plane. What is repeated is as
+// large as a sample: no more than a core's own cache holds. Nothing here asks how many samples
+// there are, and so their bits do not.
+inline constexpr Index kGroupRow = 8;
+inline constexpr Index kGroupPlane = 50;
+inline constexpr Index kGroupSampleBytes = Index(1) << 20;
 
-inline bool groups_are_rows(const ChannelCall& call, const Context& context) {
-  return context.device == Device::kCpu && call.space() == 1 && !call.empty() &&
-         call.channels() / call.groups >= kGroupRow;
+// Whether the channels of a sample follow each other, each in one run.
+template <bool kConst>
+bool planes_follow(const ChannelCall& call, const BasicTensor<kConst>& t) {
+  Index run = 1;
+  for (int a = t.ndim() - 1; a >= 1; --a) {
+    if (t.shape(a) != 1 && t.stride(a) != run) return false;
+    run *= t.shape(a);
+  }
+  return call.channel_axis == 1;
+}
+
+inline bool groups_are_rows(const ChannelCall& call, const Context& context,
+                            std::initializer_list<const ConstTensor*> operands) {
+  if (context.device != Device::kCpu || call.empty()) return false;
+  const Index plane = call.space(), n = call.channels() / call.groups;
+  if (n == 1 || n * plane < kGroupRow || plane > kGroupPlane) return false;
+  if (plane == 1) return true;
+  if (call.channels() * plane * Index(sizeof(double)) > kGroupSampleBytes) return false;
+  return std::ranges::all_of(operands,
+                             [&](const ConstTensor* t) { return planes_follow(call, *t); });
 }
 
 // The arrays of a call as normalize_groups takes them.
 struct GroupRows {
   const ChannelCall& call;
-  Index n = call.channels() / call.groups;
+  Memory& memory;
+  Index plane = call.space();
+  Index n = call.channels() / call.groups * plane;
 
   template <bool kConst>
   BasicTensor<kConst> rows(const BasicTensor<kConst>& t) const {
-    const Index step = t.stride(call.channel_axis);
+    const Index step = plane == 1 ? t.stride(call.channel_axis) : 1;
     BasicTensor<kConst> view(t.data(), t.dtype(), 3);
     view.set_dim(0, t.shape(0), t.stride(0));
     view.set_dim(1, call.groups, n * step);
@@ -38,12 +64,50 @@ struct GroupRows {
     return view;
   }
   template <bool kConst>
-  BasicTensor<kConst> parameters(const BasicTensor<kConst>& t) const {
-    if (!t) return t;
+  BasicTensor<kConst> by_group(const BasicTensor<kConst>& t) const {
     BasicTensor<kConst> view(t.data(), t.dtype(), 2);
     view.set_dim(0, call.groups, n * t.stride(0));
     view.set_dim(1, n, t.stride(0));
     return view;
+  }
+  ConstTensor parameters(const ConstTensor& t) const {
+    if (!t) return t;
+    if (plane == 1) return by_group(t);
+    const double* values = call.load_channels(t, memory);
+    const Index size = call.channels() * plane;
+    ConstTensor repeated;
+    with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+      C* to = memory.take<C>(size);
+      for (Index c = 0; c < call.channels(); ++c) std::fill_n(to + c * plane, plane, C(values[c]));
+      repeated = by_group(ConstTensor(to, {size}));
+    });
+    return repeated;
+  }
+  // Where the gradient of a parameter is written, and how it comes from there to the caller.
+  Tensor gradient(const Tensor& t) const {
+    if (!t) return t;
+    if (plane == 1) return by_group(t);
+    const Index size = call.channels() * plane;
+    return by_group(Tensor(memory.take<double>(size), {size}));
+  }
+  void store(const Tensor& gradient, const Tensor& t) const {
+    if (!t || plane == 1) return;
+    const double* from = static_cast<const double*>(gradient.data());
+    double* by_channel = memory.take<double>(call.channels());
+    for (Index c = 0; c < call.channels(); ++c) {
+      by_channel[c] = sum(from + c * plane);
+    }
+    store_gradient(call, by_channel, t, memory);
+  }
+  // In four chains of additions: one would take as long as all that was done before.
+  double sum(const double* values) const {
+    double sums[4] = {};
+    Index i = 0;
+    for (; i + 4 <= plane; i += 4) {
+      for (int j = 0; j < 4; ++j) sums[j] += values[i + j];
+    }
+    for (; i < plane; ++i) sums[0] += values[i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
   template <bool kConst>
   BasicTensor<kConst> statistics(const BasicTensor<kConst>& t) const {
@@ -59,7 +123,8 @@ struct GroupRows {
 inline void forward_by_rows(const ChannelCall& call, double eps, const Tensor& y,
                             const StatsOut& stats, const Context& context) {
   check_channel_forward(call, y, {}, stats, context, {});
-  const GroupRows as{call};
+  CallMemory memory(context);
+  const GroupRows as{call, memory.get()};
   const StatsOut of_groups{
       as.statistics(stats.mean), as.statistics(stats.rstd), as.statistics(stats.pooled), {}};
   normalize_groups(as.rows(call.x), as.parameters(call.weight), as.parameters(call.bias),
@@ -70,11 +135,14 @@ inline void backward_by_rows(const ChannelCall& call, double eps, const ConstTen
                              const Gradients& gradients, const SavedStats& stats,
                              const Context& context) {
   check_channel_backward(call, dy, gradients, stats, context, {});
-  const GroupRows as{call};
-  const Gradients of_groups{as.rows(gradients.dx), as.parameters(gradients.dweight),
-                            as.parameters(gradients.dbias)};
+  CallMemory memory(context);
+  const GroupRows as{call, memory.get()};
+  const Gradients of_groups{as.rows(gradients.dx), as.gradient(gradients.dweight),
+                            as.gradient(gradients.dbias)};
   normalize_groups_backward(as.rows(dy), as.rows(call.x), as.parameters(call.weight), of_groups,
                             eps, as.statistics(stats.pooled), context);
+  as.store(of_groups.dweight, gradients.dweight);
+  as.store(of_groups.dbias, gradients.dbias);
 }
 
 }  // namespace normcore

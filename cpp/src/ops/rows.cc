@@ -94,13 +94,16 @@ struct ElementCall {
     } else if (context.device == Device::kCpu && t.dtype() == DTypeOf<C>::value &&
                walk.contiguous()) {
       *here = static_cast<C*>(t.data());
+    } else if (context.device == Device::kCpu && t.dtype() == DType::kFloat64 &&
+               walk.contiguous()) {
+      *table = static_cast<double*>(t.data());
     } else {
       *table = memory.take<double>(plan.parameter_rows() * plan.count);
     }
   }
   void store_gradient(const Plan& plan, const double* table, const Tensor& t,
                       Memory& memory) const {
-    if (t && table) memory.store(table, t, parameter_walk(plan, t));
+    if (t && table && table != t.data()) memory.store(table, t, parameter_walk(plan, t));
   }
 };
 

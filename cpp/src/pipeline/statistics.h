@@ -169,7 +169,7 @@ void join_pieces(const Backend& be, const Units& units, Index rows, const CellMo
   const Index per_row = units.pieces_of_row(rows), kn = units.block.kn;
   auto elements = [&](Index piece) {
     const Range range = units.range(piece * units.strips);
-    return double(range.on) * double(range.sn);
+    return double(range.on) * double(range.sn * units.plan->cell_columns);
   };
   double before = 0;  // elements of the row's pieces so far
   fold_pieces(units, rows, {m.mean, m.m2}, [&](Index to, Index from, Index piece) {
@@ -222,7 +222,8 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
   const Plan& plan = be.plan();
   const int computed = args.given_mean ? 1 : 0;  // pools from here on
   const Index rows = plan.merged_outer ? 1 : b.on;
-  const double cell_count = double(plan.count) * double(plan.merged_outer ? b.on : 1);
+  const double cell_count =
+      double(plan.count * plan.cell_columns) * double(plan.merged_outer ? b.on : 1);
   out.rows = rows;
   out.row_step = plan.merged_outer ? 0 : b.kn;
   for (int i = 0; i < P; ++i) {

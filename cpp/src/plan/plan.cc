@@ -85,6 +85,41 @@ Index cells_of_lines(const PlanRequest& r, const Plan& p, Index element) {
   return std::min(cells, p.cells);
 }
 
+// Of statistics of the whole batch a sample is one row: where its planes are short, their channels
+// are cells of as many columns as a plane has elements. `planes`: the innermost axes, of space.
+struct WideCells {
+  int planes = 0;
+  Index columns = 1;
+};
+WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
+  const ConstTensor& x = *r.operands[kX];
+  WideCells w;
+  while (w.planes < n && r.roles[axes[n - 1 - w.planes]] == Role::space) {
+    w.columns *= x.shape(axes[n - 1 - w.planes++]);
+  }
+  const int channel = n - 1 - w.planes;
+  const bool one_channel = channel < 0 || r.roles[axes[channel]] != Role::channel;
+  for (int i = 0; one_channel && i < x.ndim(); ++i) {
+    if (r.roles[i] == Role::channel && x.shape(i) > 1) return {};
+  }
+  const int before = one_channel ? channel + 1 : channel;  // axes outside a channel
+  Index samples = 1;
+  for (int i = 0; i < before; ++i) samples *= x.shape(axes[i]);
+  if (w.columns == 1 || w.columns > tuning::kMostCellColumns) return {};
+  if (samples < std::max(tuning::kFewestWideSamples, w.columns / tuning::kColumnsPerWideSample)) {
+    return {};
+  }
+  if (merge(r, axes, before).count != 1) return {};
+  for (const ConstTensor* t : r.operands) {
+    if (!t) continue;
+    Index run = 1;
+    for (int i = n - 1; i >= before; run *= x.shape(axes[i--])) {
+      if (t->stride(axes[i]) != run) return {};
+    }
+  }
+  return w;
+}
+
 Index round_down(Index n, Index unit) { return std::max(unit, n / unit * unit); }
 Index clamp(Index n, Index low, Index high) { return std::max(low, std::min(n, high)); }
 
@@ -96,7 +131,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
     inputs += r.operands[i] != nullptr;
     packed += r.operands[i] != nullptr && !p->access[i].direct;
   }
-  const Index cell_bytes = p->count * element;
+  const Index column_bytes = p->cell_columns * element;  // of a row of a cell
+  const Index cell_bytes = p->count * column_bytes;
   const Index total = p->outer * p->cells * cell_bytes;
   p->bytes = total * inputs;
   p->stream = p->bytes >= tuning::kStreamBytes;
@@ -139,7 +175,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
     p->block_cells = std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes));
   } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes.
-    const Index narrow = round_down(tuning::kMinTileBytes / element, closure);
+    const Index narrow = round_down(tuning::kMinTileBytes / column_bytes, closure);
     const Index tile_bytes = closed_rows * cell_bytes;
     if (narrow * tile_bytes <= tuning::kFusedBytes / 2) {
       // Whole lines, where groups allow.
@@ -185,7 +221,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
       p->unit_cells = std::max(p->unit_cells, p->tile_cells);
     }
   } else {
-    p->tile_cells = at_most(p->block_cells, tuning::kColTileBytes, p->chunk * element);
+    p->tile_cells = at_most(p->block_cells, tuning::kColTileBytes, p->chunk * column_bytes);
     if (packed > 0) p->tile_cells = std::min(p->tile_cells, tuning::kPackElements / p->chunk);
     p->unit_cells = p->tile_cells;
   }
@@ -200,6 +236,7 @@ void plan_nothing(Plan* p) {
   p->chunk = p->piece_outer = p->piece_space = 1;
   p->block_outer = p->unit_cells = p->tile_cells = 1;
   p->block_cells = std::max<Index>(1, p->cells);
+  p->cell_columns = 1;
   p->fused = p->second_sweep = p->stream = p->backwards = false;
   p->bytes = 0;
   p->reason = "no elements";
@@ -247,7 +284,7 @@ Extent extent_of(Pool pool, Affinity affinity) {
 void make_plan(const PlanRequest& r, Plan* p) {
   const ConstTensor& x = *r.operands[kX];
   int axes[kMaxDims];
-  const int n = sort_axes(x, axes);
+  int n = sort_axes(x, axes);
 
   p->affinity = r.affinity;
   p->groups = r.groups;
@@ -260,16 +297,20 @@ void make_plan(const PlanRequest& r, Plan* p) {
   }
 
   // Where statistics are of the whole batch, or given, batch and space may be one.
+  WideCells wide;
+  if (r.wide_cells && p->merged_outer) wide = wide_cells(r, axes, n);
+  p->cell_columns = wide.columns;
+  n -= wide.planes;
   Role role_of[kMaxDims];
   for (int i = 0; i < n; ++i) role_of[i] = r.roles[axes[i]];
-  if (p->merged_outer && n > 0 && role_of[n - 1] != Role::space) {
+  if (p->merged_outer && n > 0 && (wide.planes > 0 || role_of[n - 1] != Role::space)) {
     for (int i = 0; i < n; ++i) {
       if (role_of[i] == Role::outer) role_of[i] = Role::space;
     }
   }
   const Role innermost = innermost_role(r, axes, role_of, n);
   const Role cell_role = r.affinity == Affinity::channel ? Role::channel : Role::outer;
-  p->layout = innermost == cell_role ? Layout::columns : Layout::rows;
+  p->layout = innermost == cell_role || wide.planes > 0 ? Layout::columns : Layout::rows;
 
   // Tables and parameters are indexed by the unmerged axes, in this order.
   int cell_axis = -1;
@@ -314,7 +355,7 @@ void make_plan(const PlanRequest& r, Plan* p) {
     a.cell = cell_axis >= 0 ? t->stride(cell_axis) : 0;
     const bool one_space = space.count <= 1;
     a.direct = rows ? one_space && (space.count == 0 || a.space[0] == 1)
-                    : one_space && (p->cells == 1 || a.cell == 1);
+                    : one_space && (p->cells == 1 || a.cell == p->cell_columns);
   }
   if (p->outer == 0 || p->cells == 0 || p->count == 0) {
     plan_nothing(p);

@@ -20,7 +20,8 @@ enum class Role : std::uint8_t {
   space     // reduced (S)
 };
 
-// rows: a cell's elements follow each other in memory. cols: neighbouring cells do.
+// rows: a cell's elements follow each other in memory. cols: neighbouring cells do, or runs of a
+// few elements of each.
 enum class Layout : int { rows = 0, columns = 1 };
 
 // What weight and bias belong to.
@@ -92,6 +93,7 @@ struct PlanRequest {
   int parameter_axis = -1;  // kept, beside one other: along it parameters of elements differ too
   Index groups = 1;         // of the channels, for Extent::group
   bool one_block = false;   // pools reach beyond the table: nothing is closed but the whole
+  bool wide_cells = false;  // whether the backend knows cells of several columns
   std::array<const ConstTensor*, kMaxOperands> operands{};  // x first; absent ones null
 
   void set_operands(std::initializer_list<const ConstTensor*> all) {
@@ -103,6 +105,9 @@ struct Plan {
   Layout layout;
   Affinity affinity;
   Index outer, cells, count;  // the table [outer, cells] and the elements of a cell
+  // The columns that make a cell of column tiles, each of `count` elements: a plane, where samples
+  // are rows. 1 elsewhere.
+  Index cell_columns = 1;
   Index groups;
   Extent extent;           // of the widest pool
   bool parameters_by_row;  // of elements: each row of the table has its own

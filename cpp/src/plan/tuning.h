@@ -31,6 +31,11 @@ inline constexpr Index kManyBlocks = 16;
 inline constexpr Index kSharedBytes = Index(1) << 23;
 // Narrowest column tile: shorter segments waste the memory bus.
 inline constexpr Index kMinTileBytes = 256;
+// Planes of up to so many elements are the columns of a cell, where there are samples enough to pay
+// for what is done by column: fewer pay the less that is done by plane.
+inline constexpr Index kMostCellColumns = 128;
+inline constexpr Index kFewestWideSamples = 4;
+inline constexpr Index kColumnsPerWideSample = 6;
 // Bytes of one column tile of kColChunk rows.
 inline constexpr Index kColTileBytes = Index(1) << 18;
 // Bytes of one tile of short rows.
