@@ -123,6 +123,16 @@ WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
 Index round_down(Index n, Index unit) { return std::max(unit, n / unit * unit); }
 Index clamp(Index n, Index low, Index high) { return std::max(low, std::min(n, high)); }
 
+// Cells of a block where it may have up to `most`: few blocks are as many as even out the threads,
+// and alike.
+Index evened(Index cells, Index most, Index unit, Index cell_bytes) {
+  const Index fewest = ceil_div(cells, most);
+  if (cells * cell_bytes < tuning::kSerialBytes / 2 || fewest > 4 * tuning::kEvenBlocks)
+    return most;
+  const Index blocks = ceil_div(fewest, tuning::kEvenBlocks) * tuning::kEvenBlocks;
+  return std::min(most, ceil_div(ceil_div(cells, blocks), unit) * unit);
+}
+
 void plan_work(const PlanRequest& r, Plan* p) {
   const Index element = static_cast<Index>(size_of(r.operands[kX]->dtype()));
   const bool rows = p->layout == Layout::rows;
@@ -173,6 +183,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
     const Index wanted =
         p->extent == Extent::column ? tuning::kColumnBlockBytes : tuning::kBlockBytes;
     p->block_cells = std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes));
+    if (p->extent == Extent::column) {
+      p->block_cells = evened(p->cells, p->block_cells, closure, closed_rows * cell_bytes);
+    }
   } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes.
     const Index narrow = round_down(tuning::kMinTileBytes / column_bytes, closure);
@@ -180,7 +193,7 @@ void plan_work(const PlanRequest& r, Plan* p) {
     if (narrow * tile_bytes <= tuning::kFusedBytes / 2) {
       // Whole lines, where groups allow.
       const Index width = round_down(tuning::kTileBytes / tile_bytes, narrow);
-      p->block_cells = std::min(p->cells, width);
+      p->block_cells = evened(p->cells, std::min(p->cells, width), narrow, tile_bytes);
       p->reason = "column tiles in cache";
     } else {
       p->fused = closed_rows == 1 && p->outer >= tuning::kManyBlocks / 2 &&

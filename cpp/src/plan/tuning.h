@@ -21,6 +21,8 @@ inline constexpr Index kBlockBytes = Index(1) << 16;
 inline constexpr Index kUnitBytes = Index(1) << 18;
 // Channel blocks reach over all samples, a short run of memory in each: they are made wider.
 inline constexpr Index kColumnBlockBytes = Index(3) << 17;
+// They come in multiples of this: two or four threads then have as much to do.
+inline constexpr Index kEvenBlocks = 4;
 // A channels-last sample that is worked on whole, in a core's own cache.
 inline constexpr Index kSampleBytes = Index(3) << 18;
 // A tile of its columns, where it is larger.
