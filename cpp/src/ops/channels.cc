@@ -208,10 +208,7 @@ void forward(const Inputs& a, const Tensor& y, const OptionsOf<Method>& o, const
   if (MeasuresSpread<Method>) check_one_process(context);
   const ChannelCall call = call_of<Method>(a, o);
   if constexpr (has<Method>(Kind::groups)) {
-    const ConstTensor y_view = y;
-    if (groups_are_rows(call, context, {&call.x, &y_view})) {
-      return forward_by_rows(call, o.eps, y, stats, context);
-    }
+    if (groups_are_rows(call, context)) return forward_by_rows(call, o.eps, y, stats, context);
   }
   const auto own = own_parameters<Method>(a);
   if constexpr (kBuffers<Method> > 0) {
@@ -241,8 +238,7 @@ void backward(const ConstTensor& dy, const Inputs& a, const Gradients& gradients
         "have moved on");
   }
   if constexpr (has<Method>(Kind::groups)) {
-    const ConstTensor dx_view = gradients.dx;
-    if (groups_are_rows(call, context, {&call.x, &dy, &dx_view})) {
+    if (groups_are_rows(call, context)) {
       return backward_by_rows(call, o.eps, dy, gradients, stats, context);
     }
   }

@@ -1,17 +1,18 @@
 // Group norm of short planes: a channel's coefficients would each serve a few elements, or one. A
-// group is a row in truth: x is (samples, groups, n), normalized over its last axis as by layer
-// norm, with parameters (groups, n), in which a channel's own is repeated over its plane.
+// group is a row in truth: x is (N, G, C / G, S...), normalized over all axes from the third on as
+// by layer norm, with parameters (G, C / G, S...) in which a channel's own is repeated over its
+// plane.
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
+#include <cstdlib>
 
 #include "ops/channel_pipeline.h"
 
 namespace normcore {
 
-// rows.cc. x and its like: (N, G, n); weight, bias and their gradients: (G, n); statistics:
-// (N, G, 1), pairs of them (N, G, 1, 2).
+// rows.cc. x and its like: (N, G, C / G, S...); weight, bias and their gradients: without N;
+// statistics: (N, G, 1, 1...), and pairs of them.
 void normalize_groups(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                       const Tensor& y, double eps, const StatsOut& stats, const Context& context);
 void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
@@ -19,32 +20,26 @@ void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
                                const ConstTensor& pooled, const Context& context);
 
 // The fewest elements of a group that are a row, and the most of a plane. What is repeated is as
-// large as a sample: no more than a core's own cache holds. Nothing here asks how many samples
-// there are, and so their bits do not.
+// large as a sample: no more than a core's own cache holds.
 inline constexpr Index kGroupRow = 8;
 inline constexpr Index kGroupPlane = 50;
 inline constexpr Index kGroupSampleBytes = Index(1) << 20;
 
-// Whether the channels of a sample follow each other, each in one run.
-template <bool kConst>
-bool planes_follow(const ChannelCall& call, const BasicTensor<kConst>& t) {
-  Index run = 1;
-  for (int a = t.ndim() - 1; a >= 1; --a) {
-    if (t.shape(a) != 1 && t.stride(a) != run) return false;
-    run *= t.shape(a);
-  }
-  return call.channel_axis == 1;
-}
-
-inline bool groups_are_rows(const ChannelCall& call, const Context& context,
-                            std::initializer_list<const ConstTensor*> operands) {
-  if (context.device != Device::kCpu || call.empty()) return false;
+// Nothing here asks how many samples there are, where their axis lies, or how far elements are
+// apart: a sample's bits do not depend on that.
+inline bool groups_are_rows(const ChannelCall& call, const Context& context) {
+  if (context.device != Device::kCpu || call.empty() || call.x.ndim() + 2 > kMaxDims) return false;
   const Index plane = call.space(), n = call.channels() / call.groups;
   if (n == 1 || n * plane < kGroupRow || plane > kGroupPlane) return false;
-  if (plane == 1) return true;
-  if (call.channels() * plane * Index(sizeof(double)) > kGroupSampleBytes) return false;
-  return std::ranges::all_of(operands,
-                             [&](const ConstTensor* t) { return planes_follow(call, *t); });
+  if (call.channels() * plane * Index(sizeof(double)) > kGroupSampleBytes) return plane == 1;
+  // Channels-last, the elements of a group do not follow each other.
+  auto step = [&](int a) { return std::abs(call.x.stride(a)); };
+  for (int a = 1; a < call.x.ndim(); ++a) {
+    if (a != call.channel_axis && call.x.shape(a) > 1 && step(a) > step(call.channel_axis)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 // The arrays of a call as normalize_groups takes them.
@@ -52,51 +47,63 @@ struct GroupRows {
   const ChannelCall& call;
   Memory& memory;
   Index plane = call.space();
-  Index n = call.channels() / call.groups * plane;
+  Index n = call.channels() / call.groups;
 
+  // f(axis of x, place of it in a view) for those of the plane.
+  template <class F>
+  void for_plane(int at, F f) const {
+    for (int a = 1; a < call.x.ndim(); ++a) {
+      if (a != call.channel_axis) f(a, at++);
+    }
+  }
   template <bool kConst>
   BasicTensor<kConst> rows(const BasicTensor<kConst>& t) const {
-    const Index step = plane == 1 ? t.stride(call.channel_axis) : 1;
-    BasicTensor<kConst> view(t.data(), t.dtype(), 3);
+    const Index step = t.stride(call.channel_axis);
+    BasicTensor<kConst> view(t.data(), t.dtype(), t.ndim() + 1);
     view.set_dim(0, t.shape(0), t.stride(0));
     view.set_dim(1, call.groups, n * step);
     view.set_dim(2, n, step);
+    for_plane(3, [&](int a, int at) { view.set_dim(at, t.shape(a), t.stride(a)); });
     return view;
   }
+  // Of an array with `step` from channel to channel: of one value for each, or of its plane.
   template <bool kConst>
-  BasicTensor<kConst> by_group(const BasicTensor<kConst>& t) const {
-    BasicTensor<kConst> view(t.data(), t.dtype(), 2);
-    view.set_dim(0, call.groups, n * t.stride(0));
-    view.set_dim(1, n, t.stride(0));
+  BasicTensor<kConst> by_group(const BasicTensor<kConst>& t, Index step) const {
+    BasicTensor<kConst> view(t.data(), t.dtype(), call.x.ndim());
+    view.set_dim(0, call.groups, n * step);
+    view.set_dim(1, n, step);
+    Index rest = plane;
+    for_plane(2, [&](int a, int at) {
+      rest /= call.x.shape(a);
+      view.set_dim(at, call.x.shape(a), rest);
+    });
     return view;
   }
   ConstTensor parameters(const ConstTensor& t) const {
     if (!t) return t;
-    if (plane == 1) return by_group(t);
+    if (plane == 1) return by_group(t, t.stride(0));
     const double* values = call.load_channels(t, memory);
-    const Index size = call.channels() * plane;
     ConstTensor repeated;
     with_compute(call.x.dtype(), [&]<class C>(std::type_identity<C>) {
+      const Index size = call.channels() * plane;
       C* to = memory.take<C>(size);
       for (Index c = 0; c < call.channels(); ++c) std::fill_n(to + c * plane, plane, C(values[c]));
-      repeated = by_group(ConstTensor(to, {size}));
+      repeated = by_group(ConstTensor(to, {size}), plane);
     });
     return repeated;
   }
   // Where the gradient of a parameter is written, and how it comes from there to the caller.
   Tensor gradient(const Tensor& t) const {
     if (!t) return t;
-    if (plane == 1) return by_group(t);
+    if (plane == 1) return by_group(t, t.stride(0));
     const Index size = call.channels() * plane;
-    return by_group(Tensor(memory.take<double>(size), {size}));
+    return by_group(Tensor(memory.take<double>(size), {size}), plane);
   }
   void store(const Tensor& gradient, const Tensor& t) const {
     if (!t || plane == 1) return;
     const double* from = static_cast<const double*>(gradient.data());
     double* by_channel = memory.take<double>(call.channels());
-    for (Index c = 0; c < call.channels(); ++c) {
-      by_channel[c] = sum(from + c * plane);
-    }
+    for (Index c = 0; c < call.channels(); ++c) by_channel[c] = sum(from + c * plane);
     store_gradient(call, by_channel, t, memory);
   }
   // In four chains of additions: one would take as long as all that was done before.
@@ -112,10 +119,11 @@ struct GroupRows {
   template <bool kConst>
   BasicTensor<kConst> statistics(const BasicTensor<kConst>& t) const {
     if (!t) return t;
-    BasicTensor<kConst> view(t.data(), t.dtype(), t.ndim() + 1);
-    for (int a = 0; a < 2; ++a) view.set_dim(a, t.shape(a), t.stride(a));
-    view.set_dim(2, 1, 1);
-    if (t.ndim() == 3) view.set_dim(3, t.shape(2), t.stride(2));
+    const int kept = call.x.ndim() + 1;
+    const bool pairs = t.ndim() == 3;
+    BasicTensor<kConst> view(t.data(), t.dtype(), kept + pairs);
+    for (int a = 0; a < kept; ++a) view.set_dim(a, a < 2 ? t.shape(a) : 1, a < 2 ? t.stride(a) : 1);
+    if (pairs) view.set_dim(kept, t.shape(2), t.stride(2));
     return view;
   }
 };

@@ -1,6 +1,8 @@
 // Layer and RMS normalization and division by a norm: the pool is any set of axes, and parameters
 // belong to its elements. Check the arguments, ask for a plan, bring parameters and statistics into
 // its order, run the pipeline, and write back.
+#include <numeric>
+
 #include "normcore/ops.h"
 #include "ops/call.h"
 #include "ops/groups_as_rows.h"
@@ -251,9 +253,18 @@ void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstT
   element_backward<RMSNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
 }
 
+namespace {
+LayerNormOptions within_groups(const ConstTensor& x, double eps) {
+  LayerNormOptions o{.eps = eps};
+  o.axes.count = x.ndim() - 2;
+  std::iota(o.axes.values.begin(), o.axes.values.begin() + o.axes.count, 2);
+  return o;
+}
+}  // namespace
+
 void normalize_groups(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                       const Tensor& y, double eps, const StatsOut& stats, const Context& context) {
-  const ElementCall call(kMethod<LayerNorm>, x, weight, bias, {Axes{2}, eps},
+  const ElementCall call(kMethod<LayerNorm>, x, weight, bias, within_groups(x, eps),
                          /*parameters_along=*/1);
   element_forward<LayerNorm>(call, {eps}, y, kAbsent, {}, stats, context);
 }
@@ -261,7 +272,7 @@ void normalize_groups(const ConstTensor& x, const ConstTensor& weight, const Con
 void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
                                const ConstTensor& weight, const Gradients& gradients, double eps,
                                const ConstTensor& pooled, const Context& context) {
-  const ElementCall call(kMethod<LayerNorm>, x, weight, kAbsent, {Axes{2}, eps},
+  const ElementCall call(kMethod<LayerNorm>, x, weight, kAbsent, within_groups(x, eps),
                          /*parameters_along=*/1);
   element_backward<LayerNorm>(call, {eps}, dy, gradients, kAbsent, pooled, context);
 }
