@@ -40,7 +40,10 @@ class Backend {
 
   template <class F>
   void parallel(Index tasks, F&& f) const {
-    parallel_for(tasks, threads_, plan_.bytes <= tuning::kStickyBytes, f);
+    // Neighbouring strips of columns share a cache line in every row: two threads that go down them
+    // side by side write each in turn.
+    const bool strips = !rows() && plan_.unit_cells < plan_.cells;
+    parallel_for(tasks, threads_, strips || plan_.bytes <= tuning::kStickyBytes, f);
   }
 
   // Into how many runs of neighbours closed blocks are dealt: enough to even out the threads.

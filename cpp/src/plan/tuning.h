@@ -11,7 +11,7 @@ inline constexpr Index kRowChunk = 4096;  // elements; half of it for float64
 inline constexpr Index kColChunk = 128;   // rows of a column tile
 // Partial sums are kept per piece.
 inline constexpr Index kRowChunksPerPiece = 16;
-inline constexpr Index kColChunksPerPiece = 8;
+inline constexpr Index kColChunksPerPiece = 2;
 
 // What a block may read and still find in a core's own cache when it applies.
 inline constexpr Index kFusedBytes = Index(1) << 19;
