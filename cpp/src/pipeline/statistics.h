@@ -222,8 +222,7 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
   const Plan& plan = be.plan();
   const int computed = args.given_mean ? 1 : 0;  // pools from here on
   const Index rows = plan.merged_outer ? 1 : b.on;
-  const double cell_count =
-      double(plan.count * plan.cell_columns) * double(plan.merged_outer ? b.on : 1);
+  const double cell_count = double(plan.cell_elements()) * double(plan.merged_outer ? b.on : 1);
   out.rows = rows;
   out.row_step = plan.merged_outer ? 0 : b.kn;
   for (int i = 0; i < P; ++i) {

@@ -104,9 +104,8 @@ struct PlanRequest {
 struct Plan {
   Layout layout;
   Affinity affinity;
-  Index outer, cells, count;  // the table [outer, cells] and the elements of a cell
-  // The columns that make a cell of column tiles, each of `count` elements: a plane, where samples
-  // are rows. 1 elsewhere.
+  Index outer, cells, count;  // the table [outer, cells] and the elements of a cell, or of a column
+  // of one: a cell of column tiles may have several, a plane's, where samples are rows.
   Index cell_columns = 1;
   Index groups;
   Extent extent;           // of the widest pool
@@ -136,6 +135,7 @@ struct Plan {
   Index bytes;         // of all operands, for the choice of threads
   const char* reason;  // for NORMCORE_VERBOSE
 
+  Index cell_elements() const { return count * cell_columns; }
   Index space_pieces() const { return ceil_div(count, piece_space); }
   // One at least: of a call without elements a block of no rows.
   Index outer_blocks() const { return std::max<Index>(1, ceil_div(outer, block_outer)); }

@@ -83,7 +83,7 @@ inline Index cells_across(Extent extent, const Plan& plan) {
                                    : 1;
 }
 inline double elements_of(Extent extent, const Plan& plan) {
-  return double(plan.count * plan.cell_columns) * double(cells_across(extent, plan)) *
+  return double(plan.cell_elements()) * double(cells_across(extent, plan)) *
          double(extent == Extent::column ? plan.outer : 1);
 }
 

@@ -9,7 +9,7 @@ namespace normcore::tuning {
 // A chunk is summed in the compute type: short enough for its rounding, long enough for its merge.
 inline constexpr Index kRowChunk = 4096;  // elements; half of it for float64
 inline constexpr Index kColChunk = 128;   // rows of a column tile
-// Partial sums are kept per piece.
+// Partial sums are kept per piece. A piece is a task, and columns of few rows shall be several.
 inline constexpr Index kRowChunksPerPiece = 16;
 inline constexpr Index kColChunksPerPiece = 2;
 
@@ -34,7 +34,7 @@ inline constexpr Index kSharedBytes = Index(1) << 23;
 // Narrowest column tile: shorter segments waste the memory bus.
 inline constexpr Index kMinTileBytes = 256;
 // Planes of up to so many elements are the columns of a cell, where there are samples enough to pay
-// for what is done by column: fewer pay the less that is done by plane.
+// for what is done once for every column: so many, and a share of the columns.
 inline constexpr Index kMostCellColumns = 128;
 inline constexpr Index kFewestWideSamples = 4;
 inline constexpr Index kColumnsPerWideSample = 6;

@@ -101,11 +101,16 @@ def _speedup_text(result: Result, peer: str) -> str:
     return text
 
 
+def of_memory(results: Sequence[Result]) -> list[Result]:
+    """Those that the aims for the roofline are about."""
+    return [r for r in results if r["tensor_bytes"] > LARGE and r["op"] not in ARITHMETIC]
+
+
 def _print_summary(mode: str, results: Sequence[Result], console: Console) -> None:
     everything = [result for result in results if "error" not in result]
     measured = [result for result in everything if not result["disturbed"]]
     speedups = [s for s in map(fastest_speedup, measured) if s is not None]
-    large = [r for r in measured if r["tensor_bytes"] > LARGE and r["op"] not in ARITHMETIC]
+    large = of_memory(measured)
     if speedups:
         slower = sum(s < 1 for s in speedups)
         console.print(

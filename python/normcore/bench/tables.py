@@ -20,12 +20,12 @@ from . import documents
 from .measure import geometric_mean
 from .report import (
     ARITHMETIC,
-    LARGE,
     MODE_TITLES,
     ROOFLINE_TARGET,
     by_mode,
     fastest_speedup,
     misses_target,
+    of_memory,
 )
 
 Document = dict[str, Any]
@@ -218,7 +218,7 @@ def summary(document: Document) -> list[str]:
                 f"({fastest_speedup(least):.2f})"
             )
         lines.append(text + ".")
-    large = [r for r in quiet if r["tensor_bytes"] > LARGE and _op(r) not in ARITHMETIC]
+    large = of_memory(quiet)
     within = sum(not misses_target(r) for r in large)
     mean = geometric_mean([r["roofline"] for r in large])
     limits = " and ".join(f"{limit} {name}" for name, limit in ROOFLINE_TARGET.items())
