@@ -230,6 +230,47 @@ def test_numpy_arrays_off_their_elements(dtype):
         nc.layer_norm(fields)
 
 
+def views_of(a):
+    """Arrays equal to a, of other strides."""
+    apart = np.full([2 * n for n in a.shape], np.nan, a.dtype)
+    apart = apart[tuple(slice(None, None, 2) for _ in a.shape)]
+    reverse = tuple(slice(None, None, -1) for _ in a.shape)
+    apart[...] = a
+    return [apart, np.asfortranarray(a), np.ascontiguousarray(a[reverse])[reverse]]
+
+
+# The call, with and without statistics, of x (N, C, L).
+STATS_OF_CALLS = {
+    "layer_norm": ({"axis": 2}, nc.layer_norm_backward, {"axis": 2}),
+    "rms_norm": ({"axis": 1}, nc.rms_norm_backward, {"axis": 1}),
+    "instance_norm": ({}, nc.instance_norm_backward, {}),
+    "batch_norm": ({"training": True}, nc.batch_norm_backward, {"training": True}),
+}
+
+
+@pytest.mark.parametrize("name", STATS_OF_CALLS)
+def test_saved_statistics_of_any_strides(name):
+    rng = np.random.default_rng()
+    forward, backward, arguments = STATS_OF_CALLS[name]
+    x, dy = (rng.standard_normal((6, 5, 19)).astype(np.float32) for _ in "xy")
+    *_, stats = getattr(nc, name)(x, return_stats=True, **forward)
+    wanted = backward(dy, x, stats=stats, **arguments)
+    for view in views_of(stats.pooled):
+        got = backward(dy, x, stats=stats._replace(pooled=view), **arguments)
+        np.testing.assert_array_equal(got.dx, wanted.dx)
+
+
+def test_saved_statistics_that_are_broadcast():
+    # One row's for all of a sample, so that the innermost stride is 0 and the next is not.
+    rng = np.random.default_rng()
+    x = np.repeat(rng.standard_normal((4, 1, 19)), 5, axis=1)
+    dy = rng.standard_normal(x.shape)
+    _, stats = nc.layer_norm(x, return_stats=True)
+    view = np.broadcast_to(stats.pooled[:, :1], stats.pooled.shape)
+    got = nc.layer_norm_backward(dy, x, stats=stats._replace(pooled=view))
+    np.testing.assert_array_equal(got.dx, nc.layer_norm_backward(dy, x, stats=stats).dx)
+
+
 def test_huge_broadcasts():
     one = np.float32(1)
     with pytest.raises(ValueError, match=r"x.shape has more elements"):

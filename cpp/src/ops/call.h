@@ -144,16 +144,15 @@ inline bool columns_of(const Plan& plan, const StatsOut& out, const Context& con
   return even;
 }
 
-// Statistics that a forward call wrote, `step` apart: a device reads them where they are.
+// Statistics that a forward call wrote, `step` apart, where they are if that serves.
 struct PooledValues {
   const double* mean = nullptr;
   const double* var = nullptr;
   Index step = 1;
-  PooledValues(const Plan& plan, const ConstTensor& pooled, const Context& context,
-               Memory& memory) {
+  PooledValues(const Plan& plan, const ConstTensor& pooled, Memory& memory) {
     if (!pooled) return;
     const ConstTensor means = half_of_pairs(pooled, 0), vars = half_of_pairs(pooled, 1);
-    if (context.device != Device::kCpu && statistics_walk(plan, means).even(&step)) {
+    if (statistics_walk(plan, means).even(&step)) {
       mean = static_cast<const double*>(means.data());
       var = static_cast<const double*>(vars.data());
       return;

@@ -152,7 +152,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
       args.dy = dy.data();
       args.dx = g.dx.data();
       args.channel_weight = call.load_channels(call.weight, memory);
-      const PooledValues forward(plan, stats.pooled, context, memory);
+      const PooledValues forward(plan, stats.pooled, memory);
       args.forward_mean = forward.mean;
       args.forward_var = forward.var;
       args.forward_step = forward.step;
@@ -164,7 +164,7 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
         // What the forward call used, if it says so: the buffers may have moved on.
         const ConstTensor& saved = call.computed().empty() ? stats.pooled : stats.given;
         if (saved) {
-          const PooledValues used(plan, saved, context, memory);
+          const PooledValues used(plan, saved, memory);
           args.given_mean = used.mean;
           args.given_var = used.var;
           args.given_step = used.step;

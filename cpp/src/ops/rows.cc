@@ -209,7 +209,7 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
         call.place_gradient(plan, g.dbias, context, memory, &args.dbias, &args.dbias_here,
                             &args.dbias_column);
       }
-      const PooledValues forward(plan, pooled, context, memory);
+      const PooledValues forward(plan, pooled, memory);
       args.forward_mean = forward.mean;
       args.forward_var = forward.var;
       args.forward_step = forward.step;

@@ -81,7 +81,7 @@ struct BackwardArgs {
   Index given_step = 1;                  // from one to the next; as forward_step
   const double* forward_mean = nullptr;  // of the last pool, as the forward call wrote them
   const double* forward_var = nullptr;
-  Index forward_step = 1;  // others than 1 on a device alone
+  Index forward_step = 1;
 
   // Gradients of weight and bias, [cells] or [count]; null where nobody asks for either.
   double* dweight = nullptr;

@@ -273,6 +273,7 @@ class Backward {
     for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
                  [cells = s.cells, t = table, params = params_, k0 = b.k0](Index first, Index n,
                                                                            auto weight, auto) {
+                   NORMCORE_APART
                    for (Index k = 0; k < n; ++k) {
                      const Index cell = first + k;
                      t.solve(cell, Method::coefficients(cells.at(cell).stats, params, k0 + k),
@@ -310,6 +311,7 @@ class Backward {
     for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
                  [cells = s.cells, t, d, dy_u, dy_1, params = params_, k0 = b.k0, to](
                      Index first, Index n, auto weight, auto) {
+                   NORMCORE_APART
                    for (Index k = 0; k < n; ++k) {
                      const Index cell = first + k;
                      const CoefGrad g =
@@ -345,6 +347,7 @@ class Backward {
     const GradientTable<C> t = table;
     if constexpr (P == 1) {
       if (elementwise()) {
+        NORMCORE_APART
         for (Index c = 0; c < cells; ++c) {
           const Stats pool = stats.at(c).stats[0];
           t.share(c, Share::by_element<Method::raw>(d.var[0][c], dy_1[c], pool, t.a[c]));
@@ -356,6 +359,7 @@ class Backward {
       for (C* column : {t.p, t.q, t.r}) std::fill_n(column, cells, C(0));
       return;
     }
+    NORMCORE_APART
     for (Index c = 0; c < cells; ++c) {
       const auto pools = stats.at(c);
       Share share;

@@ -117,6 +117,7 @@ class Forward {
     for_channels(plan_, b, s.rows, args_.channel_weight, args_.channel_bias, scope,
                  [cells = s.cells, params = params_, a, shift, k0 = b.k0](Index first, Index n,
                                                                           auto weight, auto bias) {
+                   NORMCORE_APART
                    for (Index k = 0; k < n; ++k) {
                      const Index cell = first + k;
                      const Coef f = Method::coefficients(cells.at(cell).stats, params, k0 + k);

@@ -31,10 +31,12 @@ struct Walk {
   // Whether element i lies at i * step.
   bool even(Index* step) const {
     Index expected = 0;
+    bool known = false;
     *step = 1;
     for (int i = ndim - 1; i >= 0; --i) {
       if (size[i] == 1) continue;
-      if (expected == 0) *step = expected = stride[i];
+      if (!known) *step = expected = stride[i];
+      known = true;
       if (stride[i] != expected) return false;
       expected *= size[i];
     }
