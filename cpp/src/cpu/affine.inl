@@ -41,10 +41,10 @@ struct AffineRows {
 template <class T, Orientation O, bool kWeighted>
 SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     const Compute<T>* weight, const Compute<T>* bias) {
-  sweep_tile<kGroup<O>, T>(y, rows, cols,
-                           [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
-                             run(AffineRows<T, O, kWeighted, R>(x, r, f, weight, bias));
-                           });
+  sweep_tile<kGroup<O>, T, kShortGroup<O>>(
+      y, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+        run(AffineRows<T, O, kWeighted, R>(x, r, f, weight, bias));
+      });
 }
 template <class T, Orientation O>
 void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {

@@ -123,7 +123,7 @@ SI bool streams(Out y, Index cols) {
 // Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
 // R being G or 1, and gives run a step for them. Rows taken together share their loads of what runs
 // along them; streamed rows can where they are aligned alike.
-template <int G, class T, class F>
+template <int G, class T, int kShort = G, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
   Index r = 0;
   if (streams<T>(y, cols)) {
@@ -131,6 +131,9 @@ SI void sweep_tile(Out y, Index rows, Index cols, F f) {
       sweep<true>(row<T>(y, r), y.stride, cols, step);
     };
     if (y.stride * Index(sizeof(T)) % kBytes == 0) {
+      if (kShort > G && cols <= 4 * kLanes<Compute<T>>) {
+        for (; r + kShort <= rows; r += kShort) f.template operator()<kShort>(r, run);
+      }
       for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
     }
     for (; r < rows; ++r) f.template operator()<1>(r, run);
@@ -139,6 +142,9 @@ SI void sweep_tile(Out y, Index rows, Index cols, F f) {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<false>(row<T>(y, r), y.stride, cols, step);
     };
+    if (kShort > G && cols <= 4 * kLanes<Compute<T>>) {
+      for (; r + kShort <= rows; r += kShort) f.template operator()<kShort>(r, run);
+    }
     for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
     for (; r < rows; ++r) f.template operator()<1>(r, run);
   }
@@ -288,6 +294,8 @@ using Parameter = Coefficient<kCells == kRows ? kCols : kRows, R, C>;
 // Rows that an apply kernel takes together: what runs along columns is worth sharing.
 template <Orientation kCells>
 constexpr int kGroup = kCells == kCols ? 4 : 1;
+template <Orientation kCells>
+constexpr int kShortGroup = kCells == kCols || kBytes == 64 ? 4 : 2;
 
 }  // namespace
 }  // namespace normcore::cpu::NORMCORE_ISA

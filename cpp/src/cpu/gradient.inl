@@ -14,8 +14,11 @@ struct ParameterSums {
   Affine<C> xhat;
   C *dweight, *dbias;
 };
-// Rows that are summed at a time: their accumulators stay in registers.
-constexpr int kSumGroup = kBytes == 64 ? 2 : 1;
+// Rows that are summed at a time: those that share sums of parameters, as their accumulators stay
+// in registers. Without these two more streams of memory cost a third of what is in the shared
+// cache.
+template <bool kParameters>
+constexpr int kSumGroup = kParameters && kBytes == 64 ? 2 : 1;
 
 // Of R rows of more than four vectors each.
 template <class T, bool kWeighted, bool kParameters, int R>
@@ -64,39 +67,59 @@ SI void long_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>> 
                      const Compute<T>* weight, const ParameterSums<Compute<T>>& to, double* dy_u,
                      double* dy_1) {
   Index r = 0;
-  for (; r + kSumGroup <= rows; r += kSumGroup) {
-    long_sums<T, kWeighted, kParameters, kSumGroup>(dy, x, r, cols, f, weight, to, dy_u, dy_1);
+  constexpr int G = kSumGroup<kParameters>;
+  for (; r + G <= rows; r += G) {
+    long_sums<T, kWeighted, kParameters, G>(dy, x, r, cols, f, weight, to, dy_u, dy_1);
   }
   for (; r < rows; ++r) {
     long_sums<T, kWeighted, kParameters, 1>(dy, x, r, cols, f, weight, to, dy_u, dy_1);
   }
 }
 
-template <class T, bool kWeighted>
-SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
-                  const Compute<T>* weight, double* dy_u, double* dy_1) {
+// Of rows of up to four vectors each.
+template <class T, bool kWeighted, bool kParameters>
+SI void short_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                      const Compute<T>* weight, const ParameterSums<Compute<T>>& to, double* dy_u,
+                      double* dy_1) {
   using C = Compute<T>;
   constexpr Index N = kLanes<C>;
-  if (cols > 4 * N) {
-    return long_sums_of<T, kWeighted, false>(dy, x, rows, cols, f, weight, {}, dy_u, dy_1);
-  }
-  // g = weight * dy of one vector; g * u is added to `product`.
-  auto terms = [&](Index r, Index i, auto tag, Vec<C>& product) __attribute__((always_inline)) {
-    Vec<C> g = load(row<T>(dy, r) + i, tag);
-    if constexpr (kWeighted) g *= load(weight + i, tag);
-    const Vec<C> u = (load(row<T>(x, r) + i, tag) - splat(f.center[r])) * splat(f.unit[r]);
-    product = fma<C>(g, keep<C>(u, tag), product);
-    return g;
-  };
   short_rows<C>(rows, cols, [&]<int J, int R>(Index r, auto last) __attribute__((always_inline)) {
+    Vec<C> dw[J], db[J];
+    auto each = [&](auto of_vector) __attribute__((always_inline)) {
+      for (int j = 0; j < J - 1; ++j) of_vector(j, Full{});
+      of_vector(J - 1, last);
+    };
+    if constexpr (kParameters) {
+      each([&](int j, auto tag) __attribute__((always_inline)) {
+        dw[j] = load(to.dweight + j * N, tag);
+        db[j] = load(to.dbias + j * N, tag);
+      });
+    }
     Vec<C> g_acc[R], product_acc[R];
     for (int k = 0; k < R; ++k) {
+      const Vec<C> center = splat(f.center[r + k]), unit = splat(f.unit[r + k]);
+      Vec<C> a{}, b{};
+      if constexpr (kParameters) a = splat(to.xhat.a[r + k]), b = splat(to.xhat.b[r + k]);
       Vec<C> products[4] = {};
       g_acc[k] =
           add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
-            return terms(r + k, i, tag, products[j]);
+            Vec<C> g = load(row<T>(dy, r + k) + i, tag);
+            const Vec<C> d = load(row<T>(x, r + k) + i, tag) - center;
+            if constexpr (kParameters) {
+              dw[j] = fma<C>(g, fma<C>(a, d, b), dw[j]);
+              db[j] += g;
+            }
+            if constexpr (kWeighted) g *= load(weight + i, tag);
+            products[j] = fma<C>(g, keep<C>(d * unit, tag), products[j]);
+            return g;
           });
       product_acc[k] = join<C>(products);
+    }
+    if constexpr (kParameters) {
+      each([&](int j, auto tag) __attribute__((always_inline)) {
+        store(to.dweight + j * N, dw[j], tag);
+        store(to.dbias + j * N, db[j], tag);
+      });
     }
     C g[R], product[R];
     sum_rows<C, R>(g_acc, g);
@@ -106,6 +129,16 @@ SI void sums_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
       dy_1[r + k] = double(g[k]);
     }
   });
+}
+template <class T, bool kWeighted, bool kParameters>
+SI void sums_of_rows(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
+                     const Compute<T>* weight, const ParameterSums<Compute<T>>& to, double* dy_u,
+                     double* dy_1) {
+  if (cols > 4 * kLanes<Compute<T>>) {
+    long_sums_of<T, kWeighted, kParameters>(dy, x, rows, cols, f, weight, to, dy_u, dy_1);
+  } else {
+    short_sums_of<T, kWeighted, kParameters>(dy, x, rows, cols, f, weight, to, dy_u, dy_1);
+  }
 }
 
 template <class T, bool kWeighted>
@@ -145,7 +178,7 @@ template <class T, Orientation O>
 void sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f, double* dy_u,
           double* dy_1) {
   if constexpr (O == kRows) {
-    sums_rows<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
+    sums_of_rows<T, false, false>(dy, x, rows, cols, f, nullptr, {}, dy_u, dy_1);
   } else {
     sums_cols<T, false>(dy, x, rows, cols, f, nullptr, dy_u, dy_1);
   }
@@ -154,7 +187,7 @@ template <class T, Orientation O>
 void weighted_sums(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
                    const Compute<T>* weight, double* dy_u, double* dy_1) {
   if constexpr (O == kRows) {
-    sums_rows<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+    sums_of_rows<T, true, false>(dy, x, rows, cols, f, weight, {}, dy_u, dy_1);
   } else {
     sums_cols<T, true>(dy, x, rows, cols, f, weight, dy_u, dy_1);
   }
@@ -164,7 +197,7 @@ template <class T, Orientation O, bool kWeighted, bool kResidual>
 SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<Compute<T>> f,
                   const Compute<T>* weight) {
   using C = Compute<T>;
-  sweep_tile<kGroup<O>, T>(
+  sweep_tile<kGroup<O>, T, kShortGroup<O>>(
       dx, rows, cols, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
         const Rows<T, R> dyr(dy, r), xr(x, r), dhr(kResidual ? dh : x, r);
         const Coefficient<O, R, C> p(f.p, r), q(f.q, r), c(f.r, r);
@@ -257,12 +290,12 @@ template <class T, Orientation O>
 void sums_and_parameters(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
                          const Compute<T>* weight, double* dy_u, double* dy_1,
                          Affine<Compute<T>> xhat, Compute<T>* dweight, Compute<T>* dbias) {
-  if (O == kRows && cols > 4 * kLanes<Compute<T>>) {
-    return long_sums_of<T, true, true>(dy, x, rows, cols, f, weight, {xhat, dweight, dbias}, dy_u,
-                                       dy_1);
+  if constexpr (O == kRows) {
+    sums_of_rows<T, true, true>(dy, x, rows, cols, f, weight, {xhat, dweight, dbias}, dy_u, dy_1);
+  } else {
+    weighted_sums<T, O>(dy, x, rows, cols, f, weight, dy_u, dy_1);
+    parameter_sums<T, O>(dy, x, rows, cols, xhat, dweight, dbias);
   }
-  weighted_sums<T, O>(dy, x, rows, cols, f, weight, dy_u, dy_1);
-  parameter_sums<T, O>(dy, x, rows, cols, xhat, dweight, dbias);
 }
 
 }  // namespace
