@@ -382,6 +382,15 @@ class Kernels : public ::testing::TestWithParam<KernelCase> {
         }
       }
     }
+    // Many short rows without a gap, on the lines and off them.
+    for (const Index cols : {16, 20, 32, 33, 64, 96, 128, 250}) {
+      for (const Orientation o : {kRows, kCols}) {
+        for (const Index offset : {0, 1, 4, 15}) {
+          f(Problem<C>(dtype(), o, 70, cols, 0, offset));
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
   }
 
   template <class C>

@@ -150,6 +150,62 @@ SI void sweep_tile(Out y, Index rows, Index cols, F f) {
   }
 }
 
+// Short rows without a gap that all begin off the lines of y are the same memory as rows that begin
+// on one, `head` elements later, with what runs along them turned by as much. If y is such:
+// tile(first element, rows, columns, stream, values) for what comes before these rows, for them,
+// and for what is left of the last one.
+template <class T, int K, class F>
+SI bool turn_rows(Out y, Index rows, Index cols, const Compute<T>* const (&values)[K], F tile) {
+  using C = Compute<T>;
+  constexpr Index kLine = 64 / Index(sizeof(T)), kMost = kAlignVectors * kLanes<C>;
+  const Index off = Index(reinterpret_cast<std::uintptr_t>(y.data) % 64 / sizeof(T));
+  if (off == 0 || y.stride != cols || cols % kLine != 0 || cols >= kMost || rows < 16) return false;
+  const Index head = kLine - off;
+  C room[K][kMost];
+  const C *first[K], *turned[K], *last[K];
+  for (int k = 0; k < K; ++k) {
+    for (Index i = head; i < cols; ++i) room[k][i - head] = values[k][i];
+    for (Index i = 0; i < head; ++i) room[k][cols - head + i] = values[k][i];
+    first[k] = values[k];
+    turned[k] = room[k];
+    last[k] = values[k] + head;
+  }
+  tile(Index(0), Index(1), head, false, first);
+  tile(head, rows - 1, cols, y.stream, turned);
+  tile((rows - 1) * cols + head, Index(1), cols - head, false, last);
+  return true;
+}
+// Short rows without a gap whose lines are shared, and that shall be stored past the caches: a few
+// at a time are written to a room that stays in the nearest one, and copied from there in whole
+// lines. If y is such: tile(first row, rows, where they go).
+template <class T, class F>
+SI bool stream_through_room(Out y, Index rows, Index cols, F tile) {
+  constexpr Index kRoom = 8192 / Index(sizeof(T)), kWord = sizeof(float) / sizeof(T);
+  const bool words = reinterpret_cast<std::uintptr_t>(y.data) % sizeof(float) == 0 &&
+                     (kWord < 2 || cols % kWord == 0);
+  if (!y.stream || y.stride != cols || !words || cols * 8 > kRoom || streams<T>(y, cols))
+    return false;
+  alignas(64) T room[kRoom];
+  for (Index r = 0; r < rows; r += kRoom / cols) {
+    const Index n = rows - r < kRoom / cols ? rows - r : kRoom / cols;
+    tile(r, n, Out{room, cols, false});
+    const float* words_of = reinterpret_cast<const float*>(room);
+    sweep<true>(reinterpret_cast<float*>(row<T>(y, r)), 0, n * cols * Index(sizeof(T)) / 4,
+                [=](Index i, auto tag)
+                    __attribute__((always_inline)) { return one(load(words_of + i, tag)); });
+  }
+  stream_fence();
+  return true;
+}
+template <class T>
+SI In from(In x, Index element) {
+  return {row<T>(x, 0) + element, x.stride, x.ahead};
+}
+template <class T>
+SI Out from(Out y, Index element, bool stream) {
+  return {row<T>(y, 0) + element, y.stride, stream};
+}
+
 // R rows of an input tile, and the lines to ask for while they are worked on.
 template <class T, int R>
 struct Rows {

@@ -17,7 +17,7 @@ void affine_moments(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
   constexpr Index N = kLanes<C>;
   if (cols <= 4 * N) {  // of several rows at a time: a processor overlaps these by itself
     moments_rows_impl<T, kCentred>(next, rows, cols, mean, m2);
-    affine_impl<T, kRows, kWeighted>(x, y, rows, cols, f, weight, bias);
+    affine_tile<T, kRows, kWeighted>(x, y, rows, cols, f, weight, bias);
     return;
   }
   auto run = [&]<bool kStream>() __attribute__((always_inline)) {
