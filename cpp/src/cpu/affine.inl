@@ -49,23 +49,23 @@ SI void affine_impl(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
 template <class T, Orientation O, bool kWeighted>
 [[gnu::noinline]] void affine_tile(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                                    const Compute<T>* weight, const Compute<T>* bias) {
-  auto tile = [&](Index r, Index n, Out to) __attribute__((always_inline)) {
-    affine_impl<T, O, kWeighted>(from<T>(x, r * x.stride), to, n, cols,
-                                 {f.a + r, f.center + r, f.b + r}, weight, bias);
-  };
-  if (O == kRows && stream_through_room<T>(y, rows, cols, tile)) return;
+  if constexpr (O == kRows) {
+    auto tile = [&](Index r, Index n, Out to) __attribute__((always_inline)) {
+      affine_impl<T, O, kWeighted>(from<T>(x, r * x.stride), to, n, cols,
+                                   {f.a + r, f.center + r, f.b + r}, weight, bias);
+    };
+    if (stream_through_room<T>(y, rows, cols, tile)) return;
+  }
   affine_impl<T, O, kWeighted>(x, y, rows, cols, f, weight, bias);
 }
 template <class T, Orientation O>
 void affine(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f) {
-  using C = Compute<T>;
-  auto tile = [&](Index at, Index n, Index width, bool stream, const C* const* v) {
-    affine_tile<T, O, false>(from<T>(x, at), from<T>(y, at, stream), n, width, {v[0], v[1], v[2]},
-                             nullptr, nullptr);
-  };
-  if (O == kCols && x.stride == cols &&
-      turn_rows<T, 3>(y, rows, cols, {f.a, f.center, f.b}, tile)) {
-    return;
+  if constexpr (O == kCols) {
+    auto tile = [&](Index at, Index n, Index width, bool stream, const Compute<T>* const* v) {
+      affine_tile<T, O, false>(from<T>(x, at), from<T>(y, at, stream), n, width, {v[0], v[1], v[2]},
+                               nullptr, nullptr);
+    };
+    if (x.stride == cols && turn_rows<T, 3>(y, rows, cols, {f.a, f.center, f.b}, tile)) return;
   }
   affine_tile<T, O, false>(x, y, rows, cols, f, nullptr, nullptr);
 }

@@ -230,25 +230,28 @@ SI void grad_impl(In dy, In x, In dh, Out dx, Index rows, Index cols, Gradient<C
 template <class T, Orientation O, bool kWeighted, bool kResidual>
 [[gnu::noinline]] void grad_tile(In dy, In x, In dh, Out dx, Index rows, Index cols,
                                  Gradient<Compute<T>> f, const Compute<T>* weight) {
-  auto tile = [&](Index r, Index n, Out to) __attribute__((always_inline)) {
-    grad_impl<T, O, kWeighted, kResidual>(
-        from<T>(dy, r * dy.stride), from<T>(x, r * x.stride),
-        kResidual ? from<T>(dh, r * dh.stride) : dh, to, n, cols,
-        {f.p + r, f.q + r, f.r + r, {f.x.center + r, f.x.unit + r}}, weight);
-  };
-  if (O == kRows && stream_through_room<T>(dx, rows, cols, tile)) return;
+  if constexpr (O == kRows) {
+    auto tile = [&](Index r, Index n, Out to) __attribute__((always_inline)) {
+      grad_impl<T, O, kWeighted, kResidual>(
+          from<T>(dy, r * dy.stride), from<T>(x, r * x.stride),
+          kResidual ? from<T>(dh, r * dh.stride) : dh, to, n, cols,
+          {f.p + r, f.q + r, f.r + r, {f.x.center + r, f.x.unit + r}}, weight);
+    };
+    if (stream_through_room<T>(dx, rows, cols, tile)) return;
+  }
   grad_impl<T, O, kWeighted, kResidual>(dy, x, dh, dx, rows, cols, f, weight);
 }
 template <class T, Orientation O>
 void grad(In dy, In x, Out dx, Index rows, Index cols, Gradient<Compute<T>> f) {
-  using C = Compute<T>;
-  auto tile = [&](Index at, Index n, Index width, bool stream, const C* const* v) {
-    grad_tile<T, O, false, false>(from<T>(dy, at), from<T>(x, at), {}, from<T>(dx, at, stream), n,
-                                  width, {v[0], v[1], v[2], {v[3], v[4]}}, nullptr);
-  };
-  if (O == kCols && dy.stride == cols && x.stride == cols &&
-      turn_rows<T, 5>(dx, rows, cols, {f.p, f.q, f.r, f.x.center, f.x.unit}, tile)) {
-    return;
+  if constexpr (O == kCols) {
+    auto tile = [&](Index at, Index n, Index width, bool stream, const Compute<T>* const* v) {
+      grad_tile<T, O, false, false>(from<T>(dy, at), from<T>(x, at), {}, from<T>(dx, at, stream), n,
+                                    width, {v[0], v[1], v[2], {v[3], v[4]}}, nullptr);
+    };
+    if (dy.stride == cols && x.stride == cols &&
+        turn_rows<T, 5>(dx, rows, cols, {f.p, f.q, f.r, f.x.center, f.x.unit}, tile)) {
+      return;
+    }
   }
   grad_tile<T, O, false, false>(dy, x, {}, dx, rows, cols, f, nullptr);
 }
