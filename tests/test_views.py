@@ -239,30 +239,28 @@ def views_of(a):
     return [apart, np.asfortranarray(a), np.ascontiguousarray(a[reverse])[reverse]]
 
 
-# The call, with and without statistics, of x (N, C, L).
-STATS_OF_CALLS = {
-    "layer_norm": ({"axis": 2}, nc.layer_norm_backward, {"axis": 2}),
-    "rms_norm": ({"axis": 1}, nc.rms_norm_backward, {"axis": 1}),
-    "instance_norm": ({}, nc.instance_norm_backward, {}),
-    "batch_norm": ({"training": True}, nc.batch_norm_backward, {"training": True}),
+# Calls of x (N, C, L) that give statistics.
+SAVING = {
+    "layer_norm": {"axis": 2},
+    "rms_norm": {"axis": 1},
+    "instance_norm": {},
+    "batch_norm": {"training": True},
 }
 
 
-@pytest.mark.parametrize("name", STATS_OF_CALLS)
-def test_saved_statistics_of_any_strides(name):
-    rng = np.random.default_rng()
-    forward, backward, arguments = STATS_OF_CALLS[name]
+@pytest.mark.parametrize("name", SAVING)
+def test_saved_statistics_of_any_strides(rng, name):
+    arguments, backward = SAVING[name], getattr(nc, name + "_backward")
     x, dy = (rng.standard_normal((6, 5, 19)).astype(np.float32) for _ in "xy")
-    *_, stats = getattr(nc, name)(x, return_stats=True, **forward)
+    *_, stats = getattr(nc, name)(x, return_stats=True, **arguments)
     wanted = backward(dy, x, stats=stats, **arguments)
     for view in views_of(stats.pooled):
         got = backward(dy, x, stats=stats._replace(pooled=view), **arguments)
         np.testing.assert_array_equal(got.dx, wanted.dx)
 
 
-def test_saved_statistics_that_are_broadcast():
+def test_saved_statistics_that_are_broadcast(rng):
     # One row's for all of a sample, so that the innermost stride is 0 and the next is not.
-    rng = np.random.default_rng()
     x = np.repeat(rng.standard_normal((4, 1, 19)), 5, axis=1)
     dy = rng.standard_normal(x.shape)
     _, stats = nc.layer_norm(x, return_stats=True)

@@ -121,32 +121,32 @@ SI bool streams(Out y, Index cols) {
 }
 
 // Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
-// R being G or 1, and gives run a step for them. Rows taken together share their loads of what runs
-// along them; streamed rows can where they are aligned alike.
+// R being G, kShort for rows of up to four vectors, or 1, and gives run a step for them. Rows taken
+// together share their loads of what runs along them; streamed rows can where they are aligned
+// alike.
 template <int G, class T, int kShort = G, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
   Index r = 0;
+  auto take = [&]<int R>(auto run) __attribute__((always_inline)) {
+    for (; r + R <= rows; r += R) f.template operator()<R>(r, run);
+  };
+  auto together = [&](auto run) __attribute__((always_inline)) {
+    if (kShort > G && cols <= 4 * kLanes<Compute<T>>) take.template operator()<kShort>(run);
+    take.template operator()<G>(run);
+  };
   if (streams<T>(y, cols)) {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<true>(row<T>(y, r), y.stride, cols, step);
     };
-    if (y.stride * Index(sizeof(T)) % kBytes == 0) {
-      if (kShort > G && cols <= 4 * kLanes<Compute<T>>) {
-        for (; r + kShort <= rows; r += kShort) f.template operator()<kShort>(r, run);
-      }
-      for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
-    }
-    for (; r < rows; ++r) f.template operator()<1>(r, run);
+    if (y.stride * Index(sizeof(T)) % kBytes == 0) together(run);
+    take.template operator()<1>(run);
     stream_fence();
   } else {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<false>(row<T>(y, r), y.stride, cols, step);
     };
-    if (kShort > G && cols <= 4 * kLanes<Compute<T>>) {
-      for (; r + kShort <= rows; r += kShort) f.template operator()<kShort>(r, run);
-    }
-    for (; r + G <= rows; r += G) f.template operator()<G>(r, run);
-    for (; r < rows; ++r) f.template operator()<1>(r, run);
+    together(run);
+    take.template operator()<1>(run);
   }
 }
 

@@ -117,9 +117,7 @@ void for_channels(const Plan& plan, const Block& b, Index rows, const double* we
 // What the method sees of every cell of a block. Loops over cells take a copy of this and are flat:
 // short rows have one cell for a few vectors, and compilers vectorize such loops. They read and
 // write more arrays than a compiler cares to compare: NORMCORE_APART says that none overlap.
-#if defined(__clang__)
-#define NORMCORE_APART _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
+#if defined(__GNUC__) && !defined(__clang__)
 #define NORMCORE_APART _Pragma("GCC ivdep")
 #else
 #define NORMCORE_APART
