@@ -284,7 +284,7 @@ const PlanCase kPlans[] = {
      20,
      1,
      2,
-     false,
+     true,
      false},
 };
 
@@ -542,9 +542,12 @@ TEST(PlanInvariants, DirectOperandsAreContiguousAlongATile) {
     const Plan p = plan_of(r);
     for (const Access& a : {p.access[0], p.access[1]}) {
       if (!a.direct) continue;
-      EXPECT_LE(p.space_dims, 1) << describe(r);
-      if (p.layout == Layout::rows && p.space_dims == 1) {
-        EXPECT_EQ(a.space[0], 1) << describe(r);
+      // Its space is one, whatever another operand's is.
+      for (int d = 1; d < p.space_dims; ++d) {
+        EXPECT_EQ(a.space[d - 1], a.space[d] * p.space_sizes[d]) << describe(r);
+      }
+      if (p.layout == Layout::rows && p.space_dims > 0) {
+        EXPECT_EQ(a.space[p.space_dims - 1], 1) << describe(r);
       }
       if (p.layout == Layout::columns && p.cells > 1) {
         EXPECT_EQ(a.cell, p.cell_columns) << describe(r);

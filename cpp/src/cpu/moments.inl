@@ -18,29 +18,26 @@ SI bool safe(C sum_of_squares) {
   return sum_of_squares > kLeastSafeSquares<C> && sum_of_squares < kMostSafeSquares<C>;
 }
 
+// The largest |x - mean| of a row; a NaN is passed over.
+template <class T>
+[[gnu::noinline]] Compute<T> largest_deviation(const T* x, Index n, Compute<T> mean) {
+  using C = Compute<T>;
+  Vec<C> top[4] = {};
+  fold<C>(n, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
+    top[j] = max_abs<C>(top[j], keep<C>(load(x + i, tag) - splat(mean), tag));
+  });
+  C largest = 0;
+  for (auto& v : top) {
+    for (int l = 0; l < kLanes<C>; ++l) largest = v[l] > largest ? v[l] : largest;
+  }
+  return largest;
+}
+
 // Sum of (x - mean)^2 where the plain sum left the safe range: scaled by the largest deviation.
 template <class T>
 [[gnu::noinline]] double scaled_squares(const T* x, Index stride, Index n, Compute<T> mean,
-                                        Compute<T> plain) {
+                                        Compute<T> plain, Compute<T> largest) {
   using C = Compute<T>;
-  C largest = 0;
-  auto at = [&](Index i)
-                __attribute__((always_inline)) { return load(x + i * stride, Part{1})[0] - mean; };
-  if (stride == 1) {
-    Vec<C> top[4] = {};
-    fold<C>(n, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-      top[j] = max_abs<C>(top[j], keep<C>(load(x + i, tag) - splat(mean), tag));
-    });
-    for (auto& v : top) {
-      for (int l = 0; l < kLanes<C>; ++l) largest = v[l] > largest ? v[l] : largest;
-    }
-  } else {
-    for (Index i = 0; i < n; ++i) {
-      C d = at(i);
-      d = d < 0 ? -d : d;
-      largest = d > largest ? d : largest;
-    }
-  }
   // All zero, or infinite, or NaN, which the maximum passes over: the plain sum says which.
   if (largest == 0 || !(largest < C(__builtin_inf()))) return double(plain);
   double sum = 0;
@@ -56,8 +53,8 @@ template <class T>
     return sum / double(C(unit)) / double(C(unit));
   }
   for (Index i = 0; i < n; ++i) {
-    double d = double(at(i)) / double(largest);  // whose inverse may be infinite
-    sum += d * d;
+    double d = double(load(x + i * stride, Part{1})[0] - mean) / double(largest);
+    sum += d * d;  // of a quotient, as the inverse may be infinite
   }
   return sum * double(largest) * double(largest);
 }
@@ -77,13 +74,14 @@ template <class T>
   *m2 = squares;
 }
 
-// Mean and second moment from sums of d = x - center.
-template <bool kCentred, class T>
+// Mean and second moment from sums of d = x - center; largest() is called where they need it.
+template <bool kCentred, class T, class F>
 SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Compute<T> rest,
-                       Compute<T> squares, double* mean, double* m2) {
+                       Compute<T> squares, F largest, double* mean, double* m2) {
   const double inverse = 1 / double(n);
   const double delta = double(rest) * inverse;
-  const double q = safe(squares) ? double(squares) : scaled_squares(x, stride, n, center, squares);
+  const double q =
+      safe(squares) ? double(squares) : scaled_squares(x, stride, n, center, squares, largest());
   const double around_mean = q - delta * double(rest);
   if (kCentred && sizeof(Compute<T>) == 4 && around_mean - around_mean != 0) {
     return wide_moments(x, stride, n, mean, m2);
@@ -119,11 +117,13 @@ template <bool kCentred, int R, class T>
 SI void finish_rows(In x, Index r, Index cols, const Compute<T> (&center)[R],
                     const Compute<T> (&rest)[R], const Compute<T> (&squares)[R], double* mean,
                     double* m2) {
-  finish_cells<R>(cols, center, rest, squares, mean + r, m2 + r,
-                  [&](int k) __attribute__((always_inline)) {
-                    finish_moments<kCentred>(row<T>(x, r + k), 1, cols, center[k], rest[k],
-                                             squares[k], mean + r + k, m2 + r + k);
-                  });
+  finish_cells<R>(
+      cols, center, rest, squares, mean + r, m2 + r, [&](int k) __attribute__((always_inline)) {
+        const T* p = row<T>(x, r + k);
+        finish_moments<kCentred>(
+            p, 1, cols, center[k], rest[k], squares[k],
+            [&] { return largest_deviation(p, cols, center[k]); }, mean + r + k, m2 + r + k);
+      });
 }
 
 // The sums of R rows of more than four vectors each, around centres taken from their first
@@ -238,7 +238,7 @@ SI void moments_rows_impl(In x, Index rows, Index cols, double* mean, double* m2
 template <class T, bool kCentred>
 SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2) {
   using C = Compute<T>;
-  alignas(64) C center[kStrip], rest[kStrip], squares[kStrip];
+  alignas(64) C center[kStrip], rest[kStrip], squares[kStrip], largest[kStrip];
   for (Index j0 = 0; j0 < cols; j0 += kStrip) {
     const Index n = cols - j0 < kStrip ? cols - j0 : kStrip;
     const T* p = row<T>(x, 0) + j0;
@@ -268,12 +268,27 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s, tag);
       store(squares + i, load(squares + i, tag) + q, tag);
     });
+    // Constant columns are common: channels that died, padding of zeros.
+    bool all_safe = true;
+    for (Index j = 0; j < n; ++j) all_safe &= safe(squares[j]);
+    if (!all_safe) {
+      for (Index j = 0; j < n; ++j) largest[j] = 0;
+      row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+        const Vec<C> c = load(center + i, tag);
+        Vec<C> top = load(largest + i, tag);
+        for (int k = 0; k < R; ++k) {
+          top = max_abs<C>(top, load(p + (r + k) * x.stride + i, tag) - c);
+        }
+        store(largest + i, top, tag);
+      });
+    }
     auto finish = [&]<int R>(Index j) __attribute__((always_inline)) {
       finish_cells<R>(rows, center + j, rest + j, squares + j, mean + j0 + j, m2 + j0 + j,
                       [&](int k) __attribute__((always_inline)) {
                         const Index i = j + k;
-                        finish_moments<kCentred>(p + i, x.stride, rows, center[i], rest[i],
-                                                 squares[i], mean + j0 + i, m2 + j0 + i);
+                        finish_moments<kCentred>(
+                            p + i, x.stride, rows, center[i], rest[i], squares[i],
+                            [&] { return largest[i]; }, mean + j0 + i, m2 + j0 + i);
                       });
     };
     constexpr Index kTogether = kLanes<double>;

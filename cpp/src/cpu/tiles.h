@@ -3,6 +3,8 @@
 // buffer, so arrays of any strides need no copy of the tensor.
 #pragma once
 
+#include <cstring>
+
 #include "cpu/kernels.h"
 #include "cpu/workspace.h"
 #include "plan/plan.h"
@@ -47,7 +49,11 @@ class TileAccess {
   bool rows() const { return plan_.layout == Layout::rows; }
   Index stride(int operand) const {
     const Access& a = plan_.access[operand];
-    return rows() ? a.cell : plan_.space_dims == 0 ? 0 : a.space[0];
+    return rows() ? a.cell : space_step(a);
+  }
+  // Of an operand that is used in place, whose space is one.
+  Index space_step(const Access& a) const {
+    return plan_.space_dims == 0 ? 0 : a.space[plan_.space_dims - 1];
   }
 
   Index outer_offset(const Access& a, Index o) const {
@@ -60,8 +66,7 @@ class TileAccess {
   }
   const char* address(int operand, const void* base, const TileRange& r) const {
     const Access& a = plan_.access[operand];
-    const Index offset =
-        outer_offset(a, r.o) + r.k0 * a.cell + (plan_.space_dims > 0 ? r.s0 * a.space[0] : 0);
+    const Index offset = outer_offset(a, r.o) + r.k0 * a.cell + r.s0 * space_step(a);
     return static_cast<const char*>(base) + offset * size_;
   }
 
@@ -112,6 +117,12 @@ class TileAccess {
     if (there_j == 1 && here_i == 1 && ni > 1 && nj > 1) {
       return transpose_plane(there, there_i, here, here_j, ni, nj, gather);
     }
+    if (there_j == 1 && here_j == 1) {
+      for (Index i = 0; i < ni; ++i, there += there_i, here += here_i) {
+        std::memcpy(gather ? here : there, gather ? there : here, nj * sizeof(E));
+      }
+      return;
+    }
     for (Index i = 0; i < ni; ++i, there += there_i, here += here_i) {
       if (gather) {
         for (Index j = 0; j < nj; ++j) here[j * here_j] = there[j * there_j];
@@ -121,18 +132,58 @@ class TileAccess {
     }
   }
 
+  // As many rows of as many elements as a vector of every architecture has: in each round a row and
+  // the one half of them behind it are interleaved, and after as many rounds as halves rows are
+  // columns.
+  template <class E>
+  static constexpr Index kLanesMoved = 16 / Index(sizeof(E));
+  template <class E>
+  static void transpose_lanes(const E* from, Index from_step, E* to, Index to_step) {
+    constexpr int L = int(kLanesMoved<E>);
+    using Lanes [[gnu::vector_size(16)]] = E;
+    Lanes rows[L], next[L];
+    for (int i = 0; i < L; ++i) std::memcpy(&rows[i], from + i * from_step, sizeof(Lanes));
+    for (int round = 1; round < L; round *= 2) {
+      for (int i = 0; i < L / 2; ++i) {
+        const Lanes a = rows[i], b = rows[i + L / 2];
+        if constexpr (L == 2) {
+          next[0] = __builtin_shufflevector(a, b, 0, 2);
+          next[1] = __builtin_shufflevector(a, b, 1, 3);
+        } else if constexpr (L == 4) {
+          next[2 * i] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+          next[2 * i + 1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        } else {
+          next[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+          next[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+      }
+      for (int i = 0; i < L; ++i) rows[i] = next[i];
+    }
+    for (int i = 0; i < L; ++i) std::memcpy(to + i * to_step, &rows[i], sizeof(Lanes));
+  }
+
   // there[i, j] and here[j, i] by squares, so that every line is read once and written once,
   // however far lines are apart.
   template <class E>
   static void transpose_plane(E* there, Index there_i, E* here, Index here_j, Index ni, Index nj,
                               bool gather) {
     constexpr Index kSide = 64 / Index(sizeof(E));
-    E square[kSide][kSide];
-    auto move = [&](Index i0, Index j0, Index in, Index jn) {
+    alignas(64) E square[kSide][kSide];
+    auto move = [&](Index i0, Index j0, Index in, Index jn) __attribute__((always_inline)) {
       E* from = gather ? there + i0 * there_i + j0 : here + j0 * here_j + i0;
       E* to = gather ? here + j0 * here_j + i0 : there + i0 * there_i + j0;
       const Index from_step = gather ? there_i : here_j, to_step = gather ? here_j : there_i;
       const Index rows = gather ? in : jn, cols = gather ? jn : in;
+      if (rows == kSide && cols == kSide) {
+        constexpr Index L = kLanesMoved<E>;
+        for (Index a = 0; a < kSide; a += L) {
+          for (Index b = 0; b < kSide; b += L) {
+            transpose_lanes(from + a * from_step + b, from_step, &square[b][a], kSide);
+          }
+        }
+        for (Index b = 0; b < kSide; ++b) std::memcpy(to + b * to_step, square[b], 64);
+        return;
+      }
       for (Index a = 0; a < rows; ++a) {
         for (Index b = 0; b < cols; ++b) square[b][a] = from[a * from_step + b];
       }

@@ -366,8 +366,12 @@ void make_plan(const PlanRequest& r, Plan* p) {
     for (int d = 0; d < outer.count; ++d) a.outer[d] = t->stride(outer.axis[d]);
     for (int d = 0; d < space.count; ++d) a.space[d] = t->stride(space.axis[d]);
     a.cell = cell_axis >= 0 ? t->stride(cell_axis) : 0;
-    const bool one_space = space.count <= 1;
-    a.direct = rows ? one_space && (space.count == 0 || a.space[0] == 1)
+    // Dimensions that another operand keeps apart may be one of this.
+    bool one_space = true;
+    for (int d = 1; d < space.count; ++d) {
+      one_space = one_space && a.space[d - 1] == a.space[d] * space.size[d];
+    }
+    a.direct = rows ? one_space && (space.count == 0 || a.space[space.count - 1] == 1)
                     : one_space && (p->cells == 1 || a.cell == p->cell_columns);
   }
   if (p->outer == 0 || p->cells == 0 || p->count == 0) {
