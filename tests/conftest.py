@@ -39,6 +39,9 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("large"):  # one after the other, in one process
+            item.add_marker(pytest.mark.xdist_group("large"))
     if "large" in config.getoption("markexpr") or available_gib() >= LARGE_TEST_GIB:
         return
     reason = f"needs {LARGE_TEST_GIB} GiB of free memory; ask for it with -m large"

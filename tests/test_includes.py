@@ -56,6 +56,8 @@ LAYERS = {
     },
     # Views of arrays are checked as the operations check them, and methods take what these say.
     "python": {"src/ops/view.h", "src/ops/signatures.h", "src/ops/describe.h"},
+    "python/jax": {"python", "src/ops/view.h", "src/ops/signatures.h"},
+    "python/torch": {"python", "src/ops/view.h", "src/ops/signatures.h"},
     "tools": {"src/ops/describe.h"},
     "bench/probes": {"src/cpu"},
     "bench/native": {"src/cpu", "src/ops/signatures.h", "bench/probes"},

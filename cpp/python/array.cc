@@ -116,6 +116,13 @@ void Array::read(py::handle object, const char* name, bool convert) {
     return;
   if (py::isinstance<Buffer>(object)) return read_buffer();
   if (py::hasattr(object, "__dlpack__")) {
+    if (requires_grad(object_)) {
+      object_ = interop("without_gradient")(object_, name);
+      if (api_ && has_own_exchange_api(object_) &&
+          read_exchanged(*api_, name, /*to_write=*/!convert)) {
+        return;
+      }
+    }
     if (has_negative_bit(object_)) {
       if (!convert) {
         throw value_error(std::string(name) + " has torch's negative bit set, expected memory " +

@@ -18,12 +18,14 @@ namespace normcore::python {
 void register_arrays(py::module_& m);
 void register_divisive_functions(py::module_& m);
 void register_exchange(py::module_& m);
+void register_jax(py::module_& m);
 void register_local_functions(py::module_& m);
 void register_methods(py::module_& m);
 void register_reductions(py::module_& m);
 void register_signatures(py::module_& m);
 void register_spectral_functions(py::module_& m);
 void register_system(py::module_& m);
+void register_torch(py::module_& m);
 
 // An argument of a call beside x.
 struct Named {

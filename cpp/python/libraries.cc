@@ -2,6 +2,7 @@
 // call leaves behind for them.
 #include "array.h"
 #include "gil.h"
+#include "huge_pages.h"
 
 namespace normcore::python {
 namespace {
@@ -84,6 +85,7 @@ Buffer::Buffer(const ConstTensor& shape, DType dtype, const Index* strides, cons
         std::shared_ptr<void>(::operator new(bytes + kAlignment, std::align_val_t(kAlignment)),
                               [](void* p) { ::operator delete(p, std::align_val_t(kAlignment)); });
   }
+  if (where.device == Device::kCpu) ask_for_huge_pages(memory_.get(), bytes);
   tensor_ = Tensor(memory_.get(), dtype, shape.ndim());
   for (int i = 0; i < shape.ndim(); ++i) tensor_.set_dim(i, shape.shape(i), strides[i]);
 }
@@ -183,6 +185,9 @@ Result Array::new_foreign(const ConstTensor& shape, DType dtype, const Index* st
       made.used_on_.reset();  // this array waits for both
     }
     *view = made.tensor();
+    if (where_.device == Device::kCpu) {
+      ask_for_huge_pages(view->data(), static_cast<std::size_t>(view->size()) * size_of(dtype));
+    }
     return Result(own);
   }
   auto buffer = std::make_unique<Buffer>(shape, dtype, strides, where_, used_on_, api_);

@@ -114,9 +114,9 @@ class Call {
   // Of the statistics of such pools.
   ConstTensor shape(Pool pool) const {
     if constexpr (Signature<Method>::family == Family::rows) {
-      return kept_shape(x, options.axes);
+      return kept_shape(x.tensor(), options.axes);
     } else {
-      return channel_shape(x, options.channel_axis, pool != Pool::batch,
+      return channel_shape(x.tensor(), options.channel_axis, pool != Pool::batch,
                            pool == Pool::group ? inputs_.groups : 0);
     }
   }

@@ -24,12 +24,14 @@ PYBIND11_MODULE(_core_of_main, m, pybind11::mod_gil_not_used()) {
   normcore::python::register_arrays(m);
   normcore::python::register_divisive_functions(m);
   normcore::python::register_exchange(m);
+  normcore::python::register_jax(m);
   normcore::python::register_local_functions(m);
   normcore::python::register_methods(m);
   normcore::python::register_reductions(m);
   normcore::python::register_signatures(m);
   normcore::python::register_spectral_functions(m);
   normcore::python::register_system(m);
+  normcore::python::register_torch(m);
 }
 
 // The module's state, and pybind11's, is that of the process. In other interpreters than the main

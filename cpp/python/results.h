@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bind.h"
+#include "shapes.h"
 
 namespace normcore::python {
 
@@ -81,29 +82,5 @@ struct Statistics {
  private:
   bool wanted_;
 };
-
-inline ConstTensor kept_shape(const Array& x, const Axes& axes) {
-  const Tensor& t = x.tensor();
-  ConstTensor shape(nullptr, t.dtype(), t.ndim());
-  for (int i = 0; i < t.ndim(); ++i) shape.set_dim(i, t.shape(i), 0);
-  for (int i = 0; i < axes.count; ++i) {
-    const int a = axes.values[i] < 0 ? axes.values[i] + t.ndim() : axes.values[i];
-    if (a >= 0 && a < t.ndim()) shape.set_dim(a, 1, 0);
-  }
-  return shape;
-}
-
-// (C,), (N, C) or (N, groups); wrong arguments are for the operation to refuse, and ask for no more
-// memory than right ones.
-inline ConstTensor channel_shape(const Array& x, int channel_axis, bool per_sample, Index groups) {
-  const Tensor& t = x.tensor();
-  const int axis = channel_axis < 0 ? channel_axis + t.ndim() : channel_axis;
-  const Index channels = axis >= 0 && axis < t.ndim() ? t.shape(axis) : 0;
-  ConstTensor shape(nullptr, t.dtype(), per_sample ? 2 : 1);
-  if (per_sample) shape.set_dim(0, t.ndim() > 0 ? t.shape(0) : 0, 0);
-  const bool divides = groups > 0 && channels % groups == 0;
-  shape.set_dim(per_sample ? 1 : 0, divides ? groups : channels, 0);
-  return shape;
-}
 
 }  // namespace normcore::python

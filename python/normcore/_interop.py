@@ -123,12 +123,19 @@ def adopt(like: Any, buffer: Any) -> Any:
         return buffer
 
 
+def without_gradient(array: Any, name: str) -> Any:
+    """Return a tensor that requires a gradient as one that does not, where torch records none."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.is_grad_enabled():
+        raise ExportError(
+            f"{name} requires a gradient, which the functions of normcore do not record: call that "
+            f"of normcore.torch, or pass {name}.detach()"
+        )
+    return array.detach()
+
+
 def refuse_export(array: Any, name: str, error: BaseException) -> NoReturn:
     """Raise what an exporter of memory raised as an error that names the argument."""
-    if getattr(array, "requires_grad", False) is True:
-        raise ExportError(
-            f"{name} requires a gradient, expected a tensor that does not: call {name}.detach()"
-        ) from error
     kind = type(array)
     raise ExportError(
         f"{name} is a {kind.__module__}.{kind.__qualname__} whose memory cannot be taken over, "
