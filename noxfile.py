@@ -127,6 +127,12 @@ def build_consumer(session: nox.Session, source: str) -> Path:
     return build
 
 
+def torch_example(session: nox.Session) -> None:
+    """Run the example of the session's name, with the same torch as in the tests."""
+    install(session, "examples", "torch==2.13.0")
+    session.run("python", f"examples/{session.name}.py", *session.posargs)
+
+
 def smoke(session: nox.Session) -> None:
     """Import the installed package away from the sources and make one call."""
     code = (
@@ -139,6 +145,13 @@ def smoke(session: nox.Session) -> None:
         session.run("python", "-c", code)
 
 
+def parallel(arguments: list[str]) -> list[str]:
+    """Arguments of pytest: a process for each core, unless they say how many."""
+    if any(a.startswith("-n") for a in arguments):
+        return arguments
+    return ["--numprocesses=auto", "--dist=loadgroup", *arguments]
+
+
 # ---- sessions --------------------------------------------------------------------------------
 
 
@@ -149,7 +162,7 @@ def tests(session: nox.Session) -> None:
     options = binding_options(session)  # for the CUDA kernels that pytest runs on the host
     build_tests(session, "build/cpp", *options)
     emulated = {"NORMCORE_EMULATED_CUDA": str(ROOT / "build/cpp/tests/cuda")}
-    session.run("python", "-m", "pytest", *session.posargs, env=emulated)
+    session.run("python", "-m", "pytest", *parallel(session.posargs), env=emulated)
     ctest(session, "build/cpp", *options)
 
 
@@ -185,6 +198,24 @@ def contrast(session: nox.Session) -> None:
     """An example: contrast gain control on a photograph."""
     install(session, "examples")
     session.run("python", "examples/contrast.py", *session.posargs)
+
+
+@nox.session
+def torch_codec(session: nox.Session) -> None:
+    """An example in torch: an image codec with GDN, trained on two photographs."""
+    torch_example(session)
+
+
+@nox.session
+def torch_gan(session: nox.Session) -> None:
+    """An example in torch: a GAN of digits, its discriminator with and without spectral norm."""
+    torch_example(session)
+
+
+@nox.session
+def torch_sequences(session: nox.Session) -> None:
+    """An example in torch: batch norm of padded sequences, with a mask and without."""
+    torch_example(session)
 
 
 @nox.session
@@ -365,7 +396,8 @@ def isa(session: nox.Session) -> None:
     code = "import normcore; print(*normcore.available_isas())"
     for name in str(session.run("python", "-c", code, silent=True)).split():
         level = name.rpartition("-")[2]  # "v3" of "x86-64-v3"
-        session.run("python", "-m", "pytest", *session.posargs, env={"NORMCORE_ISA": level})
+        environment = {"NORMCORE_ISA": level}
+        session.run("python", "-m", "pytest", *parallel(session.posargs), env=environment)
 
 
 @nox.session
@@ -379,9 +411,9 @@ def bench(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run the examples of the docstrings and the Python blocks of README.md."""
     install(session, "test")
-    # The benchmark imports other libraries, and has no examples.
-    chosen = ("--doctest-modules", "--ignore-glob=*/normcore/bench/*", "--pyargs", "normcore")
-    session.run("python", "-m", "pytest", *chosen)
+    # What imports other libraries has no examples, or tests of its own that run them.
+    others = [f"--ignore-glob=*/normcore/{name}/*" for name in ("bench", "jax", "torch")]
+    session.run("python", "-m", "pytest", "--doctest-modules", *others, "--pyargs", "normcore")
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     if blocks:
         session.run("python", "-W", "error", "-c", "\n".join(blocks))
@@ -417,6 +449,14 @@ def wheel(session: nox.Session) -> None:
         session.error(f"the wheel holds more than the Python package:\n{listing}")
     session.install(f"{file}[bench]")
     smoke(session)
+    # What needs a framework says so where there is none.
+    for name in ("jax", "torch"):
+        code = (
+            f"try: import normcore.{name}\n"
+            f"except ImportError as error: assert 'pip install normcore[{name}]' in str(error)\n"
+            f"else: raise AssertionError('{name} is not there')"
+        )
+        session.run("python", "-c", code)
     # Away from the sources: the wheel has the cells too.
     quick = ("--quick", "--peers", "none", "--op", "layer_norm", "--shape", "1x768")
     with session.chdir(session.create_tmp()):
