@@ -104,7 +104,7 @@ struct Tile {
            (first + row) * stride(g, v);
   }
   __device__ static Index stride(const Geometry& g, const View& v) {
-    return g.space_dims == 0 ? 0 : v.space[0];
+    return g.space_dims == 0 ? 0 : v.space[g.space_dims - 1];  // its space is one
   }
 
   template <bool kStream>

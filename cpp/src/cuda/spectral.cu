@@ -40,7 +40,8 @@ Rows rows_of(const Plan& plan, int operand, const void* data) {
   const Access& a = plan.access[operand];
   const bool transposed = plan.layout == Layout::columns;
   Rows r{transposed ? plan.count : plan.cells, transposed ? plan.cells : plan.count};
-  const Index between = !transposed ? a.cell : plan.space_dims > 0 ? a.space[0] : 0;
+  const int dims = plan.space_dims;
+  const Index between = !transposed ? a.cell : dims > 0 ? a.space[dims - 1] : 0;
   r.stride = r.rows == 1 ? 0 : between / kPack<T>;
   r.whole = a.direct && reinterpret_cast<std::uintptr_t>(data) % 16 == 0 &&
             r.cols % kPack<T> == 0 && (r.rows == 1 || between % kPack<T> == 0);
