@@ -12,6 +12,8 @@ namespace normcore::python {
 
 namespace py = pybind11;
 
+constexpr const char* kExpectedDtypes = "expected float16, bfloat16, float32 or float64";
+
 // A value in a message: its repr, cut where it is long.
 std::string text_of(py::handle value);
 [[noreturn]] void bad_type(const char* name, py::handle value, const char* expected);

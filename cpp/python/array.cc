@@ -11,8 +11,6 @@
 namespace normcore::python {
 namespace {
 
-constexpr const char* kExpectedDtypes = "expected float16, bfloat16, float32 or float64";
-
 std::string device_text(std::pair<int, int> device) {
   return std::to_string(device.first) + ":" + std::to_string(device.second);
 }

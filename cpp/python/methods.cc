@@ -11,24 +11,11 @@
 namespace normcore::python {
 namespace {
 
-constexpr bool has_gradient(Kind kind) {
-  return kind == Kind::own || kind == Kind::weight || kind == Kind::bias;
-}
-constexpr bool is_array(Kind kind) {
-  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask || kind == Kind::residual;
-}
-
 // How many of the arguments are arrays, and which these are. Those that have a gradient come first.
 template <class Method>
 constexpr std::size_t kArrays = [] {
   std::size_t n = 0;
   for_each_argument<Method>([&](const auto& a) { n += is_array(a.kind); });
-  return n;
-}();
-template <class Method>
-constexpr std::size_t kGradients = [] {
-  std::size_t n = 0;
-  for_each_argument<Method>([&](const auto& a) { n += has_gradient(a.kind); });
   return n;
 }();
 template <class Method>
@@ -251,8 +238,6 @@ py::object forward(const py::handle* arguments) {
 
 // What forward has saved, as far as the method does.
 constexpr const char* kSavedNames[] = {"stats.pooled", "stats.given"};
-template <class Method>
-constexpr std::size_t kSaved = std::size_t{kLeavesStats<Method>} + kMaySaveGiven<Method>;
 
 // Of the array at a place, absent where there are not so many.
 template <std::size_t kAt, std::size_t n>
@@ -305,11 +290,6 @@ void define(py::module_& m, const std::string& name, std::index_sequence<I...>) 
     const py::handle all[] = {arguments...};
     return kFunction(all);
   });
-}
-// Several methods may stand behind one function: that of its name makes it.
-template <class Method>
-consteval bool has_function(std::string_view name) {
-  return name == Signature<Method>::name;
 }
 template <class Method, bool kHasFunction>
 void register_method(py::module_& m) {

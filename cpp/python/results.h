@@ -41,9 +41,7 @@ struct ParameterGradient {
 // Pairs of mean and variance for the backward call alone: float64, of NumPy or memory on x's
 // device, which no library narrows. `shape` is that of one value of each pair.
 inline py::object new_pairs(const Array& x, const ConstTensor& shape, Tensor* view) {
-  Tensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
-  for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
-  pairs.set_dim(shape.ndim(), 2, 0);
+  ConstTensor pairs = pairs_of(shape);
   pairs.set_contiguous();
   if (x.where().device == Device::kCuda && !x.numpy()) {
     return x.new_contiguous(pairs, DType::kFloat64, view).take_memory();

@@ -31,19 +31,6 @@ struct Number {
   }
 };
 
-// Wrong axes are for the operation to refuse.
-Index length_of(const Array& x, int axis) {
-  const Tensor& t = x.tensor();
-  const int a = axis < 0 ? axis + t.ndim() : axis;
-  return a >= 0 && a < t.ndim() ? t.shape(a) : 0;
-}
-Index length_of_rest(const Array& x, int axis) {
-  const Tensor& t = x.tensor();
-  Index n = 1;
-  for (int a = 0; a < t.ndim(); ++a) n *= a == axis || a == axis + t.ndim() ? 1 : t.shape(a);
-  return n;
-}
-
 std::optional<double> as_bound(py::handle bound) {
   if (bound.is_none()) return {};
   return as_double(bound, "bound");
@@ -68,8 +55,8 @@ py::object spectral_norm_(py::handle weight_, py::handle u_, py::handle v_, py::
   options.bound = as_bound(bound);
   options.u_first = as_bool(u_first, "u_first");
   Output w(out, weight);
-  NewVector new_u(weight, length_of(weight, options.axis));
-  NewVector new_v(weight, length_of_rest(weight, options.axis));
+  NewVector new_u(weight, length_of(weight.tensor(), options.axis));
+  NewVector new_v(weight, length_of_rest(weight.tensor(), options.axis));
   const Context context = call_context(weight, {{"u", u}, {"v", v}, {"out", w.array()}});
   Number new_sigma(weight, context);
   const double sigma =
@@ -118,7 +105,7 @@ py::object power_method_(py::handle a_, py::handle start_, py::handle n, py::han
   if (!n.is_none()) options.n_iterations = as_index(n, "n_iterations");
   options.tol = as_double(tol, "tol");
   options.max_iterations = as_index(max_iterations, "max_iterations");
-  NewVector u(a, length_of(a, 0)), v(a, length_of_rest(a, 0));
+  NewVector u(a, length_of(a.tensor(), 0)), v(a, length_of_rest(a.tensor(), 0));
   const Context context = call_context(a, {{"u", start}});
   Number sigma(a, context), n_iterations(a, context), converged(a, context);
   const PowerMethodResult r =

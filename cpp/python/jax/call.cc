@@ -1,5 +1,6 @@
 #include "call.h"
 
+#include "../arguments.h"
 #include "../huge_pages.h"
 #include "ops/view.h"
 
@@ -22,8 +23,7 @@ DType dtype_of(ffi::DataType dtype, const char* name) {
     case ffi::kFloat64:
       return DType::kFloat64;
     default:
-      throw type_error(std::string(name) + " has another dtype than expected: float16, bfloat16, " +
-                       "float32 or float64");
+      throw type_error(std::string(name) + " has another dtype, " + kExpectedDtypes);
   }
 }
 

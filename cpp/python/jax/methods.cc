@@ -17,29 +17,19 @@
 namespace normcore::python::jax {
 namespace {
 
-constexpr bool has_gradient(Kind kind) {
-  return kind == Kind::own || kind == Kind::weight || kind == Kind::bias;
-}
-constexpr bool is_array(Kind kind) {
-  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask || kind == Kind::residual;
-}
-
 void read_option(const Call& call, const char* name, int* option) {
-  *option = static_cast<int>(call.number<Index>(name));
+  *option = axis_of(call.number<Index>(name));
 }
 template <class T>
 void read_option(const Call& call, const char* name, T* option) {
   *option = call.number<T>(name);
 }
 void read_option(const Call& call, const char* name, Axes* axes) {
-  const auto given = call.integers(name);
-  if (given.size() > std::size(axes->values)) throw value_error("axis names too many axes");
-  axes->count = 0;
-  for (Index a : given) axes->values[axes->count++] = static_cast<int>(a);
+  *axes = axes_of(call.integers(name));
 }
 void read_option(const Call& call, const char* name, std::optional<int>* kept) {
   kept->reset();
-  if (call.has(name)) *kept = static_cast<int>(call.number<Index>(name));
+  if (call.has(name)) *kept = axis_of(call.number<Index>(name));
 }
 
 // x, the arrays and the options of a call.
@@ -79,12 +69,9 @@ class Taken {
 
  private:
   const ConstTensor& array_of(Kind kind) const {
-    std::size_t at = kArguments<Method>, i = 0;
-    for_each_argument<Method>([&](const auto& a) {
-      if (a.kind == kind) at = i;
-      ++i;
-    });
-    return at < kArguments<Method> ? arrays[at] : absent_;
+    constexpr std::size_t kNone = kArguments<Method>;
+    const std::size_t at = place_of<Method>(kind);
+    return at < kNone ? arrays[at] : absent_;
   }
 
   ConstTensor x_, absent_;
@@ -145,7 +132,6 @@ void backward(Call& call) {
                         {pooled, given}, call.context());
 }
 
-// Several methods may stand behind one function: that of its name makes it.
 template <class Method, bool kHasFunction>
 void define_method(Handlers& handlers) {
   if constexpr (kHasFunction) {
@@ -153,10 +139,6 @@ void define_method(Handlers& handlers) {
     handlers.define<&forward<Method>>(name);
     handlers.define<&backward<Method>>(name + "_backward");
   }
-}
-template <class Method>
-consteval bool has_function(std::string_view name) {
-  return name == Signature<Method>::name;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // As methods.cc, for what has no signature: divisive and local normalization, and spectral norm.
 // The bits of `arrays` are of the optional arrays, those of `wanted` of all that have a gradient.
+#include "../shapes.h"
 #include "register.h"
 
 namespace normcore::python::jax {
@@ -14,9 +15,6 @@ ConstTensor optional(Call& call, int at, const char* name) {
 Tensor wanted(Call& call, int at, const char* name) {
   return bit(call, "wanted", at) ? call.result(name) : Tensor();
 }
-int axis_of(const Call& call, std::string_view name) {
-  return static_cast<int>(call.number<Index>(name));
-}
 
 // ---- divisive norm
 
@@ -30,7 +28,7 @@ struct Divisive {
         gain(optional(c, 0, "gain")) {
     options.exponent = c.number<double>("exponent");
     options.power = c.number<double>("power");
-    options.channel_axis = axis_of(c, "channel_axis");
+    options.channel_axis = axis_of(c.number<Index>("channel_axis"));
   }
 };
 
@@ -56,7 +54,7 @@ struct Gdn {
     options.inverse = c.number<bool>("inverse");
     options.alpha = c.number<double>("alpha");
     options.epsilon = c.number<double>("epsilon");
-    options.channel_axis = axis_of(c, "channel_axis");
+    options.channel_axis = axis_of(c.number<Index>("channel_axis"));
   }
 };
 
@@ -81,7 +79,7 @@ LocalResponseNormOptions response_options(const Call& c) {
   options.k = c.number<double>("k");
   options.across = c.number<bool>("across_space") ? Across::kSpace : Across::kChannels;
   options.even_window = c.number<bool>("onnx_window") ? EvenWindow::kOnnx : EvenWindow::kTorch;
-  options.channel_axis = axis_of(c, "channel_axis");
+  options.channel_axis = axis_of(c.number<Index>("channel_axis"));
   return options;
 }
 
@@ -98,16 +96,6 @@ void response_backward(Call& call) {
 
 // ---- local divisive norm
 
-WindowSizes window_of(const Call& call, const char* name) {
-  WindowSizes window{};
-  const auto sizes = call.integers(name);
-  if (sizes.size() > window.values.size()) {
-    throw value_error(std::string(name) + " has more sizes than an array has axes");
-  }
-  for (Index n : sizes) window.values[window.count++] = n;
-  return window;
-}
-
 struct LocalDivisive {
   ConstTensor x, sigma, weight, bias;
   LocalDivisiveNormOptions options;
@@ -116,8 +104,9 @@ struct LocalDivisive {
         sigma(c.argument("sigma")),
         weight(optional(c, 0, "weight")),
         bias(optional(c, 1, "bias")),
-        options{window_of(c, "summation_window"), window_of(c, "suppression_window"),
-                axis_of(c, "channel_axis")} {}
+        options{window_of(c.integers("summation_window"), "summation_window"),
+                window_of(c.integers("suppression_window"), "suppression_window"),
+                axis_of(c.number<Index>("channel_axis"))} {}
 };
 
 void local_divisive_forward(Call& call) {
@@ -137,7 +126,7 @@ void local_divisive_backward(Call& call) {
 
 SpectralNormOptions spectral_options(const Call& call) {
   SpectralNormOptions options;
-  options.axis = axis_of(call, "axis");
+  options.axis = axis_of(call.number<Index>("axis"));
   if (call.has("bound")) options.bound = call.number<double>("bound");
   return options;
 }

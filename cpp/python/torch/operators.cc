@@ -11,8 +11,6 @@
 #include <array>
 #include <string>
 
-#include "../bind.h"
-#include "../shapes.h"
 #include "ops/signatures.h"
 #include "register.h"
 
@@ -32,12 +30,6 @@ constexpr const char* variant_name(unsigned variant) {
   return kNames[variant];
 }
 
-constexpr bool has_gradient(Kind kind) {
-  return kind == Kind::own || kind == Kind::weight || kind == Kind::bias;
-}
-constexpr bool is_array(Kind kind) {
-  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask || kind == Kind::residual;
-}
 // Whether an argument of the signature is one of an operator. (A residual is of those that sum, and
 // of backward, where the gradient of the sum has its place.)
 template <bool kForward, class A>
@@ -92,14 +84,6 @@ std::string arguments_of_schema(unsigned variant) {
   });
   return text;
 }
-template <class Method>
-inline constexpr int kSaved = int{kLeavesStats<Method>} + int{kMaySaveGiven<Method>};
-template <class Method>
-inline constexpr int kGradients = [] {
-  int n = 0;
-  for_each_argument<Method>([&](const auto& a) { n += has_gradient(a.kind); });
-  return n;
-}();
 
 template <class Method>
 inline constexpr Index kOwnGradients = [] {
@@ -161,11 +145,7 @@ class Call {
       ++i;
     });
     if constexpr (has<Method>(Kind::axes) && Signature<Method>::family == Family::rows) {
-      if (axes_.size() > std::size(options.axes.values)) {
-        throw value_error("axis names too many axes");
-      }
-      options.axes.count = 0;
-      for (Index a : axes_) options.axes.values[options.axes.count++] = as_axis(a);
+      options.axes = axes_of(axes_);
     }
   }
   const Inputs& inputs() const { return inputs_; }
@@ -189,7 +169,7 @@ class Call {
       auto& field = options.*a.member;
       using T = std::remove_reference_t<decltype(field)>;
       if constexpr (std::is_same_v<T, int>) {
-        field = as_axis(stack.number<Index>());
+        field = axis_of(stack.number<Index>());
       } else {
         field = stack.number<T>();
       }
@@ -201,17 +181,14 @@ class Call {
       } else {
         const auto kept = stack.optional_number<Index>();
         field.reset();
-        if (kept) field = as_axis(*kept);
+        if (kept) field = axis_of(*kept);
       }
     }
   }
   const ConstTensor& array_of(Kind kind) const {
-    std::size_t at = kArguments<Method>, i = 0;
-    for_each_argument<Method>([&](const auto& a) {
-      if (a.kind == kind) at = i;
-      ++i;
-    });
-    return at < kArguments<Method> ? arrays[at] : absent_;
+    constexpr std::size_t kNone = kArguments<Method>;
+    const std::size_t at = place_of<Method>(kind);
+    return at < kNone ? arrays[at] : absent_;
   }
 
   std::vector<Index> axes_;
@@ -260,7 +237,7 @@ void backward(Value* stack, std::uint64_t, std::uint64_t) {
   const Owned dy = arguments.tensor();
   Call<Method, false> call(arguments, kPlain);
   std::array<Owned, 2> saved;
-  for (int i = 0; i < kSaved<Method>; ++i) saved[i] = arguments.optional_tensor();
+  for (std::size_t i = 0; i < kSaved<Method>; ++i) saved[i] = arguments.optional_tensor();
   Index wanted = kGradients<Method> > 0 ? arguments.number<Index>() : 0;
   run([&] {
     call.read();
@@ -293,7 +270,7 @@ void backward(Value* stack, std::uint64_t, std::uint64_t) {
       ++i;
     });
     std::array<ConstTensor, 2> stats;
-    for (int s = 0; s < kSaved<Method>; ++s) {
+    for (std::size_t s = 0; s < kSaved<Method>; ++s) {
       if (!saved[s]) continue;
       const char* name = s == 0 ? "pooled" : "given";
       check_place(saved[s], name, call.context);
@@ -305,7 +282,7 @@ void backward(Value* stack, std::uint64_t, std::uint64_t) {
                             {stats[0], stats[1]}, call.context);
     });
     *stack++ = dx.tensor.release();
-    for (std::size_t g = 0; g < std::size_t{kGradients<Method>}; ++g) {
+    for (std::size_t g = 0; g < kGradients<Method>; ++g) {
       *stack++ = down[g].tensor.release();
     }
   });
@@ -317,7 +294,8 @@ template <class Method, unsigned kVariant>
 void define_forward(Library& library) {
   if constexpr (has_variant<Method>(kVariant)) {
     const std::string name = std::string(Signature<Method>::name) + variant_name(kVariant);
-    const int results = 1 + (kVariant & kSums ? 1 : 0) + (kVariant & kSaves ? kSaved<Method> : 0);
+    const std::size_t results =
+        1 + (kVariant & kSums ? 1 : 0) + (kVariant & kSaves ? kSaved<Method> : 0);
     std::string text = "(";
     text += arguments_of_schema<Method, true>(kVariant);
     text += ") -> ";
@@ -325,7 +303,6 @@ void define_forward(Library& library) {
     library.define(name, text, &forward<Method, kVariant>);
   }
 }
-// Several methods may stand behind one function: that of its name makes it.
 template <class Method, bool kHasFunction>
 void define_method(Library& library) {
   if constexpr (kHasFunction) {
@@ -343,10 +320,6 @@ void define_method(Library& library) {
     library.define(std::string(Signature<Method>::name) + "_backward",
                    text + ") -> " + tensors(1 + kGradients<Method>), &backward<Method>);
   }
-}
-template <class Method>
-consteval bool has_function(std::string_view name) {
-  return name == Signature<Method>::name;
 }
 
 }  // namespace

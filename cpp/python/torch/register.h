@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../bind.h"
+#include "../shapes.h"
 #include "tensors.h"
 
 namespace normcore::python::torch {
@@ -19,9 +20,9 @@ class Library {
 };
 
 // So many results in a schema.
-inline std::string tensors(int n) {
+inline std::string tensors(std::size_t n) {
   std::string text = "(Tensor";
-  for (int i = 1; i < n; ++i) text += ", Tensor";
+  for (std::size_t i = 1; i < n; ++i) text += ", Tensor";
   return text + ")";
 }
 
@@ -52,10 +53,7 @@ void in_processes(Context& context, F&& f) {
 
 // Pairs of mean and variance for backward: `shape` is that of one value of each pair.
 inline New new_pairs(const ConstTensor& shape, const Context& where) {
-  ConstTensor pairs(nullptr, DType::kFloat64, shape.ndim() + 1);
-  for (int i = 0; i < shape.ndim(); ++i) pairs.set_dim(i, shape.shape(i), 0);
-  pairs.set_dim(shape.ndim(), 2, 0);
-  return new_contiguous(pairs, DType::kFloat64, where);
+  return new_contiguous(pairs_of(shape), DType::kFloat64, where);
 }
 
 }  // namespace normcore::python::torch

@@ -46,7 +46,7 @@ struct Divisive {
     a.owned[3] = s.optional_tensor();
     options.exponent = s.number<double>();
     options.power = s.number<double>();
-    options.channel_axis = as_axis(s.number<Index>());
+    options.channel_axis = axis_of(s.number<Index>());
   }
 };
 constexpr const char* kDivisiveSchema =
@@ -90,7 +90,7 @@ struct Gdn {
     options.inverse = s.number<bool>();
     options.alpha = s.number<double>();
     options.epsilon = s.number<double>();
-    options.channel_axis = as_axis(s.number<Index>());
+    options.channel_axis = axis_of(s.number<Index>());
   }
 };
 constexpr const char* kGdnSchema =
@@ -143,7 +143,7 @@ struct Response {
     options.k = s.number<double>();
     options.across = s.number<bool>() ? Across::kSpace : Across::kChannels;
     options.even_window = s.number<bool>() ? EvenWindow::kOnnx : EvenWindow::kTorch;
-    options.channel_axis = as_axis(s.number<Index>());
+    options.channel_axis = axis_of(s.number<Index>());
   }
 };
 constexpr const char* kResponseSchema =
@@ -175,15 +175,6 @@ void response_backward(Value* stack, std::uint64_t, std::uint64_t) {
 
 // ---- local divisive norm
 
-WindowSizes window_of(const std::vector<Index>& sizes, const char* name) {
-  WindowSizes window{};
-  if (sizes.size() > window.values.size()) {
-    throw value_error(std::string(name) + " has more sizes than an array has axes");
-  }
-  for (Index n : sizes) window.values[window.count++] = n;
-  return window;
-}
-
 struct LocalDivisive {
   Arrays<4> a{{"x", "sigma", "weight", "bias"}, {}, {}, {}};
   std::vector<Index> summation, suppression;
@@ -195,7 +186,7 @@ struct LocalDivisive {
     a.owned[3] = s.optional_tensor();
     summation = s.integers();
     suppression = s.integers();
-    options.channel_axis = as_axis(s.number<Index>());
+    options.channel_axis = axis_of(s.number<Index>());
   }
   void read() {
     a.read();
@@ -250,7 +241,7 @@ void spectral_forward(Value* stack, std::uint64_t, std::uint64_t) {
   a.owned[2] = s.optional_tensor();
   SpectralNormOptions options;
   options.n_power_iterations = s.number<Index>();
-  options.axis = as_axis(s.number<Index>());
+  options.axis = axis_of(s.number<Index>());
   options.eps = s.number<double>();
   options.bound = s.optional_number<double>();
   options.u_first = s.number<bool>();
@@ -258,13 +249,9 @@ void spectral_forward(Value* stack, std::uint64_t, std::uint64_t) {
     a.read();
     const Tensor& weight = a[0];
     const DType dtype = statistics_dtype(weight.dtype());
-    // Wrong axes are for the operation to refuse.
-    const int axis = options.axis < 0 ? options.axis + weight.ndim() : options.axis;
-    Index out = 0, rest = 1;
-    for (int i = 0; i < weight.ndim(); ++i) (i == axis ? out : rest) *= weight.shape(i);
-    if (axis >= 0 && axis < weight.ndim()) out = weight.shape(axis);
-    New w = new_like(weight, false, a.context), u = new_vector(out, dtype, a.context),
-        v = new_vector(rest, dtype, a.context),
+    New w = new_like(weight, false, a.context),
+        u = new_vector(length_of(weight, options.axis), dtype, a.context),
+        v = new_vector(length_of_rest(weight, options.axis), dtype, a.context),
         sigma = new_contiguous(ConstTensor(nullptr, dtype, 0), dtype, a.context);
     spectral_norm(weight, {a[1], a[2]}, {w.view, u.view, v.view, sigma.view}, options, a.context);
     give(stack, w, sigma, u, v);
@@ -275,7 +262,7 @@ void spectral_backward(Value* stack, std::uint64_t, std::uint64_t) {
   Arrays<5> a{{"dw", "w", "sigma", "u", "v"}, {}, {}, {}};
   for (Owned& t : a.owned) t = s.tensor();
   SpectralNormOptions options;
-  options.axis = as_axis(s.number<Index>());
+  options.axis = axis_of(s.number<Index>());
   options.bound = s.optional_number<double>();
   run([&] {
     a.read();

@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include "../arguments.h"
+
 namespace normcore::python::torch {
 
 DType dtype_of(AtenTensorOpaque* t, const char* name) {
@@ -9,8 +11,7 @@ DType dtype_of(AtenTensorOpaque* t, const char* name) {
   if (number == shim.aoti_torch_dtype_bfloat16) return DType::kBFloat16;
   if (number == shim.aoti_torch_dtype_float16) return DType::kFloat16;
   if (number == shim.aoti_torch_dtype_float64) return DType::kFloat64;
-  throw type_error(std::string(name) + " has another dtype than expected: float16, bfloat16, " +
-                   "float32 or float64");
+  throw type_error(std::string(name) + " has another dtype, " + kExpectedDtypes);
 }
 
 std::int32_t torch_dtype(DType t) {

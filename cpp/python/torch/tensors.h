@@ -2,8 +2,6 @@
 // of torch's memory.
 #pragma once
 
-#include <algorithm>
-#include <climits>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -38,12 +36,6 @@ class Owned {
  private:
   AtenTensorOpaque* handle_ = nullptr;
 };
-
-// An axis, of which 32 bits say more than any tensor has: for the operations to refuse.
-inline int as_axis(Index axis) {
-  constexpr Index kMost = INT_MAX;
-  return static_cast<int>(std::clamp(axis, -kMost, kMost));
-}
 
 // Takes the arguments of a call one after the other.
 class Stack {

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <limits>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -34,6 +35,13 @@ enum class Kind {
   mask,      // what each position counts
   residual,  // added to x before; in backward the gradient that comes by the sum
 };
+
+constexpr bool has_gradient(Kind kind) {
+  return kind == Kind::own || kind == Kind::weight || kind == Kind::bias;
+}
+constexpr bool is_array(Kind kind) {
+  return has_gradient(kind) || kind == Kind::buffer || kind == Kind::mask || kind == Kind::residual;
+}
 
 enum class OwnShape {
   channels,  // (C,)
@@ -384,7 +392,27 @@ constexpr bool has(Kind kind) {
 template <class Method>
 inline constexpr int kOwnCount = count_of<Method>(Kind::own);
 template <class Method>
+inline constexpr std::size_t kGradients =
+    kOwnCount<Method> + count_of<Method>(Kind::weight) + count_of<Method>(Kind::bias);
+template <class Method>
 inline constexpr int kBuffers = count_of<Method>(Kind::buffer);
+
+// Where the first argument of a kind stands; behind the last where there is none.
+template <class Method>
+constexpr std::size_t place_of(Kind kind) {
+  std::size_t at = kArguments<Method>, i = 0;
+  for_each_argument<Method>([&](const auto& a) {
+    if (a.kind == kind && at == kArguments<Method>) at = i;
+    ++i;
+  });
+  return at;
+}
+
+// Several methods may stand behind one function: that of its name makes it.
+template <class Method>
+consteval bool has_function(std::string_view name) {
+  return name == Signature<Method>::name;
+}
 
 // The arguments of one kind, such as the buffers.
 template <class Method, Kind kKind>
@@ -460,6 +488,11 @@ constexpr bool has_place_for_stats(void (*)(Parameters...)) {
 }
 template <class Method>
 inline constexpr bool kLeavesStats = has_place_for_stats(Signature<Method>::forward);
+
+// How many arrays forward leaves for backward: pooled, given.
+template <class Method>
+inline constexpr std::size_t kSaved =
+    std::size_t{kLeavesStats<Method>} + std::size_t{kMaySaveGiven<Method>};
 
 // Whether statistics are taken over the batch, and so over processes and ghost batches.
 template <class Method>
