@@ -116,6 +116,8 @@ CASES = [
     Case("batch_instance_norm", INSTANCE, {}, VAR, label="evaluation"),
     Case("switchable_norm", SWITCHABLE, TRAINING, VAR, label="training"),
     Case("switchable_norm", SWITCHABLE, {}, VAR, label="evaluation"),
+    Case("switchable_norm", {"x": (3, 4), "mean_logits": (3,), "var_logits": (3,)}, TRAINING,
+         label="no-space"),
     Case("mean_only_batch_norm", {"x": X, "bias": "C"}, TRAINING, {"running_mean": 0.0},
          label="training"),
     Case("mean_only_batch_norm", {"x": X, "bias": "C"}, TRAINING, label="mask"),

@@ -163,6 +163,17 @@ def test_derivatives_of_gradients(rng, case, x64):
         np.testing.assert_allclose(g[i], (high - low) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
+def test_derivatives_of_gradients_of_zeros(x64):
+    x = jnp.asarray([1.0, 0.0, 2.0])
+    ours = lambda x: nj.normalize(x)  # noqa: E731
+    formula = lambda x: x / jnp.sqrt((x * x).sum())  # noqa: E731
+    twice = [jax.jacrev(jax.jacrev(f))(x) for f in (ours, formula)]
+    assert_close(*twice, 1e-12)
+    zeros = jnp.zeros(3)
+    second = jax.jacrev(jax.jacrev(lambda x: nj.normalize(x, eps=1.0)))(zeros)
+    assert not second.any()
+
+
 def test_third_derivatives(rng, x64):
     x = jnp.asarray(rng.standard_normal(5))
     ours = lambda x: nj.rms_norm(x, eps=0.1)  # noqa: E731

@@ -90,6 +90,19 @@ def test_double_backward_and_forward_mode(rng, case):
     )
 
 
+def test_double_backward_of_zeros(rng):
+    x = torch.from_numpy(rng.standard_normal((3, 4)) * (rng.random((3, 4)) < 0.5))
+    x[0, 0], x[:, 1] = 0, 1
+    x.requires_grad_()
+    for f in (nt.normalize, nt.rms_norm, lambda x: nt.weight_norm(x, torch.ones(3, dtype=x.dtype))):
+        assert torch.autograd.gradgradcheck(f, (x,))
+    rows = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    for f in (lambda x: nt.normalize(x, eps=1.0), lambda x: nt.weight_norm(x, 1.0)):
+        (g,) = torch.autograd.grad(f(rows).sum(), rows, create_graph=True)
+        (second,) = torch.autograd.grad(g.sum(), rows)
+        assert not second.any()
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if not c.double], ids=str)
 def test_what_has_no_second_derivative_says_so(rng, case):
     tensors, options = case.make(rng, requires_grad=True)

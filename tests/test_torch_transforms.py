@@ -144,6 +144,13 @@ def test_nested_forward_modes(rng):
     torch.testing.assert_close(twice(sums), twice(lambda x: formula(x + v)), rtol=1e-9, atol=1e-9)
     with pytest.raises(NotImplementedError, match=r"^lp_batch_norm has no derivatives in nested"):
         twice(lambda x: nt.lp_batch_norm(x, training=True))
+    with pytest.raises(NotImplementedError, match=r"^spectral_norm has no derivatives in nested"):
+        twice(lambda x: nt.spectral_norm(x, v[:, 0]).weight)
+    mean, var = torch.zeros(5), torch.ones(5)
+    moves = lambda x: nt.batch_norm(x, running_mean=mean, running_var=var, training=True)  # noqa: E731
+    with pytest.raises(NotImplementedError, match=r"^batch_norm has no derivatives in nested"):
+        twice(moves)
+    assert not mean.any()
 
 
 def test_tangents_that_are_missing():

@@ -11,11 +11,14 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
+from .._formulas import Formulas
 from ._batching import KEPT_CALLS, Items, backward, forward
-from ._formulas import FORMULAS
 from ._handlers import HANDLERS, Arrays
+
+FORMULAS = Formulas(jnp, jnp.astype, jax.nn.softmax)
 
 # What backward takes beside the arrays of a formula, which computes it again.
 _RESULTS = ("pooled", "given", "dh", "y", "sigma")

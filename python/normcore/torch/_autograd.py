@@ -2,7 +2,8 @@
 
 Each operator has a plain function, for eager calls, and one in the form that transforms and
 ``torch.compile`` need, which costs a small call more. Both have the same backward. A derivative of
-a derivative (double backward, or the forward mode) comes from `_formulas`.
+a derivative (double backward, or the forward mode) comes from `_formulas`; and so does y, where one
+forward mode is within another.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from ._formulas import FORMULAS, spectral_norm
+from .._formulas import Formulas
 from ._operators import METHODS, OPS, Method, direct
+
+FORMULAS = Formulas(torch, Tensor.to, torch.softmax)
 
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -96,13 +99,17 @@ class Operator:
     taken: Sequence[int]
     saved = 0
     sums = takes_sum = False
-    formula: Callable[..., Tensor] | None
+    formula: Callable[..., Tensor] | None = None
     inference: Any = None  # the operator of calls without gradients, where one does for all
     backward: Any
 
     def forward(self, arguments: Sequence[Any], saves: bool) -> Any:
         """The operator for these arguments; its results are y and what it leaves."""
         raise NotImplementedError
+
+    def moves(self, arguments: Sequence[Any]) -> bool:
+        """Whether a call moves running buffers."""
+        return False
 
     def __init__(self) -> None:
         self._eager, traced, self._transformed = _functions(self)
@@ -129,6 +136,8 @@ class Operator:
 
     def _by_formula(self, x: Tensor, arguments: Sequence[Any]) -> Any:
         formula = self.formula or refuse(self.name, "derivatives in nested forward modes")
+        if _entered.processes is not None or self.moves(arguments):  # of which no formula knows
+            refuse(self.name, "derivatives in nested forward modes where statistics move")
         if not self.sums:
             return formula(x, *arguments)
         *arguments, residual = arguments
@@ -367,14 +376,23 @@ class MethodOperator(Operator):
         self.name, self.count = method.name, len(method.arguments) + sums
         self.arrays, self.gradients = method.arrays, method.gradients
         self.taken, self.saved = method.backward_arguments, method.saved
-        self.formula, self.backward = FORMULAS.get(method.name), direct(method.backward)
+        self.formula, self.backward = self._formula(), direct(method.backward)
         if not method.buffers:
             self.inference = method.forward(False, False, sums)
         super().__init__()
 
+    def _formula(self) -> Callable[..., Tensor] | None:
+        """The formula, of arguments by position."""
+        formula, names = FORMULAS.get(self.name), self.method.arguments
+        if formula is None:
+            return None
+        return lambda x, *arguments: formula(x, **dict(zip(names, arguments, strict=True)))
+
+    def moves(self, arguments: Sequence[Any]) -> bool:
+        return bool(self.method.buffers) and self.method.moves(arguments)
+
     def forward(self, arguments: Sequence[Any], saves: bool) -> Any:
-        m = self.method
-        return m.forward(saves, bool(m.buffers) and m.moves(arguments), self.sums)
+        return self.method.forward(saves, self.moves(arguments), self.sums)
 
 
 class SpecialOperator(Operator):
@@ -386,7 +404,6 @@ class SpecialOperator(Operator):
         self.name, self.count = name, count
         self.taken = range(count) if taken is None else taken
         self.arrays = self.gradients = gradients
-        self.formula = FORMULAS.get(name)
         self._forward = direct(getattr(OPS, name).default)
         self.backward = direct(getattr(OPS, name + "_backward").default)
         super().__init__()
@@ -404,6 +421,10 @@ class GdnOperator(SpecialOperator):
 
     def forward(self, arguments: Sequence[Any], saves: bool) -> Any:
         return lambda x, beta, gamma, exponents, *rest: self._forward(x, beta, gamma, *rest)
+
+
+def _spectral_formula(ctx: Any, u: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda weight: FORMULAS.spectral_norm(weight, u, v, axis=ctx.axis, bound=ctx.bound)
 
 
 class SpectralNormTraced(Function):
@@ -429,7 +450,7 @@ class SpectralNormTraced(Function):
             return (None,) * 8
         weight, w, sigma, u, v = ctx.saved_tensors
         if torch.is_grad_enabled():
-            _, pull = torch.func.vjp(lambda m: spectral_norm(m, u, v, ctx.axis, ctx.bound), weight)
+            _, pull = torch.func.vjp(_spectral_formula(ctx, u, v), weight)
             return (*pull(dw), *(None,) * 7)
         backward = OPS.spectral_norm_backward.default
         return (backward(dw, w, sigma, u, v, ctx.axis, ctx.bound), *(None,) * 7)
@@ -443,8 +464,17 @@ class SpectralNorm(SpectralNormTraced):
         weight, _, _, u, v = ctx.saved_tensors
         if tangent is None:
             return torch.zeros_like(weight), None, None, None
-        formula = lambda m: (spectral_norm(m, u, v, ctx.axis, ctx.bound),)  # noqa: E731
-        return *push_forward(formula, (weight,), (tangent,)), None, None, None
+        formula = _spectral_formula(ctx, u, v)
+        return *push_forward(lambda m: (formula(m),), (weight,), (tangent,)), None, None, None
+
+
+def spectral_norm(weight: Tensor, *arguments: Any) -> Any:
+    """(w, sigma, u, v) by the operator, whose arguments these are, with w's gradient."""
+    if torch.compiler.is_compiling():
+        return SpectralNormTraced.apply(weight, *arguments)
+    if _nested_forward():
+        refuse("spectral_norm", "derivatives in nested forward modes")
+    return SpectralNorm.apply(weight, *arguments)
 
 
 OPERATORS: dict[str, Operator] = {name: MethodOperator(method) for name, method in METHODS.items()}

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import normcore as nc
 
-from ._autograd import OPERATORS, SUMS, SpectralNorm, SpectralNormTraced
+from . import _autograd
+from ._autograd import OPERATORS, SUMS
 
 __all__ = [
     "batch_instance_norm",
@@ -338,9 +339,9 @@ def spectral_norm(
 
     ``sigma`` is a tensor without axes. u and v are constants of the gradient.
     """
-    arguments = (weight, u, v, n_power_iterations, axis, eps, bound, False)
-    function = SpectralNormTraced if torch.compiler.is_compiling() else SpectralNorm
-    w, sigma, u, v = function.apply(*arguments)
+    w, sigma, u, v = _autograd.spectral_norm(
+        weight, u, v, n_power_iterations, axis, eps, bound, False
+    )
     return SpectralNormResult(w, sigma, u, v, axis)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from . import _autograd
 from . import _functions as f
-from ._autograd import SpectralNorm, SpectralNormTraced
 
 __all__ = ["spectral_norm", "weight_norm"]
 
@@ -31,9 +31,9 @@ class _SpectralNorm(parametrizations._SpectralNorm):
         n = self.n_power_iterations if self.training else 0
         # Its iterations begin with u, from v, and the vectors are float32 for 16 bits.
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        arguments = (weight, self._u.to(wide), self._v.to(wide), n, self.dim, self.eps, None, True)
-        function = SpectralNormTraced if torch.compiler.is_compiling() else SpectralNorm
-        w, _, u, v = function.apply(*arguments)
+        w, _, u, v = _autograd.spectral_norm(
+            weight, self._u.to(wide), self._v.to(wide), n, self.dim, self.eps, None, True
+        )
         if n > 0:
             with torch.no_grad():
                 self._u.copy_(u)
