@@ -145,7 +145,7 @@ def test_masks_that_do_not_fit(rng):
 
     weights = _weights_there(torch.ones(4, 1, dtype=torch.bool), (4, 3, 5), False, 1)
     assert weights.shape == (4, 5) and weights.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"mask has shape \(3,\), expected what broadcasts to"):
+    with pytest.raises(ValueError, match=r"mask has shape \(3,\), expected \(4, 5\)"):
         _weights_there(torch.ones(3), (4, 3, 5), False, 1)
 
 

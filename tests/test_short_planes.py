@@ -97,8 +97,9 @@ def test_strides_that_nearly_fit(rng, method, kind, where):
     )
     for name in ("dx", "dweight", "dbias"):
         # Sums of up to 180 products of a few units, of which most cancels; dbias is one of 180
-        # values near 2, which grows to 380, where the last digit is 3e-5.
-        atol = 1.5e-4 if name == "dbias" else 5e-5
+        # values near 2, which grows to 380, where the last digit is 3e-5: 6e-5 is the most that
+        # 300 seeds gave.
+        atol = 1e-4 if name == "dbias" else 5e-5
         np.testing.assert_allclose(
             getattr(grads, name), getattr(want, name), atol=atol, rtol=0, err_msg=name
         )

@@ -44,6 +44,16 @@ def positive(name: str, value: Any) -> int:
     return result
 
 
+def axis(name: str, value: Any, ndim: int) -> int:
+    """Return an axis of x, counted from the first one."""
+    result = integer(name, value)
+    if not -ndim <= result < ndim:
+        raise ValueError(
+            f"{name} is {result}, expected {-ndim} to {ndim - 1} for x with {ndim} axes"
+        )
+    return result % ndim
+
+
 def sizes(name: str, value: Any) -> tuple[int, ...]:
     """Return a sequence of positive integers."""
     scalar = isinstance(value, np.ndarray) and value.ndim == 0  # which has __iter__ all the same

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -245,21 +245,43 @@ def _is_there(array: Any) -> bool:
     return bool(getattr(array, "__dlpack_device__", lambda: (1, 0))()[0] == _CUDA)
 
 
-def _weights_there(mask: Any, shape: tuple[int, ...], wide: bool, channel_axis: int | None) -> Any:
-    """As `position_weights`, of a mask on a device, which stays there."""
-    kept = list(shape)
-    if channel_axis is not None and -len(kept) <= channel_axis < len(kept):
+def spread(
+    mask: Any,
+    shape: Sequence[int],
+    channel_axis: int | None,
+    broadcast: Callable[[Any, tuple[int, ...]], Any],
+) -> Any:
+    """Return a mask broadcast, by its library's way, to x's shape or to that without channels."""
+    kept, rule = list(shape), "x.shape"
+    if channel_axis is not None:
+        if not -len(kept) <= channel_axis < len(kept):
+            return mask  # the core refuses the axis
         del kept[channel_axis]
-    kind, library = "float64" if wide else "float32", library_of(mask)
+        rule += " without the channel axis"
     try:
-        if library == "torch":
-            return mask.to(getattr(sys.modules[library], kind)).expand(kept)
-        if library == "cupy":
-            return sys.modules[library].broadcast_to(mask.astype(kind), kept)
+        return broadcast(mask, tuple(kept))
     except (ValueError, RuntimeError):
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, expected what broadcasts to {tuple(kept)}"
+            f"mask has shape {tuple(mask.shape)}, expected {tuple(kept)}, {rule}, "
+            "or what broadcasts to it"
         ) from None
+
+
+def tensor_weights(mask: Any, shape: Sequence[int], wide: bool, channel_axis: int | None) -> Any:
+    """As `position_weights`, of a tensor of torch."""
+    torch = sys.modules["torch"]
+    weights = mask.detach().to(torch.float64 if wide else torch.float32)
+    return spread(weights, shape, channel_axis, lambda a, kept: a.expand(kept))
+
+
+def _weights_there(mask: Any, shape: Sequence[int], wide: bool, channel_axis: int | None) -> Any:
+    """As `position_weights`, of a mask on a device, which stays there."""
+    library = library_of(mask)
+    if library == "torch":
+        return tensor_weights(mask, shape, wide, channel_axis)
+    if library == "cupy":
+        weights = mask.astype("float64" if wide else "float32")
+        return spread(weights, shape, channel_axis, sys.modules[library].broadcast_to)
     return mask  # which the core takes where shape and dtype are those of the weights
 
 
@@ -279,16 +301,4 @@ def position_weights(
     if weights.dtype.kind not in "buif" and weights.dtype.name != "bfloat16":
         raise TypeError(f"mask has dtype {weights.dtype}, expected bools or real numbers")
     weights = weights.astype(np.float64 if wide else np.float32)
-    kept, rule = list(shape), "x.shape"
-    if channel_axis is not None:
-        if not -len(kept) <= channel_axis < len(kept):
-            return weights  # the core refuses the axis
-        del kept[channel_axis]
-        rule += " without the channel axis"
-    try:
-        return np.broadcast_to(weights, kept)
-    except ValueError:
-        raise ValueError(
-            f"mask has shape {weights.shape}, expected {tuple(kept)}, {rule}, "
-            "or what broadcasts to it"
-        ) from None
+    return spread(weights, shape, channel_axis, np.broadcast_to)

@@ -25,6 +25,9 @@ from jax import Array
 
 import normcore as nc
 
+from .._arguments import axis as checked_axis
+from .._arguments import choice
+from .._interop import spread
 from ._gradients import operator
 from ._handlers import Arrays
 
@@ -75,38 +78,19 @@ def _parameter(value: Any, name: str, x: Array) -> Array:
     return _array(value, name)
 
 
-def _checked_axis(axis: Any, name: str, x: Array) -> int:
-    n = x.ndim
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise TypeError(f"{name} is {axis!r}, expected an integer")
-    axis = axis.__index__()
-    if not -n <= axis < n:
-        raise ValueError(f"{name} is {axis}, expected {-n} to {n - 1} for x with {n} axes")
-    return axis
-
-
 def _axes(axis: Axis, x: Array) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(x.ndim))
     many = axis if isinstance(axis, Sequence) else (axis,)
-    return tuple(_checked_axis(a, "axis", x) for a in many)
+    return tuple(checked_axis("axis", a, x.ndim) for a in many)
 
 
 def _counts(mask: Any, x: Array, channel_axis: int) -> Array | None:
     """A mask as the handlers take it: numbers of x's shape without the channel axis."""
     if mask is None:
         return None
-    shape = list(x.shape)
-    del shape[channel_axis]
-    given = jnp.asarray(mask)
-    try:
-        given = jnp.broadcast_to(given, shape)
-    except ValueError:
-        raise ValueError(
-            f"mask has shape {given.shape}, expected {tuple(shape)}, x.shape without the "
-            "channel axis, or what broadcasts to it"
-        ) from None
-    return given.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+    weights: Array = spread(jnp.asarray(mask), x.shape, channel_axis, jnp.broadcast_to)
+    return weights.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def _run(name: str, arrays: dict[str, Any], **options: Any) -> Arrays:
@@ -123,7 +107,7 @@ def _with_others(results: Arrays, *names: str) -> Any:
 def _channels(name: str, x: Any, arrays: dict[str, Any], channel_axis: int, **options: Any) -> Any:
     """A call of a method of channels, with its new running buffers where they move."""
     x = _array(x, "x")
-    options["channel_axis"] = axis = _checked_axis(channel_axis, "channel_axis", x)
+    options["channel_axis"] = axis = checked_axis("channel_axis", channel_axis, x.ndim)
     if "mask" in arrays:
         arrays["mask"] = _counts(arrays["mask"], x, axis)
     results = _run(name, {"x": x, **arrays}, **options)
@@ -414,7 +398,7 @@ def topk_batch_norm(
 def weight_norm(v: Array, g: Array | float, *, axis: int | None = 0, eps: float = 0.0) -> Array:
     """Weight normalization: :func:`normcore.weight_norm` with gradients."""
     v = _array(v, "v")
-    kept = None if axis is None else _checked_axis(axis, "axis", v)
+    kept = None if axis is None else checked_axis("axis", axis, v.ndim)
     arrays = {"v": v, "g": _parameter(g, "g", v)}
     return _run("weight_norm", arrays, axis=kept, eps=float(eps))["y"]
 
@@ -447,7 +431,7 @@ def spectral_norm(
     weight = _array(weight, "weight")
     results = _run(
         "spectral_norm", {"weight": weight, "u": u, "v": v},
-        n_power_iterations=int(n_power_iterations), axis=_checked_axis(axis, "axis", weight),
+        n_power_iterations=int(n_power_iterations), axis=checked_axis("axis", axis, weight.ndim),
         eps=float(eps), bound=None if bound is None else float(bound),
     )  # fmt: skip
     return SpectralNormResult(results["y"], results["sigma"], results["u"], results["v"], axis)
@@ -523,12 +507,6 @@ def local_divisive_norm(
     )  # fmt: skip
 
 
-def _second(value: str, name: str, first: str, second: str) -> bool:
-    if value not in (first, second):
-        raise ValueError(f"{name} is {value!r}, expected {first!r} or {second!r}")
-    return value == second
-
-
 def local_response_norm(
     x: Array,
     size: int,
@@ -543,8 +521,9 @@ def local_response_norm(
     """Local response normalization: :func:`normcore.local_response_norm` with gradients."""
     return _channels(
         "local_response_norm", x, {}, channel_axis, size=int(size), alpha=float(alpha),
-        beta=float(beta), k=float(k), across_space=_second(across, "across", "channels", "space"),
-        onnx_window=_second(even_window, "even_window", "torch", "onnx"),
+        beta=float(beta), k=float(k),
+        across_space=choice("across", across, ("channels", "space")) == "space",
+        onnx_window=choice("even_window", even_window, ("torch", "onnx")) == "onnx",
     )  # fmt: skip
 
 

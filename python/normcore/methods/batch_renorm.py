@@ -272,6 +272,17 @@ def _schedule(schedule: Any) -> tuple[int, int, int]:
     return start, r_end, d_end
 
 
+def scheduled_bounds(
+    schedule: tuple[int, int, int] | None, step: int, r_max: float, d_max: float
+) -> tuple[float, float]:
+    """Return (r_max, d_max) of a training step."""
+    if schedule is None:
+        return r_max, d_max
+    start, r_end, d_end = schedule
+    r, d = (min(1.0, max(0.0, (step - start) / (end - start))) for end in (r_end, d_end))
+    return 1 + (r_max - 1) * r, d_max * d
+
+
 class BatchRenorm(Foldable, _MaskedNorm):
     r"""Batch renormalization: batch statistics, corrected towards the running ones.
 
@@ -380,11 +391,7 @@ class BatchRenorm(Foldable, _MaskedNorm):
 
     def bounds(self, step: int) -> tuple[float, float]:
         """Return (r_max, d_max) of a training step."""
-        if self.schedule is None:
-            return self.r_max, self.d_max
-        start, r_end, d_end = self.schedule
-        r, d = (min(1.0, max(0.0, (step - start) / (end - start))) for end in (r_end, d_end))
-        return 1 + (self.r_max - 1) * r, self.d_max * d
+        return scheduled_bounds(self.schedule, step, self.r_max, self.d_max)
 
     def _running_options(self, buffers: dict[str, Array]) -> dict[str, Any]:
         r_max, d_max = self.bounds(int(buffers["num_batches_tracked"]))

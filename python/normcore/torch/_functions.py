@@ -17,6 +17,8 @@ from torch import Tensor
 
 import normcore as nc
 
+from .._arguments import choice
+from .._interop import tensor_weights
 from . import _autograd
 from ._autograd import OPERATORS, SUMS
 
@@ -56,21 +58,11 @@ def _axes(axis: Axis, x: Tensor) -> Sequence[int]:
     return [index(axis)] if hasattr(axis, "__index__") else axis
 
 
-def position_weights(mask: Tensor | None, x: Tensor, channel_axis: int) -> Tensor | None:
+def position_weights(mask: Tensor | None, x: Tensor, channel_axis: int) -> Any:
     """A mask as the operators take it: of x's shape without the channel axis."""
     if mask is None:
         return None
-    shape = list(x.shape)
-    if -x.dim() <= channel_axis < x.dim():
-        del shape[channel_axis]
-    weights = mask.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    try:
-        return weights.expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, expected {tuple(shape)}, x.shape without the "
-            "channel axis, or what broadcasts to it"
-        ) from None
+    return tensor_weights(mask, x.shape, x.dtype == torch.float64, channel_axis)
 
 
 def _tensor(value: Tensor | float | None, x: Tensor) -> Tensor | None:
@@ -406,12 +398,6 @@ def local_divisive_norm(
     )
 
 
-def _second(value: str, name: str, first: str, second: str) -> bool:
-    if value not in (first, second):
-        raise ValueError(f"{name} is {value!r}, expected {first!r} or {second!r}")
-    return value == second
-
-
 def local_response_norm(
     x: Tensor,
     size: int,
@@ -424,8 +410,8 @@ def local_response_norm(
     channel_axis: int = 1,
 ) -> Tensor:
     """Local response normalization: :func:`normcore.local_response_norm` with gradients."""
-    space = _second(across, "across", "channels", "space")
-    onnx = _second(even_window, "even_window", "torch", "onnx")
+    space = choice("across", across, ("channels", "space")) == "space"
+    onnx = choice("even_window", even_window, ("torch", "onnx")) == "onnx"
     return OPERATORS["local_response_norm"](x, size, alpha, beta, k, space, onnx, channel_axis)
 
 

@@ -11,8 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+import normcore as nc
+
 from .._life import ghost_chunks
 from .._processes import Processes as _Meeting
+from ..methods.batch_renorm import scheduled_bounds
 from . import _functions as f
 from ._autograd import OPERATORS, Processes
 from ._operators import METHODS
@@ -214,7 +217,7 @@ class _Life:
 
     # What differs between torch's classes and ours.
     _buffer_names: Sequence[str] = ("running_mean", "running_var")
-    _channel_axis = 1
+    channel_axis = 1
 
     def _normalize(
         self: Any, x: Tensor, mask: Any, training: bool, momentum: float, buffers: dict[str, Any]
@@ -229,12 +232,12 @@ class _Life:
         learns = self._learns()
         chunks = [slice(None)]
         if learns and self.ghost_batch_size is not None and x.numel() > 0:
-            per_sample = x[0].numel() // x.shape[self._channel_axis]
+            per_sample = x[0].numel() // x.shape[self.channel_axis]
             chunks = ghost_chunks(x.shape[0], self.ghost_batch_size, per_sample)
         if len(chunks) == 1:
             return self._run_chunk(x, mask, learns)
         if mask is not None:
-            mask = f.position_weights(mask, x, self._channel_axis)
+            mask = f.position_weights(mask, x, self.channel_axis)
         parts = [self._run_chunk(x[c], None if mask is None else mask[c], learns) for c in chunks]
         return torch.cat(parts)
 
@@ -385,6 +388,7 @@ class _RunningNorm(_Life, _Channels):
 
     num_features: int
     track_running_stats: bool
+    _options: tuple[str, ...] = ("eps",)  # attributes that are arguments of the function
 
     def _begin(
         self, num_features: int, momentum: float | None, affine: bool, track_running_stats: bool,
@@ -394,23 +398,20 @@ class _RunningNorm(_Life, _Channels):
         nn.Module.__init__(self)
         self.num_features, self.momentum = num_features, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        self.channel_axis = self._channel_axis = channel_axis
+        self.channel_axis = channel_axis
         self._buffer_names = METHODS[self._function].buffer_names
         self._live(ghost_batch_size, process_group)
         self._make(num_features, affine, affine and bias, track_running_stats, device, dtype)
 
-    def _options(self) -> dict[str, Any]:
-        return {}
-
-    def _own(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in METHODS[self._function].own_shapes}
+    def _arguments(self, training: bool) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._options}
 
     def _normalize(
         self, x: Tensor, mask: Any, training: bool, momentum: float, buffers: dict[str, Any]
     ) -> Tensor:
         method = METHODS[self._function]
-        parameters = [*self._own().values(), *(getattr(self, name) for name in method.affine)]
-        options = self._options()
+        parameters = [getattr(self, name) for name in (*method.own_shapes, *method.affine)]
+        options = self._arguments(training)
         if mask is not None:
             if "mask" not in method.arguments:
                 raise ValueError(f"mask is given, and {type(self).__name__} takes none")
@@ -429,7 +430,8 @@ class _RunningNorm(_Life, _Channels):
         return self._run(x, mask)
 
     def extra_repr(self) -> str:
-        shown = {"momentum": self.momentum, "affine": self.affine, **self._options()}
+        shown = {"momentum": self.momentum, "affine": self.affine}
+        shown |= {name: getattr(self, name) for name in self._options}
         parts = [str(self.num_features), *(f"{k}={v}" for k, v in shown.items())]
         if not self.track_running_stats:
             parts.append("track_running_stats=False")
@@ -471,28 +473,13 @@ class BatchRenorm(_RunningNorm):
 
     def bounds(self, step: int) -> tuple[float, float]:
         """(r_max, d_max) of a training step."""
-        if self.schedule is None:
-            return self.r_max, self.d_max
-        start, r_end, d_end = self.schedule
+        return scheduled_bounds(self.schedule, step, self.r_max, self.d_max)
 
-        def share(end: int) -> float:
-            return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
-
-        return 1.0 + (self.r_max - 1.0) * share(r_end), self.d_max * share(d_end)
-
-    def _options(self) -> dict[str, Any]:
-        return {"eps": self.eps}
-
-    def _normalize(
-        self, x: Tensor, mask: Any, training: bool, momentum: float, buffers: dict[str, Any]
-    ) -> Tensor:
+    def _arguments(self, training: bool) -> dict[str, Any]:
         r_max, d_max = self.r_max, self.d_max
         if training and self.schedule is not None:
             r_max, d_max = self.bounds(int(_number(self.num_batches_tracked)))
-        return f.batch_renorm(
-            x, self.weight, self.bias, **buffers, training=training, momentum=momentum,
-            r_max=r_max, d_max=d_max, eps=self.eps, channel_axis=self.channel_axis, mask=mask,
-        )  # fmt: skip
+        return {**super()._arguments(training), "r_max": r_max, "d_max": d_max}
 
 
 class BatchInstanceNorm(_RunningNorm):
@@ -502,6 +489,7 @@ class BatchInstanceNorm(_RunningNorm):
     """
 
     _function = "batch_instance_norm"
+    _options = ("eps", "unbiased_running_var")
     _starts: ClassVar[dict[str, float]] = {**_Channels._starts, "rho": 1.0}
 
     def __init__(
@@ -525,9 +513,6 @@ class BatchInstanceNorm(_RunningNorm):
             ghost_batch_size, process_group,
         )  # fmt: skip
         self.eps, self.unbiased_running_var = eps, unbiased_running_var
-
-    def _options(self) -> dict[str, Any]:
-        return {"eps": self.eps, "unbiased_running_var": self.unbiased_running_var}
 
     @torch.no_grad()
     def project(self) -> None:
@@ -566,14 +551,12 @@ class SwitchableNorm(_RunningNorm):
         )  # fmt: skip
         self.eps = eps
 
-    def _options(self) -> dict[str, Any]:
-        return {"eps": self.eps}
-
 
 class MeanOnlyBatchNorm(_RunningNorm):
     """Mean-only batch normalization: :class:`normcore.MeanOnlyBatchNorm` as a module."""
 
     _function = "mean_only_batch_norm"
+    _options = ()
 
     def __init__(
         self,
@@ -598,6 +581,7 @@ class LpBatchNorm(_RunningNorm):
     """Lp batch normalization: :class:`normcore.LpBatchNorm` as a module."""
 
     _function = "lp_batch_norm"
+    _options = ("p", "eps")
 
     def __init__(
         self,
@@ -620,14 +604,12 @@ class LpBatchNorm(_RunningNorm):
         )  # fmt: skip
         self.p, self.eps = p, eps
 
-    def _options(self) -> dict[str, Any]:
-        return {"p": self.p, "eps": self.eps}
-
 
 class TopKBatchNorm(_RunningNorm):
     """Top-k batch normalization: :class:`normcore.TopKBatchNorm` as a module."""
 
     _function = "topk_batch_norm"
+    _options = ("k", "eps")
 
     def __init__(
         self,
@@ -649,9 +631,6 @@ class TopKBatchNorm(_RunningNorm):
             ghost_batch_size, None,
         )  # fmt: skip
         self.k, self.eps = k, eps
-
-    def _options(self) -> dict[str, Any]:
-        return {"k": self.k, "eps": self.eps}
 
 
 class DivisiveNorm(nn.Module):
@@ -761,7 +740,7 @@ class GDN(nn.Module):
     ``effective_gamma`` are what they stand for.
     """
 
-    pedestal = 2.0**-36
+    pedestal = nc.GDN.pedestal
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from .. import _core
+from .._arguments import axis as checked_axis
 
 
 def _libraries() -> tuple[str, str]:
@@ -31,13 +32,6 @@ try:
 except RuntimeError as error:  # of a torch that is too old
     raise ImportError(f"normcore.torch: {error}") from None
 OPS = torch.ops.normcore
-
-
-def check_axis(axis: int, name: str, ndim: int) -> int:
-    """An axis counted from the first one, where x has it."""
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{name} is {axis}, expected {-ndim} to {ndim - 1} for x with {ndim} axes")
-    return axis % ndim
 
 
 # ---- results without values
@@ -143,10 +137,10 @@ class Method:
     def fake_saved(self, x: Tensor, arguments: Sequence[Any]) -> list[Tensor]:
         """What forward leaves for backward, without values."""
         if self.family == "rows":
-            axes = {check_axis(a, "axis", x.dim()) for a in arguments[self.axis]}
+            axes = {checked_axis("axis", a, x.dim()) for a in arguments[self.axis]}
             shape = [1 if i in axes else n for i, n in enumerate(x.shape)]
         else:
-            channels = x.shape[check_axis(arguments[self.axis], "channel_axis", x.dim())]
+            channels = x.shape[checked_axis("channel_axis", arguments[self.axis], x.dim())]
             last = self.pools[-1]
             shape = [channels] if last == "batch" else [x.shape[0], channels]
             if last == "group":
@@ -285,7 +279,7 @@ def _rows_rule(method: Method, operator: Any, backward: bool) -> Callable[..., A
             for i, (a, d) in enumerate(zip(arguments, in_dims, strict=True))
         ]
         ndim = call[0].dim() - 1
-        call[axis] = [check_axis(a, "axis", ndim) - ndim for a in arguments[axis]]
+        call[axis] = [checked_axis("axis", a, ndim) - ndim for a in arguments[axis]]
         results = operator(*call)
         if not isinstance(results, tuple):
             return results, 0
@@ -325,7 +319,7 @@ def _channels_rule(
             return loop(info, in_dims, *arguments)
         x, x_dim = given["x"]
         ndim = x.dim() - (x_dim is not None)
-        channel_axis = check_axis(arguments[axis], "channel_axis", ndim)
+        channel_axis = checked_axis("channel_axis", arguments[axis], ndim)
 
         def merged(a: Tensor, dim: Any) -> Tensor:
             a = _in_front(a, dim, n).movedim(0, channel_axis)
@@ -383,7 +377,7 @@ def _weights_rule(method: Method, operator: Any, backward: bool) -> Callable[...
         g, axis = arguments[first], arguments[first + 1]
         v = arguments[first - 1]
         ndim = v.dim() - (in_dims[first - 1] is not None)
-        kept = None if axis is None else check_axis(axis, "axis", ndim)
+        kept = None if axis is None else checked_axis("axis", axis, ndim)
         size = 1 if kept is None else v.movedim(in_dims[first - 1] or 0, 0).shape[-ndim:][kept]
         g_size = g.numel() // (n if in_dims[first] is not None else 1)
         if g_size != size:
@@ -421,7 +415,7 @@ def _samples_rule(operator: Any, arrays: Sequence[int], wanted: bool) -> Callabl
         n, many = info.batch_size, range(len(arguments))
         others = [i for i in many if i not in arrays and in_dims[i] is not None]
         ndim = arguments[0].dim() - (in_dims[0] is not None)
-        channel_axis = check_axis(arguments[-2 if wanted else -1], "channel_axis", ndim)
+        channel_axis = checked_axis("channel_axis", arguments[-2 if wanted else -1], ndim)
         if others or (wanted and arguments[-1] != 0) or channel_axis == 0:
             return loop(info, in_dims, *arguments)
         call = list(arguments)
