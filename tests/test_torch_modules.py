@@ -180,6 +180,37 @@ def test_replaced_models_compile_and_export():
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore")  # of the exporters about themselves
+@pytest.mark.parametrize("dynamo", [True, False], ids=["export", "trace"])
+def test_replaced_models_export_to_onnx(dynamo, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    norms = [
+        nn.BatchNorm2d(8),
+        nn.GroupNorm(2, 8),
+        nn.InstanceNorm2d(8, affine=True),
+        nn.LocalResponseNorm(3),
+        nn.Flatten(),
+        nn.LayerNorm(288),
+    ]
+    if dynamo:  # the older exporter does not know torch's own
+        norms.append(nn.RMSNorm(288))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *norms)
+    model(torch.randn(4, 3, 8, 8))  # the running statistics move
+    model.eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        want = model(x)
+    assert nt.replace_modules(model)
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(model, (x,), file, dynamo=dynamo)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    # Float32 through three norms in a row, values of a few units.
+    np.testing.assert_allclose(got, want.numpy(), atol=2e-5, rtol=0)
+
+
 # ---- the life of batch statistics
 
 
