@@ -19,7 +19,7 @@ def test_declarations_are_those_of_jaxlib():
     if not (include / "xla/ffi/api/c_api.h").exists():
         pytest.skip("this jaxlib has no headers")
     folders = [f"-I{ROOT / 'cpp'}", "-isystem", str(include)]
-    source = ROOT / "tests/jax/ffi_layout.cc"
+    source = ROOT / "tests/bindings/jax_ffi_layout.cc"
     done = subprocess.run(
         [compiler, "-std=c++20", "-fsyntax-only", "-Wno-invalid-offsetof", *folders, str(source)],
         capture_output=True,

@@ -21,5 +21,7 @@ def test_declarations_are_torchs():
     # USE_CUDA: what builds with CUDA declare. The version: the first that has all that we use.
     command = [*compiler.split(), "-std=c++20", "-fsyntax-only", "-w", "-DUSE_CUDA"]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL"]
-    command += [f"-I{folder}" for folder in folders] + [str(ROOT / "tests/torch/shim_test.cc")]
+    command += [f"-I{folder}" for folder in folders] + [
+        str(ROOT / "tests/bindings/torch_shim_test.cc")
+    ]
     subprocess.run(command, check=True)

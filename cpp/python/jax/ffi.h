@@ -1,7 +1,7 @@
 // XLA's foreign function interface of C, version 0.1, as far as the handlers of normcore.jax use
 // it. It is declared here, so that neither a build nor a wheel of normcore needs jaxlib, and one
 // wheel serves every jaxlib from 0.6.1 on: later versions of the interface only add to the ends of
-// structs. tests/jax/ffi_layout.cc compares the declarations with jaxlib's own header.
+// structs. tests/bindings/jax_ffi_layout.cc compares the declarations with jaxlib's own header.
 #pragma once
 
 #include <cstddef>

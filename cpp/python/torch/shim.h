@@ -1,7 +1,7 @@
 // torch's stable C interface, as far as the operators of normcore.torch use it. It is declared here
 // and found by name in the libraries of the process, so that neither a build nor a wheel of
-// normcore needs torch, and one wheel serves every torch from 2.10 on. tests/torch/shim_test.cc
-// compares the declarations with torch's own headers.
+// normcore needs torch, and one wheel serves every torch from 2.10 on.
+// tests/bindings/torch_shim_test.cc compares the declarations with torch's own headers.
 #pragma once
 
 #include <cstdint>

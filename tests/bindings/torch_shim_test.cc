@@ -1,11 +1,11 @@
 // Compiles where our declarations of torch's stable C interface are those of torch's headers.
-#include "torch/shim.h"
-
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <type_traits>
+
+#include "torch/shim.h"
 
 namespace ours = normcore::python::torch;
 
