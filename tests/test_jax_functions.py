@@ -1,5 +1,6 @@
 """normcore.jax: values and gradients are those of normcore, under jit, vmap and grad."""
 
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -383,10 +384,49 @@ def test_names_and_arguments_are_those_of_arrays():
             assert (p.kind, p.default) == (theirs[k].kind, theirs[k].default), (name, k)
 
 
-def test_examples_of_the_docs():
-    pytest.importorskip("flax")
-    text = (Path(__file__).parents[1] / "docs/jax.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    assert blocks
-    for block in blocks:
-        exec(block, {})
+DOCS = (Path(__file__).parents[1] / "docs/jax.md").read_text()
+PLAIN, FLAX, KERAS = re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S)
+CHECK = """
+import numpy as np
+import normcore as nc
+
+x = np.random.default_rng(0).normal(2, 3, (8, 6, 6, 5)).astype(np.float32)
+one, zero, logits = np.ones(5, np.float32), np.zeros(5, np.float32), np.full(3, {logit}, np.float32)
+arrays = logits, logits, one, zero
+want = nc.switchable_norm(
+    x, *arrays, running_mean=zero.copy(), running_var=one.copy(), channel_axis=-1
+)
+np.testing.assert_array_equal(layer(x, training=False), want)
+mean, var = zero.copy(), one.copy()
+want = nc.switchable_norm(
+    x, *arrays, running_mean=mean, running_var=var, training=True, channel_axis=-1
+)
+np.testing.assert_array_equal(layer(x, training=True), want)
+np.testing.assert_array_equal(layer.mean[...], mean)
+np.testing.assert_array_equal(layer.var[...], var)
+"""
+KERAS_CHECK = """
+model = keras.Sequential(
+    [layer, keras.layers.Flatten(), keras.layers.Dense(1), keras.layers.Rescaling(0.1)]
+)
+model.compile("sgd", "mse")
+losses = model.fit(x, x.mean((1, 2, 3)), epochs=3, verbose=0).history["loss"]
+assert losses[2] < losses[0], losses
+assert np.abs(np.asarray(layer.mean.value) - mean).max() > 0.1  # the compiled steps moved it
+"""
+
+
+@pytest.mark.parametrize(
+    "block, library, check",
+    [
+        (PLAIN, "jax", ""),
+        (FLAX, "flax", "layer = SwitchableNorm(5)" + CHECK.format(logit=0)),
+        (KERAS, "keras", "layer = SwitchableNorm()" + CHECK.format(logit=1) + KERAS_CHECK),
+    ],
+    ids=["jax", "flax", "keras"],
+)
+def test_examples_of_the_docs(block, library, check):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    # In a process of its own: Keras takes its backend when it is imported.
+    subprocess.run([sys.executable, "-c", block + check], check=True)
