@@ -74,17 +74,32 @@ def install(session: nox.Session, extra: str, *packages: str) -> None:
     stamp.write_text(installed)
 
 
+def install_cmake(session: nox.Session) -> None:
+    """Install CMake and Ninja; CMake where the system has none that will do.
+
+    The wheel is built by the system's too, and each version has its own order of flags, which
+    ccache goes by.
+    """
+    session.install("ninja")
+    found = shutil.which("cmake")
+    text = str(session.run(found, "--version", silent=True, external=True)) if found else ""
+    version = re.search(r"(\d+)\.(\d+)", text)
+    if version is None or tuple(map(int, version.groups())) < (3, 20):
+        session.install("cmake>=3.20")
+
+
 def cmake(
     session: nox.Session, source: str, build: str, *options: str, targets: tuple[str, ...] = ()
 ) -> None:
     """Configure and build `source` in the folder `build`: all of it, or the targets."""
-    session.install("cmake>=3.20", "ninja")
+    install_cmake(session)
     defaults = ["-DCMAKE_BUILD_TYPE=Release"]  # a later option of the same name wins
     if source == "." and IN_CI:  # of all builds alike, so that they share what ccache keeps
         defaults.append("-DNORMCORE_WERROR=ON")
-    session.run("cmake", "-S", source, "-B", build, "-G", "Ninja", *defaults, *options)
+    configure = ("cmake", "-S", source, "-B", build, "-G", "Ninja")
+    session.run(*configure, *defaults, *options, external=True)
     chosen = ["--target", *targets] if targets else []
-    session.run("cmake", "--build", build, *chosen)
+    session.run("cmake", "--build", build, *chosen, external=True)
 
 
 def binding_options(session: nox.Session) -> list[str]:
@@ -112,7 +127,8 @@ def ctest(session: nox.Session, build: str, *options: str, leave_out: str = "") 
     if leave_out:
         chosen += ["--exclude-regex", leave_out]
     at_once = str(os.cpu_count() or 1)
-    session.run("ctest", "--test-dir", build, "--output-on-failure", *chosen, "--parallel", at_once)
+    run = ("ctest", "--test-dir", build, "--output-on-failure", "--parallel", at_once)
+    session.run(*run, *chosen, external=True)
 
 
 def build_consumer(session: nox.Session, source: str) -> Path:
@@ -122,7 +138,8 @@ def build_consumer(session: nox.Session, source: str) -> Path:
     for old in (prefix, build):
         shutil.rmtree(old, ignore_errors=True)
     cmake(session, ".", str(folder / "build"), "-DNORMCORE_BUILD_TESTS=OFF")
-    session.run("cmake", "--install", str(folder / "build"), "--prefix", str(prefix))
+    command = ("cmake", "--install", str(folder / "build"), "--prefix", str(prefix))
+    session.run(*command, external=True)
     cmake(session, source, str(build), f"-DCMAKE_PREFIX_PATH={prefix}")
     return build
 
@@ -383,6 +400,7 @@ def races(session: nox.Session) -> None:
     session.run(
         *("ctest", "--test-dir", build, "-C", "races", "--tests-regex", program + order),
         *("--output-on-failure", "--no-tests=error", "--parallel", at_once),
+        external=True,
     )
     if not Path(build, "tests/cuda/races", program).exists():
         session.skip("no ThreadSanitizer: see the reason above")
