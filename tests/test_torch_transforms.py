@@ -164,11 +164,12 @@ def test_tangents_that_are_missing():
 
 def test_vmap_is_one_call_where_it_can_be(rng):
     x = torch.from_numpy(rng.standard_normal((7, 2, 4, 6)))
-    w = torch.ones(4, dtype=x.dtype)
+    w, mask = torch.ones(4, dtype=x.dtype), torch.from_numpy(rng.random((2, 6)) < 0.7)
     calls = {
         "layer_norm": lambda x: nt.layer_norm(x),
         "group_norm": lambda x: nt.group_norm(x, 2, w, w),
         "batch_norm": lambda x: nt.batch_norm(x, w, w, training=True),
+        "mean_only_batch_norm": lambda x: nt.mean_only_batch_norm(x, w, mask=mask, training=True),
         "gdn": lambda x: nt.gdn(x, w, torch.eye(4, dtype=x.dtype)),
     }
     for name, f in calls.items():

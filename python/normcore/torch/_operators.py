@@ -314,8 +314,9 @@ def _channels_rule(
         n = info.batch_size
         check_moving(in_dims)
         given = dict(zip(names, zip(arguments, in_dims, strict=False), strict=False))
-        # Pools of all channels of a sample do not part, nor do masks, which all channels share.
-        if given.get("mask", (None,))[0] is not None or "sample" in method.pools:
+        # Pools of all channels of a sample do not part, nor do masks of their own: all channels
+        # share one.
+        if given.get("mask", (None, None))[1] is not None or "sample" in method.pools:
             return loop(info, in_dims, *arguments)
         x, x_dim = given["x"]
         ndim = x.dim() - (x_dim is not None)
