@@ -316,6 +316,34 @@ SI void row_blocks(Index rows, Index cols, F f) {
   for (; r < rows; ++r) block.template operator()<1>(r);
 }
 
+// Calls f.template operator()<R, J>(r, i, tag) for R rows and J vectors of columns from i on. Short
+// rows are taken whole, in the order of memory; so are, as far as registers reach, rows that share
+// their places in the nearest cache. Of others that would be more streams than a core follows.
+template <class C, class F>
+SI void row_groups(Index row_bytes, Index rows, Index cols, F f) {
+  constexpr Index N = kLanes<C>;
+  constexpr int kMost = kBytes == 64 ? 8 : 4;
+  const bool together = cols <= kMost * N || row_bytes % 4096 == 0;
+  auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+    Index i = 0;
+    auto take = [&]<int J>() __attribute__((always_inline)) {
+      for (; i + J * N <= cols; i += J * N) f.template operator()<R, J>(r, i, Full{});
+    };
+    if constexpr (R > 1) {
+      if (together) {
+        take.template operator()<kMost>();
+        take.template operator()<kMost / 2>();
+        if constexpr (kMost > 4) take.template operator()<kMost / 4>();
+      }
+    }
+    take.template operator()<1>();
+    if (i < cols) f.template operator()<R, 1>(r, i, Part{int(cols - i)});
+  };
+  Index r = 0;
+  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
+  for (; r < rows; ++r) block.template operator()<1>(r);
+}
+
 // A coefficient of the tile over rows r .. r + R - 1: one number per row, or a vector along them.
 template <Orientation kCells, int R, class C>
 struct Coefficient {

@@ -151,22 +151,29 @@ SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
     const T* xp = row<T>(x, 0) + j0;
     const T* dyp = row<T>(dy, 0) + j0;
     for (Index j = 0; j < n; ++j) products[j] = sums[j] = 0;
-    row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
-      const Vec<C> center = load(f.center + j0 + i, tag), unit = load(f.unit + j0 + i, tag);
-      // Even and odd rows apart: half the chain of additions.
-      Vec<C> products_of[2] = {}, sums_of[2] = {};
-      const T* xr = xp + r * x.stride + i;
-      const T* dyr = dyp + r * dy.stride + i;
-      for (int k = 0; k < R; ++k, xr += x.stride, dyr += dy.stride) {
-        Vec<C> g = load(dyr, tag);
-        if constexpr (kWeighted) g *= splat(weight[r + k]);
-        const Vec<C> u = (load(xr, tag) - center) * unit;
-        products_of[k % 2] = fma<C>(g, u, products_of[k % 2]);
-        sums_of[k % 2] += g;
-      }
-      store(products + i, load(products + i, tag) + (products_of[0] + products_of[1]), tag);
-      store(sums + i, load(sums + i, tag) + (sums_of[0] + sums_of[1]), tag);
-    });
+    row_groups<C>(
+        x.stride * Index(sizeof(T)), rows, n,
+        [&]<int R, int J>(Index r, Index first, auto tag) __attribute__((always_inline)) {
+          Vec<C> products_of[J] = {}, sums_of[J] = {};  // of these rows alone, as in moments
+          const T* xr = xp + r * x.stride + first;
+          const T* dyr = dyp + r * dy.stride + first;
+          for (int k = 0; k < R; ++k, xr += x.stride, dyr += dy.stride) {
+            for (int j = 0; j < J; ++j) {
+              const Index i = j * kLanes<C>;
+              Vec<C> g = load(dyr + i, tag);
+              if constexpr (kWeighted) g *= splat(weight[r + k]);
+              const Vec<C> center = load(f.center + j0 + first + i, tag);
+              const Vec<C> u = (load(xr + i, tag) - center) * load(f.unit + j0 + first + i, tag);
+              products_of[j] = fma<C>(g, u, products_of[j]);
+              sums_of[j] += g;
+            }
+          }
+          for (int j = 0; j < J; ++j) {
+            const Index i = first + j * kLanes<C>;
+            store(products + i, load(products + i, tag) + products_of[j], tag);
+            store(sums + i, load(sums + i, tag) + sums_of[j], tag);
+          }
+        });
     for (Index j = 0; j < n; ++j) {
       dy_u[j0 + j] = double(products[j]);
       dy_1[j0 + j] = double(sums[j]);

@@ -115,27 +115,27 @@ void masked_moments(In x, In mask, Index rows, Index cols, double* weight, doubl
       const C* m = row<C>(mask, 0) + j0;
       for (Index j = 0; j < n; ++j) sum[j] = center[j] = rest[j] = squares[j] = 0;
       row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
-        Vec<C> s = load(sum + i, tag), c = load(center + i, tag);
+        Vec<C> s{}, c{};  // of these rows alone, as in moments
         for (int k = 0; k < R; ++k) {
           const Vec<C> w = load(m + (r + k) * mask.stride + i, tag);
           s += w;
           c += counted<C>(w, w * load(p + (r + k) * x.stride + i, tag));
         }
-        store(sum + i, s, tag);
-        store(center + i, c, tag);
+        store(sum + i, load(sum + i, tag) + s, tag);
+        store(center + i, load(center + i, tag) + c, tag);
       });
       for (Index j = 0; j < n; ++j) center[j] = sum[j] > 0 ? center[j] / sum[j] : C(0);
       row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
         const Vec<C> c = load(center + i, tag);
-        Vec<C> s = load(rest + i, tag), q = load(squares + i, tag);
+        Vec<C> s{}, q{};
         for (int k = 0; k < R; ++k) {
           const Vec<C> w = load(m + (r + k) * mask.stride + i, tag);
           const Vec<C> d = counted<C>(w, load(p + (r + k) * x.stride + i, tag) - c);
           s = fma<C>(w, d, s);
           q = fma<C>(w * d, d, q);
         }
-        store(rest + i, s, tag);
-        store(squares + i, q, tag);
+        store(rest + i, load(rest + i, tag) + s, tag);
+        store(squares + i, load(squares + i, tag) + q, tag);
       });
       for (Index j = 0; j < n; ++j) {
         finish_masked(p + j, x.stride, m + j, mask.stride, rows, sum[j], center[j], rest[j],

@@ -254,20 +254,27 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       const C inverse = C(1) / C(sample);
       for (Index j = 0; j < n; ++j) center[j] *= inverse;
     }
-    row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
-      const Vec<C> c = load(center + i, tag);
-      Vec<C> s{}, q{};  // of these rows alone: fewer roundings at the size of the whole sums
-      for (int k = 0; k < R; ++k) {
-        Vec<C> d = load(p + (r + k) * x.stride + i, tag);
-        if constexpr (kCentred) {
-          d -= c;
-          s += d;
-        }
-        q = fma<C>(d, d, q);
-      }
-      if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s, tag);
-      store(squares + i, load(squares + i, tag) + q, tag);
-    });
+    row_groups<C>(x.stride * Index(sizeof(T)), rows, n,
+                  [&]<int R, int J>(Index r, Index first, auto tag) __attribute__((always_inline)) {
+                    // Of these rows alone: fewer roundings at the size of the whole sums.
+                    Vec<C> s[J] = {}, q[J] = {};
+                    for (int k = 0; k < R; ++k) {
+                      for (int j = 0; j < J; ++j) {
+                        const Index i = first + j * kLanes<C>;
+                        Vec<C> d = load(p + (r + k) * x.stride + i, tag);
+                        if constexpr (kCentred) {
+                          d -= load(center + i, tag);
+                          s[j] += d;
+                        }
+                        q[j] = fma<C>(d, d, q[j]);
+                      }
+                    }
+                    for (int j = 0; j < J; ++j) {
+                      const Index i = first + j * kLanes<C>;
+                      if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s[j], tag);
+                      store(squares + i, load(squares + i, tag) + q[j], tag);
+                    }
+                  });
     // Constant columns are common: channels that died, padding of zeros.
     bool all_safe = true;
     for (Index j = 0; j < n; ++j) all_safe &= safe(squares[j]);

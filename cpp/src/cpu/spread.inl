@@ -79,12 +79,14 @@ SI void tally_impl(In x, Index rows, Index cols, const Spread<Compute<T>>& f, do
       }
       const SpreadOf<O, 1, C> spread(f, 0);
       row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
+        Vec<C> of_rows[K] = {};  // of these alone, as in moments
         for (int j = 0; j < R; ++j) {
           const Vec<C> value = load(row<T>(x, r + j) + j0 + i, tag);
           Vec<C> v[K];
           spread.terms(0, j0 + i, spread.centred(0, j0 + i, value, tag), tag, v);
-          for (int k = 0; k < K; ++k) store(acc[k] + i, load(acc[k] + i, tag) + v[k], tag);
+          for (int k = 0; k < K; ++k) of_rows[k] += v[k];
         }
+        for (int k = 0; k < K; ++k) store(acc[k] + i, load(acc[k] + i, tag) + of_rows[k], tag);
       });
       for (int k = 0; k < K; ++k) {
         for (Index j = 0; j < n; ++j) sums[k][j0 + j] = double(acc[k][j]);

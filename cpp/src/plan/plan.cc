@@ -179,7 +179,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
   if (!computed) {
     p->reason = "statistics given: one sweep";
   } else if (rows) {
-    p->fused = closed_bytes <= tuning::kFusedBytes || (p->extent != Extent::column && many_blocks);
+    p->fused =
+        closed_bytes <= tuning::kFusedBytes ||
+        (many_blocks && (p->extent != Extent::column || closed_bytes <= tuning::kSharedBytes));
     const Index wanted =
         p->extent == Extent::column ? tuning::kColumnBlockBytes : tuning::kBlockBytes;
     p->block_cells = std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes));
