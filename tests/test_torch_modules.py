@@ -301,6 +301,7 @@ def _rank(rank, world, sizes, path, results):
     results.put((rank, outcome))
     results.close()
     results.join_thread()
+    dist.barrier()  # gloo may abort where one leaves while another still listens
     dist.destroy_process_group()
 
 
