@@ -120,6 +120,11 @@ def build_tests(
     cmake(session, ".", build, *defaults, *options, targets=targets)
 
 
+def share_cores(session: nox.Session) -> None:
+    """Threads that wait do not spin: other tests have work for the cores. (A third of the time.)"""
+    session.env["OMP_WAIT_POLICY"] = "passive"
+
+
 def ctest(session: nox.Session, build: str, *options: str, leave_out: str = "") -> None:
     """Build the C++ library with its tests and run them, but those whose name fits `leave_out`."""
     build_tests(session, build, *options)
@@ -127,6 +132,7 @@ def ctest(session: nox.Session, build: str, *options: str, leave_out: str = "") 
     if leave_out:
         chosen += ["--exclude-regex", leave_out]
     at_once = str(os.cpu_count() or 1)
+    share_cores(session)
     run = ("ctest", "--test-dir", build, "--output-on-failure", "--parallel", at_once)
     session.run(*run, *chosen, external=True)
 
@@ -162,8 +168,9 @@ def smoke(session: nox.Session) -> None:
         session.run("python", "-c", code)
 
 
-def parallel(arguments: list[str]) -> list[str]:
+def parallel(session: nox.Session, arguments: list[str]) -> list[str]:
     """Arguments of pytest: a process for each core, unless they say how many."""
+    share_cores(session)
     if any(a.startswith("-n") for a in arguments):
         return arguments
     return ["--numprocesses=auto", "--dist=loadgroup", *arguments]
@@ -179,7 +186,7 @@ def tests(session: nox.Session) -> None:
     options = binding_options(session)  # for the CUDA kernels that pytest runs on the host
     build_tests(session, "build/cpp", *options)
     emulated = {"NORMCORE_EMULATED_CUDA": str(ROOT / "build/cpp/tests/cuda")}
-    session.run("python", "-m", "pytest", *parallel(session.posargs), env=emulated)
+    session.run("python", "-m", "pytest", *parallel(session, session.posargs), env=emulated)
     ctest(session, "build/cpp", *options)
 
 
@@ -415,7 +422,8 @@ def isa(session: nox.Session) -> None:
     for name in str(session.run("python", "-c", code, silent=True)).split():
         level = name.rpartition("-")[2]  # "v3" of "x86-64-v3"
         environment = {"NORMCORE_ISA": level}
-        session.run("python", "-m", "pytest", *parallel(session.posargs), env=environment)
+        chosen = parallel(session, session.posargs)
+        session.run("python", "-m", "pytest", *chosen, env=environment)
 
 
 @nox.session
