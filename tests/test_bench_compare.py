@@ -1,4 +1,4 @@
-"""`python -m normcore bench compare` on made-up runs: what is worse, what the exit status says."""
+"""`python -m normcore compare` on made-up runs: what is worse, what the exit status says."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def compare(tmp_path):
         files = [tmp_path / "old.json", tmp_path / "new.json"]
         for file, document in zip(files, (old, new), strict=True):
             file.write_text(json.dumps(document), encoding="utf-8")
-        command = [sys.executable, "-m", "normcore", "bench", "compare", *files, *options]
+        command = [sys.executable, "-m", "normcore", "compare", *files, *options]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         text = done.stdout + done.stderr
         rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]

@@ -5,10 +5,12 @@ what show_config() prints. Environment variables are read once, so they get fres
 """
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import normcore as nc
@@ -38,6 +40,44 @@ def test_show_config_tells_version_isa_and_threads(capsys):
     for part in (nc.__version__, nc.get_isa(), str(nc.get_num_threads())):
         assert part in text
     assert "cuda" in text.lower()
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "normcore", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_command_info_prints_the_configuration(capsys):
+    nc.show_config()
+    run = command("info")
+    assert (run.stdout, run.stderr, run.returncode) == (capsys.readouterr().out, "", 0)
+
+
+def test_info_has_a_form_for_programs():
+    run = command("info", "--json")
+    facts = json.loads(run.stdout)
+    assert facts["versions"]["normcore"] == nc.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert facts["isa"] in facts["available_isas"] == nc.available_isas()
+    assert facts["threads"] == nc.get_num_threads()
+    assert facts["cuda"]["available"] == nc.cuda.is_available()
+    # By their public names, and all of them: each function with a gradient is one.
+    gradients = {name for name in nc.__all__ if name.endswith("_backward")}
+    assert facts["methods"] == sorted(name.removesuffix("_backward") for name in gradients)
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ((), "the following arguments are required: command"),
+        (("inform",), "invalid choice: 'inform'"),
+        (("info", "--yaml"), "unrecognized arguments: --yaml"),
+    ],
+)
+def test_commands_that_there_are_not(arguments, text):
+    run = command(*arguments)
+    assert run.returncode == 2 and text in run.stderr and not run.stdout
 
 
 def test_available_isas_are_named_and_hold_the_current_one():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
-import numpy as np
-
-from . import _core
+from . import _core, methods
 from ._core import (
     available_isas,
     get_isa,
@@ -24,20 +23,50 @@ __all__ = [
     "show_config",
 ]
 
+# Whose arrays are taken, or who are called.
+_LIBRARIES = ("numpy", "ml_dtypes", "torch", "jax", "cupy", "mpi4py")
 
-def show_config() -> None:
-    """Print versions, instruction sets, threads and how the core was built."""
-    cuda = "available" if _core.cuda_is_available() else "no device or driver"
-    rows = {
-        "normcore": _core.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+
+def _version(package: str) -> str | None:
+    from importlib import metadata  # which takes longer than all of normcore
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def facts() -> dict[str, Any]:
+    """What `show_config` prints, as values that JSON has."""
+    from pkgutil import iter_modules
+
+    versions = {"normcore": _core.__version__, "python": platform.python_version()}
+    found = {name: version for name in _LIBRARIES if (version := _version(name)) is not None}
+    return {
+        "versions": versions | found,
         "platform": f"{platform.system()} {platform.machine()}",
         "compiler": _core.compiler(),
-        "isa": f"{get_isa()} (available: {', '.join(available_isas())})",
-        "threads": f"{get_num_threads()} ({'OpenMP' if _core.has_openmp() else 'no OpenMP'})",
-        "cuda": cuda if _core.cuda_is_built() else "not built",
-        "methods": ", ".join(_core.methods()),
+        "isa": get_isa(),
+        "available_isas": available_isas(),
+        "threads": get_num_threads(),
+        "openmp": _core.has_openmp(),
+        "cuda": {"built": _core.cuda_is_built(), "available": _core.cuda_is_available()},
+        "methods": sorted(module.name for module in iter_modules(methods.__path__)),
+    }
+
+
+def show_config() -> None:
+    """Print versions, instruction sets, threads, how the core was built, and the methods."""
+    known = facts()
+    there = "available" if known["cuda"]["available"] else "no device or driver"
+    rows = {
+        **known["versions"],
+        "platform": known["platform"],
+        "compiler": known["compiler"],
+        "isa": f"{known['isa']} (available: {', '.join(known['available_isas'])})",
+        "threads": f"{known['threads']} ({'OpenMP' if known['openmp'] else 'no OpenMP'})",
+        "cuda": there if known["cuda"]["built"] else "not built",
+        "methods": ", ".join(known["methods"]),
     }
     width = max(map(len, rows))
     for name, value in rows.items():
