@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -382,6 +383,72 @@ def test_names_and_arguments_are_those_of_arrays():
         assert list(ours) == [k for k in theirs if k not in ("out", "return_stats")], name
         for k, p in ours.items():
             assert (p.kind, p.default) == (theirs[k].kind, theirs[k].default), (name, k)
+
+
+@pytest.mark.parametrize("name, value", [("k", 2.9), ("training", "no"), ("momentum", "much")])
+def test_options_of_another_kind_are_refused(name, value):
+    options = {"k": 2, "training": True, name: value}
+    with pytest.raises(TypeError, match=f"^{name} is {value!r}, expected"):
+        nj.topk_batch_norm(jnp.ones((4, 3)), **options)
+    with pytest.raises(TypeError, match=r"^eps is .*expected a number"):
+        jax.jit(lambda eps: nj.layer_norm(jnp.ones((2, 3)), eps=eps))(1e-3)
+
+
+@cases
+def test_vmap_of_nothing(rng, case, dtype):
+    arrays, constants = case.make(rng, dtype)
+    none = {k: jnp.zeros((0, *a.shape), a.dtype) for k, a in on_jax(arrays).items()}
+    constants = on_jax(constants)
+    one = jax.eval_shape(lambda a: case.f(a, constants), on_jax(arrays))
+    got = jax.vmap(lambda a: case.f(a, constants))(none)
+    shapes = lambda tree: [a.shape for a in jax.tree.leaves(tree)]  # noqa: E731
+    assert shapes(got) == [(0, *s) for s in shapes(one)]
+
+
+SHARED = """
+import jax, jax.numpy as jnp, numpy as np
+import normcore.jax as nj
+from jax.sharding import Mesh, PartitionSpec as P
+
+x = jax.random.normal(jax.random.key(0), (4, 3, 5))
+mesh = Mesh(np.array(jax.devices()), ("d",))
+three, logits = jnp.array([0.5, 1.0, 1.5]), jnp.array([0.1, -0.3, 0.7])
+calls = {
+    "layer_norm": lambda w, x: nj.layer_norm(x, jnp.ones(5), axis=-1) * w[:, None],
+    "layer_norm, weight": lambda w, x: nj.layer_norm(x.swapaxes(1, 2), w, three),
+    "batch_norm": lambda w, x: nj.batch_norm(x, w, three, training=True),
+    "switchable_norm": lambda w, x: nj.switchable_norm(x, w, logits, three, training=True),
+    "gdn": lambda w, x: nj.gdn(x, w, jnp.eye(3)),
+    "weight_norm": lambda w, x: nj.weight_norm(x.swapaxes(0, 1), w, axis=0),
+}
+halves = x[:2], x[2:]
+for name, f in calls.items():
+    gradients = jax.grad(lambda w, x: (f(w, x) ** 3).sum(), (0, 1))
+    shared = jax.shard_map(gradients, mesh=mesh, in_specs=(P(), P("d")), out_specs=(P(), P("d")))
+    dw, dx = jax.jit(shared)(three, x)
+    each = [gradients(three, half) for half in halves]
+    wanted = sum(g[0] for g in each), jnp.concatenate([g[1] for g in each])
+    for got, want in zip((dw, dx), wanted):  # float32, the cube compiled in another order
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=name)
+
+# A result that differs from device to device is none of all, and stays what it is in a loop.
+try:
+    jax.shard_map(lambda x: nj.layer_norm(x), mesh=mesh, in_specs=P("d"), out_specs=P())(x)
+except ValueError:
+    pass
+else:
+    raise AssertionError("one device's part was taken for all")
+loop = lambda x: jax.lax.scan(lambda c, _: (nj.layer_norm(c), None), x, None, 2)[0]
+y = jax.shard_map(loop, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(x)
+np.testing.assert_array_equal(y, loop(x))
+"""
+
+
+def test_gradients_over_the_devices_of_a_mesh():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("jax before 0.8 has no jax.shard_map")
+    subprocess.run([sys.executable, "-c", SHARED], env=environment, check=True)
 
 
 DOCS = (Path(__file__).parents[1] / "docs/jax.md").read_text()

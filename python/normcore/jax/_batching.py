@@ -176,7 +176,10 @@ def _with_rule(
     @batchable.def_vmap
     def rule(n: int, batched: Any, arrays: Arrays) -> Any:
         (flags,) = batched
-        results = _rule_of(handler)(handler, again, options, flags, arrays, n, wanted)
+        if n == 0:
+            results = _loop(again, options, flags, arrays)
+        else:
+            results = _rule_of(handler)(handler, again, options, flags, arrays, n, wanted)
         return results, {k: True for k in results}
 
     return batchable

@@ -16,7 +16,7 @@ gradients of parameters in methods of neighbourhoods.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +26,10 @@ from jax import Array
 import normcore as nc
 
 from .._arguments import axis as checked_axis
-from .._arguments import choice
+from .._arguments import choice, flag, integer, number
 from .._interop import spread
 from ._gradients import operator
-from ._handlers import Arrays
+from ._handlers import Arrays, mesh_axes, varying
 
 __all__ = [
     "batch_instance_norm",
@@ -93,8 +93,36 @@ def _counts(mask: Any, x: Array, channel_axis: int) -> Array | None:
     return weights.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
+def _flag(name: str, value: Any) -> bool:
+    return flag(name, bool(value) if type(value) is int and value in (0, 1) else value)
+
+
+def _real(name: str, value: Any) -> float:
+    return number(name, value, "a number", lambda v: True)
+
+
+def _window(name: str, window: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(integer(name, n) for n in (window if isinstance(window, Sequence) else [window]))
+
+
+# Of options by their annotations. They are constants of what is compiled: traced ones are refused.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "bool": _flag,
+    "int": integer,
+    "float": _real,
+    "int | Sequence[int]": _window,
+    "float | None": lambda name, value: None if value is None else _real(name, value),
+}
+
+
 def _run(name: str, arrays: dict[str, Any], **options: Any) -> Arrays:
+    kinds = globals()[name].__annotations__
+    for k, value in options.items():
+        if (check := _CHECKS.get(kinds.get(k, ""))) is not None:
+            options[k] = check(k, value)
     there = {k: _array(a, k) for k, a in arrays.items() if a is not None}
+    axes = mesh_axes(there.values())
+    there = {k: varying(a, axes) for k, a in there.items()}
     return operator(name, tuple(options.items()))(there)
 
 
@@ -132,7 +160,7 @@ def layer_norm(
     """
     x = _array(x, "x")
     arrays = {"x": x, "weight": weight, "bias": bias, "residual": residual}
-    return _with_others(_run("layer_norm", arrays, axis=_axes(axis, x), eps=float(eps)), "h")
+    return _with_others(_run("layer_norm", arrays, axis=_axes(axis, x), eps=eps), "h")
 
 
 def rms_norm(
@@ -150,14 +178,14 @@ def rms_norm(
     """
     x = _array(x, "x")
     arrays = {"x": x, "weight": weight, "residual": residual}
-    options = {"axis": _axes(axis, x), "eps": float(eps), "weight_offset": float(weight_offset)}
+    options = {"axis": _axes(axis, x), "eps": eps, "weight_offset": weight_offset}
     return _with_others(_run("rms_norm", arrays, **options), "h")
 
 
 def normalize(x: Array, *, ord: float = 2, axis: Axis = -1, eps: float = 1e-12) -> Array:
     """x over its norm along the axes: :func:`normcore.normalize` with gradients."""
     x = _array(x, "x")
-    options = {"ord": float(ord), "axis": _axes(axis, x), "eps": float(eps)}
+    options = {"ord": ord, "axis": _axes(axis, x), "eps": eps}
     return _run("normalize", {"x": x}, **options)["y"]
 
 
@@ -187,8 +215,8 @@ def batch_norm(
         "mask": mask,
     }  # fmt: skip
     return _channels(
-        "batch_norm", x, arrays, channel_axis, training=bool(training), momentum=float(momentum),
-        eps=float(eps), unbiased_running_var=bool(unbiased_running_var),
+        "batch_norm", x, arrays, channel_axis, training=training, momentum=momentum,
+        eps=eps, unbiased_running_var=unbiased_running_var,
     )  # fmt: skip
 
 
@@ -213,8 +241,8 @@ def instance_norm(
         "weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var,
     }  # fmt: skip
     return _channels(
-        "instance_norm", x, arrays, channel_axis, use_input_stats=bool(use_input_stats),
-        momentum=float(momentum), eps=float(eps), unbiased_running_var=bool(unbiased_running_var),
+        "instance_norm", x, arrays, channel_axis, use_input_stats=use_input_stats,
+        momentum=momentum, eps=eps, unbiased_running_var=unbiased_running_var,
     )  # fmt: skip
 
 
@@ -229,7 +257,7 @@ def group_norm(
 ) -> Array:
     """Group normalization: :func:`normcore.group_norm` with gradients."""
     arrays = {"weight": weight, "bias": bias}
-    options = {"num_groups": int(num_groups), "eps": float(eps)}
+    options = {"num_groups": num_groups, "eps": eps}
     return _channels("group_norm", x, arrays, channel_axis, **options)
 
 
@@ -257,8 +285,8 @@ def batch_renorm(
         "mask": mask,
     }  # fmt: skip
     return _channels(
-        "batch_renorm", x, arrays, channel_axis, training=bool(training), momentum=float(momentum),
-        r_max=float(r_max), d_max=float(d_max), eps=float(eps),
+        "batch_renorm", x, arrays, channel_axis, training=training, momentum=momentum,
+        r_max=r_max, d_max=d_max, eps=eps,
     )  # fmt: skip
 
 
@@ -285,8 +313,8 @@ def batch_instance_norm(
         "running_var": running_var,
     }  # fmt: skip
     return _channels(
-        "batch_instance_norm", x, arrays, channel_axis, training=bool(training),
-        momentum=float(momentum), eps=float(eps), unbiased_running_var=bool(unbiased_running_var),
+        "batch_instance_norm", x, arrays, channel_axis, training=training,
+        momentum=momentum, eps=eps, unbiased_running_var=unbiased_running_var,
     )  # fmt: skip
 
 
@@ -314,8 +342,8 @@ def switchable_norm(
         "running_mean": running_mean, "running_var": running_var,
     }  # fmt: skip
     return _channels(
-        "switchable_norm", x, arrays, channel_axis, training=bool(training),
-        momentum=float(momentum), eps=float(eps),
+        "switchable_norm", x, arrays, channel_axis, training=training,
+        momentum=momentum, eps=eps,
     )  # fmt: skip
 
 
@@ -334,7 +362,7 @@ def mean_only_batch_norm(
     Returns y, or in training with a buffer ``(y, new_mean)``.
     """
     arrays = {"bias": bias, "running_mean": running_mean, "mask": mask}
-    options = {"training": bool(training), "momentum": float(momentum)}
+    options = {"training": training, "momentum": momentum}
     return _channels("mean_only_batch_norm", x, arrays, channel_axis, **options)
 
 
@@ -360,8 +388,8 @@ def lp_batch_norm(
         "running_scale": running_scale,
     }  # fmt: skip
     return _channels(
-        "lp_batch_norm", x, arrays, channel_axis, p=float(p), training=bool(training),
-        momentum=float(momentum), eps=float(eps),
+        "lp_batch_norm", x, arrays, channel_axis, p=p, training=training,
+        momentum=momentum, eps=eps,
     )  # fmt: skip
 
 
@@ -387,8 +415,8 @@ def topk_batch_norm(
         "running_scale": running_scale,
     }  # fmt: skip
     return _channels(
-        "topk_batch_norm", x, arrays, channel_axis, k=int(k), training=bool(training),
-        momentum=float(momentum), eps=float(eps),
+        "topk_batch_norm", x, arrays, channel_axis, k=k, training=training,
+        momentum=momentum, eps=eps,
     )  # fmt: skip
 
 
@@ -400,7 +428,7 @@ def weight_norm(v: Array, g: Array | float, *, axis: int | None = 0, eps: float 
     v = _array(v, "v")
     kept = None if axis is None else checked_axis("axis", axis, v.ndim)
     arrays = {"v": v, "g": _parameter(g, "g", v)}
-    return _run("weight_norm", arrays, axis=kept, eps=float(eps))["y"]
+    return _run("weight_norm", arrays, axis=kept, eps=eps)["y"]
 
 
 class SpectralNormResult(NamedTuple):
@@ -431,8 +459,8 @@ def spectral_norm(
     weight = _array(weight, "weight")
     results = _run(
         "spectral_norm", {"weight": weight, "u": u, "v": v},
-        n_power_iterations=int(n_power_iterations), axis=checked_axis("axis", axis, weight.ndim),
-        eps=float(eps), bound=None if bound is None else float(bound),
+        n_power_iterations=n_power_iterations, axis=checked_axis("axis", axis, weight.ndim),
+        eps=eps, bound=bound,
     )  # fmt: skip
     return SpectralNormResult(results["y"], results["sigma"], results["u"], results["v"], axis)
 
@@ -480,12 +508,8 @@ def divisive_norm(
         "weights": _array(weights, "weights"), "sigma": _parameter(sigma, "sigma", x),
         "gain": None if gain is None else _parameter(gain, "gain", x),
     }  # fmt: skip
-    options = {"exponent": float(exponent), "power": float(power)}
+    options = {"exponent": exponent, "power": power}
     return _channels("divisive_norm", x, arrays, channel_axis, **options)
-
-
-def _window(window: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(n) for n in window) if isinstance(window, Sequence) else (int(window),)
 
 
 def local_divisive_norm(
@@ -503,7 +527,7 @@ def local_divisive_norm(
     arrays = {"sigma": _parameter(sigma, "sigma", x), "weight": weight, "bias": bias}
     return _channels(
         "local_divisive_norm", x, arrays, channel_axis,
-        summation_window=_window(summation_window), suppression_window=_window(suppression_window),
+        summation_window=summation_window, suppression_window=suppression_window,
     )  # fmt: skip
 
 
@@ -520,8 +544,8 @@ def local_response_norm(
 ) -> Array:
     """Local response normalization: :func:`normcore.local_response_norm` with gradients."""
     return _channels(
-        "local_response_norm", x, {}, channel_axis, size=int(size), alpha=float(alpha),
-        beta=float(beta), k=float(k),
+        "local_response_norm", x, {}, channel_axis, size=size, alpha=alpha,
+        beta=beta, k=k,
         across_space=choice("across", across, ("channels", "space")) == "space",
         onnx_window=choice("even_window", even_window, ("torch", "onnx")) == "onnx",
     )  # fmt: skip
@@ -542,7 +566,11 @@ def gdn(
     ``alpha`` and ``epsilon`` are numbers and do not learn.
     """
     arrays = {"beta": _array(beta, "beta"), "gamma": _array(gamma, "gamma")}
-    options = {"inverse": bool(inverse), "alpha": float(alpha), "epsilon": float(epsilon)}
+    options = {
+        "inverse": inverse,
+        "alpha": alpha,
+        "epsilon": epsilon,
+    }
     return _channels("gdn", x, arrays, channel_axis, **options)
 
 

@@ -48,6 +48,28 @@ def _attribute(value: Any) -> Any:
     return np.int64(value) if isinstance(value, int) else np.float64(value)
 
 
+def mesh_axes(arrays: Iterable[Array]) -> frozenset[str]:
+    """The axes of a mesh along which, within ``jax.shard_map``, some of the arrays differ."""
+    axes: frozenset[str] = frozenset()
+    for kind in map(jax.typeof, arrays):
+        manual = getattr(kind, "manual_axis_type", None)
+        axes |= getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+    return axes
+
+
+def varying(a: Array, axes: frozenset[str]) -> Array:
+    """The same array, as one that differs along the axes: its gradient is then summed over them.
+
+    JAX does so where its own operations take some arrays that differ and some that do not.
+    """
+    missing = tuple(axes - mesh_axes([a]))
+    if not missing:
+        return a
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(a, missing, to="varying")
+    return jax.lax.pvary(a, missing)  # before jax 0.9
+
+
 def _bits(flags: Iterable[bool]) -> int:
     return sum(1 << i for i, flag in enumerate(flags) if flag)
 
@@ -65,7 +87,8 @@ def _call(
         input_output_aliases=aliases,
     )
     attributes = {k: _attribute(v) for k, v in attributes.items() if v is not None}
-    return dict(zip(names, call(*arrays, **attributes), strict=True))
+    made, axes = call(*arrays, **attributes), mesh_axes(arrays)
+    return {name: varying(a, axes) for name, a in zip(names, made, strict=True)}
 
 
 class Handler:
