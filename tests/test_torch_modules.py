@@ -211,7 +211,84 @@ def test_replaced_models_export_to_onnx(dynamo, tmp_path):
     np.testing.assert_allclose(got, want.numpy(), atol=2e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_left_to_torch():
+    parts = [torch.randn(2, 4), torch.randn(3, 4)]
+    module = nt.LayerNorm(4)
+    for layout in (torch.jagged, torch.strided):
+        y = module(torch.nested.nested_tensor(parts, layout=layout))
+        for got, part in zip(y.unbind(), parts, strict=True):
+            assert_same(got, module(part))
+
+
+def test_copies_of_parametrized_modules():
+    module = nt.BatchNorm2d(3)
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
+    averaged = torch.optim.swa_utils.AveragedModel(module)
+    averaged.update_parameters(module)
+    x = torch.randn(4, 3, 2, 2)
+    assert torch.equal(copy.deepcopy(module)(x), averaged.module(x))
+
+
+def test_gdn_under_transforms():
+    module = nt.GDN(3)
+    parameters = {k: p.detach() for k, p in module.named_parameters()}
+    x = torch.randn(5, 3, 4)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(module, parameters, (x[None],)).square().sum()
+
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i, sample in enumerate(x):
+        module.zero_grad()
+        module(sample[None]).square().sum().backward()
+        for k, p in module.named_parameters():
+            assert_same(each[k][i], p.grad)
+
+
 # ---- the life of batch statistics
+
+
+@pytest.mark.parametrize("ghosts", [None, 2])
+@pytest.mark.parametrize("name", ["BatchNorm", "BatchRenorm", "MeanOnlyBatchNorm"])
+def test_what_does_not_count_is_no_batch(rng, name, ghosts):
+    """As in the layers: nothing weighs in the cumulative average of a masked batch, or part."""
+    theirs = getattr(nc, name)(3, momentum=None, ghost_batch_size=ghosts)
+    module = getattr(nt, "BatchNorm1d" if name == "BatchNorm" else name)
+    ours = module(3, momentum=None, ghost_batch_size=ghosts)
+    for kept in ([0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1], [1, 0, 1, 1]):
+        x = rng.normal(2, 3, (4, 3, 5)).astype(np.float32)
+        mask = np.array(kept, bool)[:, None]
+        y = ours(torch.from_numpy(x), mask)  # of any kind
+        np.testing.assert_array_equal(y.detach(), theirs(x, mask=mask))
+    if name != "BatchNorm":  # torch's counts batches of no samples
+        ours(torch.zeros(0, 3, 5))
+        theirs(np.zeros((0, 3, 5), np.float32))
+    for key, buffer in ours.named_buffers():
+        np.testing.assert_array_equal(buffer, theirs.buffers[key], err_msg=key)
+
+
+def test_ghost_batches_move_together_or_not_at_all(rng):
+    x, mask = torch.randn(4, 3, 5), torch.ones(4, 5)
+    mask[3] = -1
+    module = nt.BatchNorm1d(3, ghost_batch_size=2)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=r"^mask holds -1\.000000, expected"):
+        module(x, mask)
+    assert all(torch.equal(a, before[k]) for k, a in module.state_dict().items())
+
+
+def test_arguments_are_checked_when_modules_are_made():
+    with pytest.raises(ValueError, match=r"^momentum is 2\.0, expected None or a number"):
+        nt.SwitchableNorm(3, momentum=2.0)
+    with pytest.raises(ValueError, match=r"^k is 0, expected at least 1"):
+        nt.TopKBatchNorm(3, k=0)
+    with pytest.raises(ValueError, match=r"^freeze needs running statistics"):
+        nt.BatchNorm2d(3, track_running_stats=False).freeze()
+    with pytest.raises(ValueError, match=r"^channel_axis is 7, expected -2 to 1 for x with 2 axes"):
+        nt.SwitchableNorm(3, channel_axis=7)(torch.ones(2, 3))
+    with pytest.raises(TypeError, match=r"^mask has dtype torch\.complex64, expected bools"):
+        nt.BatchNorm1d(3)(torch.randn(4, 3), torch.ones(4, dtype=torch.complex64))
 
 
 def test_masks_leave_padding_out(rng):

@@ -270,6 +270,8 @@ def spread(
 def tensor_weights(mask: Any, shape: Sequence[int], wide: bool, channel_axis: int | None) -> Any:
     """As `position_weights`, of a tensor of torch."""
     torch = sys.modules["torch"]
+    if mask.dtype.is_complex:
+        raise TypeError(f"mask has dtype {mask.dtype}, expected bools or real numbers")
     weights = mask.detach().to(torch.float64 if wide else torch.float32)
     return spread(weights, shape, channel_axis, lambda a, kept: a.expand(kept))
 

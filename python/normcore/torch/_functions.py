@@ -62,6 +62,8 @@ def position_weights(mask: Tensor | None, x: Tensor, channel_axis: int) -> Any:
     """A mask as the operators take it: of x's shape without the channel axis."""
     if mask is None:
         return None
+    if not isinstance(mask, Tensor):
+        mask = torch.as_tensor(mask, device=x.device)
     return tensor_weights(mask, x.shape, x.dtype == torch.float64, channel_axis)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import normcore as nc
 
+from .._arguments import averaging, positive
+from .._arguments import axis as checked_axis
 from .._life import ghost_chunks
 from .._processes import Processes as _Meeting
 from ..methods.batch_renorm import scheduled_bounds
@@ -45,10 +47,10 @@ __all__ = [
 ]
 
 
-def _left_to_torch() -> bool:
+def _left_to_torch(x: Tensor) -> bool:
     """Whether torch compiles, exports or traces the call: it knows its own operations, and fuses
-    them, and not ours."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    them, and not ours. It has nested tensors, too."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_nested
 
 
 # ---- torch's modules
@@ -68,7 +70,7 @@ class LayerNorm(nn.LayerNorm):
     """``torch.nn.LayerNorm`` by :func:`layer_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _left_to_torch():
+        if _left_to_torch(input):
             return super().forward(input)
         axes = _trailing(input, self.normalized_shape)
         return OPERATORS["layer_norm"](input, self.weight, self.bias, axes, self.eps)
@@ -78,7 +80,7 @@ class RMSNorm(nn.RMSNorm):
     """``torch.nn.RMSNorm`` by :func:`rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _left_to_torch():
+        if _left_to_torch(x):
             return super().forward(x)
         axes, eps = _trailing(x, self.normalized_shape), self.eps
         if eps is None:  # as torch has it: of what 16 bits are computed in
@@ -90,7 +92,7 @@ class GroupNorm(nn.GroupNorm):
     """``torch.nn.GroupNorm`` by :func:`group_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _left_to_torch():
+        if _left_to_torch(input):
             return super().forward(input)
         return f.group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
 
@@ -99,7 +101,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     """``torch.nn.LocalResponseNorm`` by :func:`local_response_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _left_to_torch():
+        if _left_to_torch(input):
             return super().forward(input)
         return f.local_response_norm(input, self.size, alpha=self.alpha, beta=self.beta, k=self.k)
 
@@ -108,7 +110,7 @@ class _InstanceNorm:
     """What takes the place of a step of torch's classes."""
 
     def _apply_instance_norm(self: Any, input: Tensor) -> Tensor:
-        if _left_to_torch():
+        if _left_to_torch(input):
             return super()._apply_instance_norm(input)  # type: ignore[misc]
         own = self.training or not self.track_running_stats
         with _buffers(self, input, ("running_mean", "running_var")) as buffers:
@@ -154,6 +156,22 @@ def _buffers(module: nn.Module, x: Tensor, names: Sequence[str]) -> Iterator[dic
     for name, buffer in own.items():
         if used[name] is not buffer and module.training:
             buffer.copy_(used[name])
+
+
+@contextmanager
+def _all_or_none(buffers: Sequence[Tensor | None]) -> Iterator[None]:
+    """Buffers stay as they were where one of several parts of a batch is refused."""
+    if torch.compiler.is_compiling():  # a graph has no errors on the way
+        yield
+        return
+    kept = [(buffer, buffer.clone()) for buffer in buffers if buffer is not None]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
+        raise
 
 
 class _Group:
@@ -205,8 +223,10 @@ class _Life:
             raise ValueError(f"ghost_batch_size is {ghost_batch_size}, expected at least 1")
         self.ghost_batch_size, self.process_group = ghost_batch_size, process_group
 
-    def freeze(self) -> Any:
+    def freeze(self: Any) -> Any:
         """Use the running statistics in training too, and keep them; parameters still learn."""
+        if not self.track_running_stats:
+            raise ValueError("freeze needs running statistics: track_running_stats is False")
         self.frozen = True
         return self
 
@@ -217,6 +237,7 @@ class _Life:
 
     # What differs between torch's classes and ours.
     _buffer_names: Sequence[str] = ("running_mean", "running_var")
+    _counts_empty = True  # whether a batch of no samples is one
     channel_axis = 1
 
     def _normalize(
@@ -230,15 +251,17 @@ class _Life:
 
     def _run(self: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         learns = self._learns()
+        mask = f.position_weights(mask, x, self.channel_axis)
         chunks = [slice(None)]
         if learns and self.ghost_batch_size is not None and x.numel() > 0:
             per_sample = x[0].numel() // x.shape[self.channel_axis]
             chunks = ghost_chunks(x.shape[0], self.ghost_batch_size, per_sample)
         if len(chunks) == 1:
             return self._run_chunk(x, mask, learns)
-        if mask is not None:
-            mask = f.position_weights(mask, x, self.channel_axis)
-        parts = [self._run_chunk(x[c], None if mask is None else mask[c], learns) for c in chunks]
+        with _all_or_none([getattr(self, n) for n in (*self._buffer_names, "num_batches_tracked")]):
+            parts = [
+                self._run_chunk(x[c], None if mask is None else mask[c], learns) for c in chunks
+            ]
         return torch.cat(parts)
 
     def _run_chunk(self: Any, x: Tensor, mask: Tensor | None, learns: bool) -> Tensor:
@@ -257,7 +280,13 @@ class _Life:
             normalize = self._normalize_together if shares else self._normalize
             y = normalize(x, mask, learns, momentum, buffers)
         if counter is not None:
-            counter.add_(1)
+            # Batches of nothing leave the statistics alone, and must not weigh in their average.
+            if shares:
+                counter.add_(int(self._meeting().count != 0))
+            elif mask is not None:
+                counter.add_(mask.any())
+            else:
+                counter.add_(int(self._counts_empty or x.numel() > 0))
         return y
 
     @torch.compiler.disable  # a graph would not know of the processes
@@ -277,11 +306,15 @@ class _Life:
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         new: Any = object.__new__(type(self))
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        # Not by __getstate__, which torch's parametrizations take away.
+        new.__dict__.update(copy.deepcopy(self._state(), memo))
         new.process_group = self.process_group
         return new
 
-    def __getstate__(self: Any) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:
+        return self._state()
+
+    def _state(self: Any) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.pop("_met", None)
         if state.get("process_group") is not None:  # it is of this process
@@ -315,7 +348,7 @@ class _BatchNorm(_Life):
 
     def forward(self: Any, input: Tensor, mask: Tensor | None = None) -> Tensor:
         plain = mask is None and self.ghost_batch_size is None and self.process_group is None
-        if plain and not self.frozen and _left_to_torch():
+        if plain and not self.frozen and _left_to_torch(input):
             return super().forward(input)  # type: ignore[misc]
         self._check_input_dim(input)
         return self._run(input, mask)
@@ -388,7 +421,9 @@ class _RunningNorm(_Life, _Channels):
 
     num_features: int
     track_running_stats: bool
+    _counts_empty = False
     _options: tuple[str, ...] = ("eps",)  # attributes that are arguments of the function
+    _shown: tuple[str, ...] = ()  # others that `repr` has
 
     def _begin(
         self, num_features: int, momentum: float | None, affine: bool, track_running_stats: bool,
@@ -396,7 +431,7 @@ class _RunningNorm(_Life, _Channels):
         process_group: Any,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
-        self.num_features, self.momentum = num_features, momentum
+        self.num_features, self.momentum = num_features, averaging("momentum", momentum)
         self.affine, self.track_running_stats = affine, track_running_stats
         self.channel_axis = channel_axis
         self._buffer_names = METHODS[self._function].buffer_names
@@ -422,7 +457,8 @@ class _RunningNorm(_Life, _Channels):
         )  # fmt: skip
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if x.dim() < 2 or x.shape[self.channel_axis] != self.num_features:
+        axis = checked_axis("channel_axis", self.channel_axis, x.dim()) if x.dim() > 1 else 0
+        if x.dim() < 2 or x.shape[axis] != self.num_features:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected {self.num_features} channels on axis "
                 f"{self.channel_axis}"
@@ -430,8 +466,12 @@ class _RunningNorm(_Life, _Channels):
         return self._run(x, mask)
 
     def extra_repr(self) -> str:
-        shown = {"momentum": self.momentum, "affine": self.affine}
-        shown |= {name: getattr(self, name) for name in self._options}
+        shown = {"momentum": self.momentum}
+        if "weight" in METHODS[self._function].affine:
+            shown["affine"] = self.affine
+        shown |= {name: getattr(self, name) for name in (*self._options, *self._shown)}
+        if self.ghost_batch_size is not None:
+            shown["ghost_batch_size"] = self.ghost_batch_size
         parts = [str(self.num_features), *(f"{k}={v}" for k, v in shown.items())]
         if not self.track_running_stats:
             parts.append("track_running_stats=False")
@@ -447,6 +487,7 @@ class BatchRenorm(_RunningNorm):
     """
 
     _function = "batch_renorm"
+    _shown = ("r_max", "d_max", "schedule")
 
     def __init__(
         self,
@@ -630,7 +671,7 @@ class TopKBatchNorm(_RunningNorm):
             num_features, momentum, affine, track_running_stats, channel_axis, device, dtype, bias,
             ghost_batch_size, None,
         )  # fmt: skip
-        self.k, self.eps = k, eps
+        self.k, self.eps = positive("k", k), eps
 
 
 class DivisiveNorm(nn.Module):
@@ -721,11 +762,16 @@ class LocalDivisiveNorm(nn.Module):
 class _LowerBound(torch.autograd.Function):
     """max(x, bound), whose gradient passes below the bound where descent would raise x."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bound = bound
+    def forward(x: Tensor, bound: float) -> Tensor:
         return x.clamp(min=bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, ctx.bound = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -789,7 +835,8 @@ class GDN(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, inverse={self.inverse}"
+        exponents = f"alpha={self.alpha}, epsilon={self.epsilon}"
+        return f"{self.num_features}, inverse={self.inverse}, {exponents}"
 
 
 # ---- trained models
