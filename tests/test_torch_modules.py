@@ -230,6 +230,22 @@ def test_copies_of_parametrized_modules():
     assert torch.equal(copy.deepcopy(module)(x), averaged.module(x))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_bounds_of_gdn_hold_in_exported_graphs(strict):
+    """Below a bound the gradient passes where descent leads back: not as that of a maximum."""
+    module, x = nt.GDN(3, beta_min=0.5), torch.randn(2, 3, 4)
+    with torch.no_grad():
+        module.beta.fill_(0.1)
+    graph = torch.export.export(module, (x,), strict=strict).module()
+    for sign in (1, -1):
+        grads = []
+        for m in (module, graph):
+            m.zero_grad()
+            (sign * m(x).abs().sum()).backward()
+            grads.append(m.beta.grad.clone())
+        assert torch.equal(*grads) and bool(grads[0].any()) == (sign > 0)
+
+
 def test_gdn_under_transforms():
     module = nt.GDN(3)
     parameters = {k: p.detach() for k, p in module.named_parameters()}

@@ -1,5 +1,8 @@
 """normcore.torch under torch's transforms: func.grad, vmap, compile, export, meta tensors, AMP."""
 
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -272,6 +275,66 @@ def test_inductor(dynamic):
         torch.testing.assert_close(g, g_eager)
         assert torch.equal(moved, model.mean)
     torch._dynamo.reset()
+
+
+class Call(torch.nn.Module):
+    """A case as a module: its parameters, running buffers and mask are those of the module."""
+
+    def __init__(self, case, tensors, options):
+        super().__init__()
+        self.case, self.others, self.options = case, {}, {}
+        for i, t in enumerate(tensors[1:], 1):
+            if isinstance(t, torch.Tensor):
+                setattr(self, f"p{i}", torch.nn.Parameter(t.detach().clone()))
+            else:
+                self.others[i] = t
+        for name, value in options.items():
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(name, value.clone())
+            else:
+                self.options[name] = value
+        self.count, self.names = len(tensors), [n for n, _ in self.named_buffers()]
+
+    def forward(self, x):
+        rest = [
+            self.others[i] if i in self.others else getattr(self, f"p{i}")
+            for i in range(1, self.count)
+        ]
+        options = {**self.options, **{name: getattr(self, name) for name in self.names}}
+        return self.case.f(x, *rest, **options)
+
+
+@cases
+@pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
+def test_an_exported_graph_can_be_trained(rng, case, strict):
+    tensors, options = case.make(rng)
+    module, x = Call(case, tensors, options), tensors[0]
+    program = torch.export.export(module, (x,), strict=strict)
+    graph, modules = program.module(), []
+    graph.load_state_dict(module.state_dict())  # which shares the parameters otherwise
+    for m in (graph, Call(case, tensors, options)):
+        m.zero_grad()
+        live = x.clone().requires_grad_()
+        y = m(live)
+        (y**3).sum().backward()
+        grads = {name: p.grad.clone() for name, p in m.named_parameters()}
+        modules.append((y, live.grad, grads, {k: b.clone() for k, b in m.named_buffers()}))
+    torch.testing.assert_close(*modules, rtol=0, atol=0)
+
+
+LOADED = """
+import sys, torch, normcore.torch
+program = torch.export.load(sys.argv[1])
+x = torch.ones(2, 3, 4, requires_grad=True)
+program.module()(x).pow(3).sum().backward()
+assert x.grad is not None and all(p.grad is not None for p in program.module().parameters())
+"""
+
+
+def test_an_exported_graph_is_trained_elsewhere(tmp_path):
+    program = torch.export.export(nt.SwitchableNorm(3), (torch.randn(2, 3, 4),))
+    torch.export.save(program, tmp_path / "program.pt2")
+    subprocess.run([sys.executable, "-c", LOADED, tmp_path / "program.pt2"], check=True)
 
 
 def test_export():

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .._formulas import Formulas
+from ._export import recorded
 from ._operators import METHODS, OPS, Method, direct
 
 FORMULAS = Formulas(torch, Tensor.to, torch.softmax)
@@ -79,6 +80,11 @@ def _nested_forward() -> bool:
     return modes > 1
 
 
+def is_recorded() -> bool:
+    """Whether ``torch.export`` records the call, into a graph that may be trained."""
+    return torch.compiler.is_exporting()
+
+
 def refuse(name: str, what: str) -> Any:
     raise NotImplementedError(f"{name} has no {what}, only first gradients in reverse mode")
 
@@ -100,6 +106,7 @@ class Operator:
     saved = 0
     sums = takes_sum = False
     formula: Callable[..., Tensor] | None = None
+    moving: Sequence[int] = ()  # places of running buffers
     inference: Any = None  # the operator of calls without gradients, where one does for all
     backward: Any
 
@@ -113,11 +120,20 @@ class Operator:
 
     def __init__(self) -> None:
         self._eager, traced, self._transformed = _functions(self)
+        self._recorded = {
+            moves: recorded(
+                f"{self.name}{'_sum' * self.sums}{'_moved' * moves}_recorded", schema, call, traced,
+                1 + self.sums, self.moving if moves else (),
+            )
+            for moves, (schema, call) in self.recorded_calls().items()
+        }  # fmt: skip
         # torch.compile does not look into it: what AOTAutograd traces are the operators.
         self._traced = torch.compiler.allow_in_graph(lambda *call: traced.apply(*call))
 
     def __call__(self, x: Tensor, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_recorded():
+            results = self._record(x, arguments)
+        elif torch.compiler.is_compiling():
             results = self._traced(x, *arguments)
         elif _transforms_active() or forward_ad._current_level >= 0:
             if _nested_forward():
@@ -133,6 +149,19 @@ class Operator:
                 _explain(error)
                 raise
         return results[:2] if self.sums else results[0]
+
+    def recorded_calls(self) -> dict[bool, tuple[str, Callable[..., Any]]]:
+        """Schemas and operators that leave what backward takes, by whether running buffers move."""
+        raise NotImplementedError
+
+    def _record(self, x: Tensor, arguments: Sequence[Any]) -> Any:
+        moves = self.moves(arguments)
+        made = self._recorded[moves](x, *arguments)
+        results = made if isinstance(made, tuple) else (made,)
+        if moves:
+            for i, new in zip(self.moving, results[-len(self.moving) :], strict=True):
+                arguments[i].copy_(new)
+        return results
 
     def _by_formula(self, x: Tensor, arguments: Sequence[Any]) -> Any:
         formula = self.formula or refuse(self.name, "derivatives in nested forward modes")
@@ -377,6 +406,7 @@ class MethodOperator(Operator):
         self.arrays, self.gradients = method.arrays, method.gradients
         self.taken, self.saved = method.backward_arguments, method.saved
         self.formula, self.backward = self._formula(), direct(method.backward)
+        self.moving = method.buffers
         if not method.buffers:
             self.inference = method.forward(False, False, sums)
         super().__init__()
@@ -393,6 +423,16 @@ class MethodOperator(Operator):
 
     def forward(self, arguments: Sequence[Any], saves: bool) -> Any:
         return self.method.forward(saves, self.moves(arguments), self.sums)
+
+    def recorded_calls(self) -> dict[bool, tuple[str, Callable[..., Any]]]:
+        calls = {}
+        for moves in (False, True):
+            kinds = {"sum": self.sums, "moves": moves, "saved": self.saved > 0}
+            overload = "_".join(kind for kind, there in kinds.items() if there) or "default"
+            if overload in self.method.operators:
+                call = self.method.forward(True, moves, self.sums)
+                calls[moves] = str(self.method.operators[overload]._schema), call
+        return calls
 
 
 class SpecialOperator(Operator):
@@ -411,6 +451,9 @@ class SpecialOperator(Operator):
     def forward(self, arguments: Sequence[Any], saves: bool) -> Any:
         return self._forward
 
+    def recorded_calls(self) -> dict[bool, tuple[str, Callable[..., Any]]]:
+        return {False: (str(getattr(OPS, self.name).default._schema), self.forward((), True))}
+
 
 class GdnOperator(SpecialOperator):
     """GDN, whose exponents may learn: behind gamma stands a tensor of both, or None, which the
@@ -421,6 +464,10 @@ class GdnOperator(SpecialOperator):
 
     def forward(self, arguments: Sequence[Any], saves: bool) -> Any:
         return lambda x, beta, gamma, exponents, *rest: self._forward(x, beta, gamma, *rest)
+
+    def recorded_calls(self) -> dict[bool, tuple[str, Callable[..., Any]]]:
+        schema, call = super().recorded_calls()[False]
+        return {False: (schema.replace("gamma,", "gamma, Tensor? exponents,"), call)}
 
 
 def _spectral_formula(ctx: Any, u: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
@@ -468,8 +515,16 @@ class SpectralNorm(SpectralNormTraced):
         return *push_forward(lambda m: (formula(m),), (weight,), (tangent,)), None, None, None
 
 
+_recorded_spectral_norm = recorded(
+    "spectral_norm_recorded", str(OPS.spectral_norm.default._schema), OPS.spectral_norm.default,
+    SpectralNormTraced, 1,
+)  # fmt: skip
+
+
 def spectral_norm(weight: Tensor, *arguments: Any) -> Any:
     """(w, sigma, u, v) by the operator, whose arguments these are, with w's gradient."""
+    if is_recorded():
+        return _recorded_spectral_norm(weight, *arguments)
     if torch.compiler.is_compiling():
         return SpectralNormTraced.apply(weight, *arguments)
     if _nested_forward():

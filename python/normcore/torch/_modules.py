@@ -19,7 +19,8 @@ from .._life import ghost_chunks
 from .._processes import Processes as _Meeting
 from ..methods.batch_renorm import scheduled_bounds
 from . import _functions as f
-from ._autograd import OPERATORS, Processes
+from ._autograd import OPERATORS, Processes, is_recorded
+from ._export import recorded
 from ._operators import METHODS
 
 __all__ = [
@@ -779,6 +780,12 @@ class _LowerBound(torch.autograd.Function):
         return torch.where((x >= ctx.bound) | (dy < 0), dy, 0), None
 
 
+_recorded_lower_bound = recorded(
+    "lower_bound_recorded", "lower_bound(Tensor x, float bound) -> Tensor",
+    lambda x, bound: x.clamp(min=bound), _LowerBound, 1,
+)  # fmt: skip
+
+
 class GDN(nn.Module):
     """Generalized divisive normalization: :class:`normcore.GDN` as a module.
 
@@ -817,7 +824,8 @@ class GDN(nn.Module):
         self.gamma.add_(self.pedestal).sqrt_()
 
     def _effective(self, root: Tensor, least: float) -> Tensor:
-        bounded = _LowerBound.apply(root, (least + self.pedestal) ** 0.5)
+        lower_bound = _recorded_lower_bound if is_recorded() else _LowerBound.apply
+        bounded = lower_bound(root, (least + self.pedestal) ** 0.5)
         return bounded.square() - self.pedestal
 
     @property
