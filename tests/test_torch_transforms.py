@@ -175,11 +175,18 @@ def test_vmap_is_one_call_where_it_can_be(rng):
         "mean_only_batch_norm": lambda x: nt.mean_only_batch_norm(x, w, mask=mask, training=True),
         "gdn": lambda x: nt.gdn(x, w, torch.eye(4, dtype=x.dtype)),
     }
-    for name, f in calls.items():
+
+    def calls_of(name, f, *arguments):
         with torch.profiler.profile() as profile:
-            torch.vmap(f)(x)
-        counts = {e.key: e.count for e in profile.key_averages() if name in e.key}
-        assert sum(counts.values()) == 2, (name, counts)  # the batched call, and what it does
+            f(*arguments)
+        return sum(e.count for e in profile.key_averages() if name in e.key)
+
+    for name, f in calls.items():
+        assert calls_of(name, torch.vmap(f), x) == 2, name  # the batched call, and what it does
+    # Gradients for each sample: forward, backward, and what the weight multiplies.
+    loss = lambda v, x: (nt.layer_norm(x, v, v) ** 2).sum()  # noqa: E731
+    each = torch.vmap(torch.func.grad(loss), (None, 0))
+    assert calls_of("layer_norm", each, torch.ones(6, dtype=x.dtype), x) <= 6
 
 
 @cases

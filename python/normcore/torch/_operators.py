@@ -261,7 +261,8 @@ def _in_front(a: Any, dim: Any, n: int) -> Any:
 
 
 def _rows_rule(method: Method, operator: Any, backward: bool) -> Callable[..., Any]:
-    """Rows: the batch is one more axis in front. Parameters and their gradients are of all."""
+    """Rows: the batch is one more axis in front, of which the parameters know nothing. Their
+    gradients are sums over the rows of one call."""
     first = 2 if backward else 1
     parameters = [
         first + (method.backward_arguments.index(i) if backward else i) for i in method.gradients
@@ -269,10 +270,25 @@ def _rows_rule(method: Method, operator: Any, backward: bool) -> Callable[..., A
     axis = first + method.axis
     loop = _loop(operator)
 
+    def sums(name: str, call: Sequence[Any], parameter: Tensor) -> Tensor:
+        """The gradients of a parameter: sums of dy, and of dy times what the weight multiplies."""
+        wide = torch.float64 if call[1].dtype == torch.float64 else torch.float32
+        terms, x = call[0].to(wide), call[1].to(wide)
+        if name == "weight":
+            options = [
+                None if i in method.arrays else call[2 + i] for i in range(len(method.arguments))
+            ]
+            if "weight_offset" in method.arguments:
+                options[method.arguments.index("weight_offset")] = 0.0  # added to a weight
+            terms = terms * method.operators["default"](x, *options)
+        rows = [i for i in range(1, x.dim()) if i - x.dim() not in call[axis]]
+        terms = terms.sum(rows) if rows else terms
+        return terms.reshape(x.shape[0], *parameter.shape).to(parameter.dtype)
+
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        wants = backward and bool(method.gradients) and arguments[-1] != 0
-        if wants or any(in_dims[i] is not None for i in parameters):
+        if any(in_dims[i] is not None for i in parameters):
             return loop(info, in_dims, *arguments)
+        wanted = arguments[-1] if backward and parameters else 0
         n = info.batch_size
         call = [
             _in_front(a, d, n) if isinstance(a, Tensor) and i not in parameters else a
@@ -280,12 +296,20 @@ def _rows_rule(method: Method, operator: Any, backward: bool) -> Callable[..., A
         ]
         ndim = call[0].dim() - 1
         call[axis] = [checked_axis("axis", a, ndim) - ndim for a in arguments[axis]]
+        if wanted:
+            call[-1] = 0
         results = operator(*call)
         if not isinstance(results, tuple):
             return results, 0
-        # Gradients of parameters, which nobody wants here, have no elements and no batch.
-        last = len(results) - (len(parameters) if backward else 0)
-        return results, tuple(0 if i < last else None for i in range(len(results)))
+        if not backward:
+            return results, (0,) * len(results)
+        # Gradients that nobody wants have no elements and no batch.
+        made, dims = [*results], [0, *[None] * len(parameters)]
+        for k, i in enumerate(parameters):
+            if wanted >> k & 1 and arguments[i] is not None:
+                made[1 + k] = sums(method.arguments[method.gradients[k]], call, arguments[i])
+                dims[1 + k] = 0
+        return tuple(made), tuple(dims)
 
     return rule
 
