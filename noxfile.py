@@ -303,8 +303,6 @@ def cpp(session: nox.Session) -> None:
 def sanitize(session: nox.Session) -> None:
     """The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
     session.env["UBSAN_OPTIONS"] = UBSAN
-    # These repeat the calls of others for what no sanitizer sees: two thirds of the time.
-    session.env["GTEST_FILTER"] = "-*AllocatesNothing*:*RoundsToNearest*:*KeepsSubnormal*"
     ctest(session, "build/cpp-sanitize", *SANITIZED, leave_out=BUILDS_ALL)
 
 

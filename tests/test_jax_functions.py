@@ -446,8 +446,6 @@ np.testing.assert_array_equal(y, loop(x))
 
 def test_gradients_over_the_devices_of_a_mesh():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    if not hasattr(jax, "shard_map"):
-        pytest.skip("jax before 0.8 has no jax.shard_map")
     subprocess.run([sys.executable, "-c", SHARED], env=environment, check=True)
 
 

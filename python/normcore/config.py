@@ -27,7 +27,8 @@ __all__ = [
 _LIBRARIES = ("numpy", "ml_dtypes", "torch", "jax", "cupy", "mpi4py")
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
     from importlib import metadata  # which takes longer than all of normcore
 
     try:
@@ -41,7 +42,7 @@ def facts() -> dict[str, Any]:
     from pkgutil import iter_modules
 
     versions = {"normcore": _core.__version__, "python": platform.python_version()}
-    found = {name: version for name in _LIBRARIES if (version := _version(name)) is not None}
+    found = {name: version for name in _LIBRARIES if (version := version_of(name)) is not None}
     return {
         "versions": versions | found,
         "platform": f"{platform.system()} {platform.machine()}",

@@ -302,18 +302,23 @@ SI void sweep_from_start(Index n, F f) {
   if (i < n) f(i, Part{int(n - i)});
 }
 
+// Calls block.template operator()<R>(r) for eight rows at a time, and for what is left.
+template <class F>
+SI void in_eights(Index rows, F block) {
+  Index r = 0;
+  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
+  for (; r < rows; ++r) block.template operator()<1>(r);
+}
+
 // Calls f.template operator()<R>(r, i, tag): eight rows at a time over each vector of a strip of
 // columns, so that memory is read in streams along the rows.
 template <class C, class F>
 SI void row_blocks(Index rows, Index cols, F f) {
-  auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+  in_eights(rows, [&]<int R>(Index r) __attribute__((always_inline)) {
     sweep_from_start<C>(cols, [&](Index i, auto tag) __attribute__((always_inline)) {
       f.template operator()<R>(r, i, tag);
     });
-  };
-  Index r = 0;
-  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
-  for (; r < rows; ++r) block.template operator()<1>(r);
+  });
 }
 
 // Calls f.template operator()<R, J>(r, i, tag) for R rows and J vectors of columns from i on. Short
@@ -324,7 +329,7 @@ SI void row_groups(Index row_bytes, Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;
   constexpr int kMost = kBytes == 64 ? 8 : 4;
   const bool together = cols <= kMost * N || row_bytes % 4096 == 0;
-  auto block = [&]<int R>(Index r) __attribute__((always_inline)) {
+  in_eights(rows, [&]<int R>(Index r) __attribute__((always_inline)) {
     Index i = 0;
     auto take = [&]<int J>() __attribute__((always_inline)) {
       for (; i + J * N <= cols; i += J * N) f.template operator()<R, J>(r, i, Full{});
@@ -338,10 +343,7 @@ SI void row_groups(Index row_bytes, Index rows, Index cols, F f) {
     }
     take.template operator()<1>();
     if (i < cols) f.template operator()<R, 1>(r, i, Part{int(cols - i)});
-  };
-  Index r = 0;
-  for (; r + 8 <= rows; r += 8) block.template operator()<8>(r);
-  for (; r < rows; ++r) block.template operator()<1>(r);
+  });
 }
 
 // A coefficient of the tile over rows r .. r + R - 1: one number per row, or a vector along them.

@@ -29,7 +29,7 @@ inline constexpr Index kSampleBytes = Index(3) << 18;
 inline constexpr Index kTileBytes = Index(1) << 17;
 // Enough closed blocks to keep the threads busy without splitting them.
 inline constexpr Index kManyBlocks = 16;
-// A sample that is worked on whole although only the shared cache holds it.
+// A sample, or a channel, that is worked on whole although only the shared cache holds it.
 inline constexpr Index kSharedBytes = Index(1) << 23;
 // Narrowest column tile: shorter segments waste the memory bus.
 inline constexpr Index kMinTileBytes = 256;

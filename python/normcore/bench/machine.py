@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from ..config import version_of
 
 LIBRARIES = ("numpy", "ml_dtypes", "torch", "jax", "jaxlib", "onnxruntime", "openvino", "onnx")
 ISA_FLAGS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -122,11 +123,7 @@ def last_level_cache() -> int:
 def describe(nc: Any, threads: int) -> dict[str, Any]:
     """Machine and versions, for the JSON."""
     versions = {"python": platform.python_version(), "normcore": getattr(nc, "__version__", "?")}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions |= {name: v for name in LIBRARIES if (v := version_of(name)) is not None}
     model, flags = _cpu_info()
     return {
         "cpu": model,

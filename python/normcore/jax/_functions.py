@@ -566,11 +566,7 @@ def gdn(
     ``alpha`` and ``epsilon`` are numbers and do not learn.
     """
     arrays = {"beta": _array(beta, "beta"), "gamma": _array(gamma, "gamma")}
-    options = {
-        "inverse": inverse,
-        "alpha": alpha,
-        "epsilon": epsilon,
-    }
+    options = {"inverse": inverse, "alpha": alpha, "epsilon": epsilon}
     return _channels("gdn", x, arrays, channel_axis, **options)
 
 

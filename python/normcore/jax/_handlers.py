@@ -67,7 +67,7 @@ def varying(a: Array, axes: frozenset[str]) -> Array:
         return a
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(a, missing, to="varying")
-    return jax.lax.pvary(a, missing)  # before jax 0.9
+    return jax.lax.pvary(a, missing)  # as jax 0.6.1 has it
 
 
 def _bits(flags: Iterable[bool]) -> int:
