@@ -135,8 +135,8 @@ class Backend {
     auto kernel = set_.affine_moments[bool(weight)][raw];
     for_tiles(next, /*reverse=*/false, [&](const TileRange& n) {
       const TileRange t{range.o0 + (n.o - next.o0), range.k0 + (n.k0 - next.k0), n.kn, n.s0, n.sn};
-      const In xt = tiles_.in(kX, x, t, nullptr),
-               nt = with_prefetch(kX, tiles_.in(kX, x, n, nullptr));
+      const In xt = tiles_.in(kX, x, t, nullptr);
+      const In nt = with_prefetch(kX, tiles_.in(kX, x, n, nullptr));
       const Out yt = tiles_.out(kY, y, t, nullptr);
       const Index i = table.at(t);
       reduce_tile(next, n, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {
@@ -483,11 +483,14 @@ class Backend {
           double(t.sn * plan_.cell_columns), tile_mean, tile_m2);
   }
 
-  // Measured: long rows and columns gain a tenth, so do short rows that no core's own cache holds;
-  // the rows of tables lose as much.
+  // Measured: long rows and columns gain a tenth, so do short rows that no core's own cache holds.
+  // The cells of tables gain up to a third past the caches, where prefetchers begin anew with every
+  // plane, and lose as much of what is in cache or in one long run.
   bool asks_ahead() const {
-    const bool far = !rows() || plan_.count >= 256 || plan_.bytes > tuning::kStickyBytes;
-    return plan_.affinity == Affinity::element && far;
+    if (plan_.affinity == Affinity::element) {
+      return !rows() || plan_.count >= 256 || plan_.bytes > tuning::kStickyBytes;
+    }
+    return rows() && plan_.stream && plan_.count * Index(sizeof(C)) <= tuning::kLongRunBytes;
   }
   // While a block in cache is applied, the next one is on its way.
   In with_prefetch(int operand, In tile) const {
