@@ -473,8 +473,9 @@ def docs(session: nox.Session) -> None:
             continue  # which the tests of these libraries run
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
         if blocks:
-            session.log(f"{page.relative_to(ROOT)}: {len(blocks)} blocks")
-            session.run("python", "-W", "error", "-c", "\n".join(blocks), silent=True)
+            program = Path(session.create_tmp(), f"{page.stem}.py").resolve()
+            program.write_text("\n".join(blocks))
+            session.run("python", "-W", "error", str(program))
 
 
 @nox.session
