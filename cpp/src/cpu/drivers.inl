@@ -117,7 +117,7 @@ SI bool streams(Out y, Index cols) {
   const Index row_bytes = y.stride * Index(sizeof(T));
   const bool aligned =
       (reinterpret_cast<std::uintptr_t>(y.data) | std::uintptr_t(row_bytes)) % 64 == 0;
-  return y.stream && (aligned || cols >= kAlignVectors * kLanes<Compute<T>>);
+  return y.stream && (aligned || cols > kAlignVectors * kLanes<Compute<T>>);
 }
 
 // Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,

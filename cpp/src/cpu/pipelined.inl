@@ -15,9 +15,15 @@ void affine_moments(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     double* m2) {
   using C = Compute<T>;
   constexpr Index N = kLanes<C>;
-  if (cols <= 4 * N) {  // of several rows at a time: a processor overlaps these by itself
-    moments_rows_impl<T, kCentred>(next, rows, cols, mean, m2);
+  // Several short rows at a time are overlapped by the processor itself, and what goes through a room
+  // to memory has its own loop. The stores ask for what will be reduced after this.
+  if (cols <= 4 * N || (y.stream && !streams<T>(y, cols))) {
+    if (next.ahead != 0) {
+      x.ahead = static_cast<const T*>(next.data) - static_cast<const T*>(x.data) + next.ahead;
+      next.ahead = 0;
+    }
     affine_tile<T, kRows, kWeighted>(x, y, rows, cols, f, weight, bias);
+    moments_rows_impl<T, kCentred>(next, rows, cols, mean, m2);
     return;
   }
   auto run = [&]<bool kStream>() __attribute__((always_inline)) {

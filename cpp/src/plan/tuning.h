@@ -52,6 +52,8 @@ inline constexpr Index kPackElements = 16384;
 // Where all operands together are larger than a last-level cache's usual share, outputs are stored
 // past the caches.
 inline constexpr Index kStreamBytes = Index(1) << 25;
+// A run of memory that prefetchers follow by themselves.
+inline constexpr Index kLongRunBytes = Index(1) << 17;
 // Less data than this is not worth a second thread.
 inline constexpr Index kSerialBytes = Index(1) << 19;
 // Data that the cores' own caches hold between calls.
