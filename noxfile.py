@@ -33,6 +33,12 @@ UBSAN = "halt_on_error=1:print_stacktrace=1"
 # Python tests of what may go wrong at an edge of memory, and are quick without optimization.
 SANITIZED_TESTS = ("errors", "interop", "divisive", "local", "masks", "row_family", "spectral")
 
+# What the site is built with, where Python is new enough for it; else what the extra `docs` allows.
+SITE_TOOLS = [
+    f'{pinned}; python_version >= "3.11"'
+    for pinned in ("furo==2025.12.19", "myst-parser==5.2.0", "numpydoc==1.11.0", "sphinx==9.0.4")
+]
+
 os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
 
 
@@ -179,6 +185,21 @@ def parallel(session: nox.Session, arguments: list[str]) -> list[str]:
     if any(a.startswith("-n") for a in arguments):
         return arguments
     return ["--numprocesses=auto", "--dist=loadgroup", *arguments]
+
+
+def pages() -> list[Path]:
+    """README and the pages of the site, whose blocks are programs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def run_doxygen(session: nox.Session) -> None:
+    """Write the reference of the C++ and C interfaces, into build/reference."""
+    version = re.search(
+        r'NORMCORE_VERSION "(.*)"', (ROOT / "cpp/include/normcore/version.h").read_text()
+    )
+    assert version
+    (ROOT / "build").mkdir(exist_ok=True)
+    session.run("doxygen", "docs/Doxyfile", external=True, env={"NORMCORE_VERSION": version[1]})
 
 
 # ---- sessions --------------------------------------------------------------------------------
@@ -440,35 +461,50 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run the examples of the docstrings and the Python blocks of README.md."""
+    """Run the examples of the docstrings, and the Python blocks of README.md and of the site."""
     install(session, "test")
     # As README has it, without frameworks: their tests must be left out, not fail.
     session.run("python", "-m", "pytest", "--collect-only", "-qq", silent=True)
     # What imports other libraries has no examples, or tests of its own that run them.
     others = [f"--ignore-glob=*/normcore/{name}/*" for name in ("bench", "jax", "torch")]
     session.run("python", "-m", "pytest", "--doctest-modules", *others, "--pyargs", "normcore")
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    if blocks:
-        session.run("python", "-W", "error", "-c", "\n".join(blocks))
+    for page in pages():
+        if page.name in ("torch.md", "jax.md"):
+            continue  # which the tests of these libraries run
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+        if blocks:
+            program = Path(session.create_tmp(), f"{page.stem}.py").resolve()
+            program.write_text("\n".join(blocks))
+            session.run("python", "-W", "error", str(program))
 
 
 @nox.session
 def reference(session: nox.Session) -> None:
     """The reference of the C++ and C interfaces, by Doxygen; the examples of the docs compile."""
-    version = re.search(
-        r'NORMCORE_VERSION "(.*)"', (ROOT / "cpp/include/normcore/version.h").read_text()
-    )
-    assert version
-    (ROOT / "build").mkdir(exist_ok=True)
-    session.run("doxygen", "docs/Doxyfile", external=True, env={"NORMCORE_VERSION": version[1]})
+    run_doxygen(session)
     compilers = {"c": ["cc", "-std=c99"], "cpp": [os.environ.get("CXX", "c++"), "-std=c++20"]}
-    for page in ("README.md", "docs/embedding.md"):
-        text = (ROOT / page).read_text()
-        for language, block in re.findall(r"^```(c|cpp)\n(.*?)^```", text, re.M | re.S):
+    for page in pages():
+        for language, block in re.findall(r"^```(c|cpp)\n(.*?)^```", page.read_text(), re.M | re.S):
             source = Path(session.create_tmp(), f"example.{language}").resolve()
             source.write_text(block)
             options = ["-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-Icpp/include"]
             session.run(*compilers[language], *options, str(source), external=True)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The site, into build/site: warnings are errors, links are checked; --external: all links."""
+    install(session, "docs", *SITE_TOOLS, *TEST_PACKAGES)
+    folder, cache = ROOT / "build/site", ROOT / "build/site-pages"
+    for old in (folder, cache, ROOT / "docs/api/generated"):  # a page that is kept warns no more
+        shutil.rmtree(old, ignore_errors=True)
+    sphinx = ("python", "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(cache))
+    session.run(*sphinx, "-b", "html", "docs", str(folder))
+    run_doxygen(session)
+    shutil.copytree(ROOT / "build/reference", folder / "cpp")
+    session.run("python", "docs/check_links.py", str(folder))
+    if "--external" in session.posargs:
+        session.run(*sphinx, "-b", "linkcheck", "docs", "build/site-links")
 
 
 @nox.session(reuse_venv=False)

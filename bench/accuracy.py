@@ -1,4 +1,4 @@
-"""Prints the accuracy table of README.md: errors at large means, ours and those of other libraries.
+"""Prints the table of docs/exactness.md: errors at large means, ours and other libraries'.
 
     python bench/accuracy.py
 

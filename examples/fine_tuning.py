@@ -8,8 +8,8 @@ that are rotated (other shapes), of low contrast (other statistics) or inverted 
    by ghost batches, or by batch renorm in the place of batch norm?
 
 Each method and batch size has the best of four learning rates, by its accuracy on validation
-images. Writes `fine_tuning.png` and `fine_tuning.md` (test accuracies). README.md has the numbers;
-in short:
+images. Writes `fine_tuning.png` and `fine_tuning.md` (test accuracies). docs/examples.md has the
+numbers; in short:
 
 1. In batches of 2, frozen statistics are better by far; from 4 on those of the batch are, by less.
 2. From 4 to 32 nothing is gained. With 128 there are few updates, for which statistics computed

@@ -1,4 +1,4 @@
-"""Scratch memory of a call: an eighth of the tensor at most, where the README names no exception.
+"""Scratch memory of a call: an eighth of the tensor at most, but for docs/limits.md.
 
 Hunts for tables with an entry per element: of cells of one element, of parameters that nobody gave,
 of gradients on their way to the caller. Peak memory is that of a process of its own, in which

@@ -122,12 +122,15 @@ def test_the_native_benchmark_calls_it(name):
 def test_it_is_documented(name):
     for text in (getattr(nc, name), getattr(nc, name + "_backward")):
         assert inspect.getdoc(text), f"{text.__name__} has no documentation"
-    line = section((ROOT / "README.md").read_text(encoding="utf-8"), "- `batch_norm`")
-    assert line, "README.md has no line of functions that begins with - `batch_norm`"
-    assert f"`{name}`" in line, f"name {name} in README.md's line of functions"
+    page = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    line = section(page, "- `batch_norm`")
+    assert line, "docs/index.md has no line of functions that begins with - `batch_norm`"
+    assert f"`{name}`" in line, f"name {name} in the line of functions of docs/index.md"
     layer = LAYER_OF[name]
     if layer:
-        assert f"`{layer.__name__}`" in line, f"name {layer.__name__} in README.md's line"
+        assert f"`{layer.__name__}`" in line, f"name {layer.__name__} in that line"
+    gallery = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs/gallery").glob("*.md"))
+    assert f"```{{panels}} {name}\n" in gallery, f"give {name} a section in docs/gallery"
 
 
 # ---- what stands elsewhere agrees

@@ -5,8 +5,8 @@ A page has them between comments that name the run and what to write of it:
     <!-- speed: bench/results/NAME.json overview -->
     <!-- end of speed -->
 
-`python -m normcore bench tables` fills them in, with the picture `docs/NAME.svg` of each overview;
-a test compares pages and pictures with the runs.
+`python -m normcore bench tables` fills them in, with the picture `docs/NAME.svg` of the run; a test
+compares pages and pictures with the runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 Result = dict[str, Any]
 Cell = tuple[str, str]  # op and shape
 
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/speed.md", "docs/benchmarks.md")
 SECTION = re.compile(
     r"(?P<head><!-- speed: (?P<run>\S+) (?P<kind>\w+) -->\n).*?(?P<foot><!-- end of speed -->)",
     re.DOTALL,
@@ -73,6 +73,7 @@ OTHERS: tuple[Cell, ...] = (
     ("divisive_norm", "8x128x32x32 NCHW"),
     ("local_divisive_norm", "8x64x56x56 NCHW"),
 )
+WITH_PICTURE = ("means", "overview")
 FORMULAS = {name.partition("/")[0] for name, _ in OTHERS}
 
 
@@ -89,10 +90,10 @@ def write(root: Path, check: bool = False) -> list[str]:
         page = root / name
         old = page.read_text(encoding="utf-8")
 
-        def filled(match: re.Match[str]) -> str:
-            if match["kind"] == "overview":
+        def filled(match: re.Match[str], page: Path = page) -> str:
+            if match["kind"] in WITH_PICTURE:
                 pictures.add(match["run"])
-            return match["head"] + section(root, match["run"], match["kind"]) + match["foot"]
+            return match["head"] + section(page, match["run"], match["kind"], root) + match["foot"]
 
         new = SECTION.sub(filled, old)
         if new.count("<!-- speed: ") != len(SECTION.findall(new)):
@@ -113,15 +114,16 @@ def write(root: Path, check: bool = False) -> list[str]:
     return stale
 
 
-def section(root: Path, run: str, kind: str) -> str:
+def section(page: Path, run: str, kind: str, root: Path) -> str:
     """What stands between the comments of a page."""
-    kinds = {"overview": overview, "cells": cells}
+    kinds = {"means": means, "overview": overview, "cells": cells}
     if kind not in kinds:
         raise SystemExit(f"<!-- speed: {run} {kind} -->: expected one of {', '.join(kinds)}")
     document = documents.load_run(root / run)
     text = kinds[kind](document)
-    if kind == "overview":
-        text = f"![Time of each operation, in copies of its memory]({picture_of(run)})\n\n" + text
+    if kind in WITH_PICTURE:
+        picture = (root / picture_of(run)).relative_to(page.parent).as_posix()
+        text = f"![Time of each operation, in copies of its memory]({picture})\n\n" + text
     return f"\n{text}\n\n"
 
 
@@ -133,8 +135,13 @@ def picture_of(run: str) -> str:
 # ---- what is written -------------------------------------------------------------------------
 
 
+def means(document: Document) -> str:
+    """What all cells come to."""
+    return "\n\n".join([conditions(document), "\n".join(summary(document))])
+
+
 def overview(document: Document) -> str:
-    """The cells that matter most, and what all of them come to."""
+    """The cells that matter most, and the means."""
     results = only_mode(document)
     parts = [
         f"Forward / backward. {conditions(document)}",

@@ -243,7 +243,7 @@ def batch_instance_norm_backward(
 class BatchInstanceNorm(_RunningNorm):
     r"""Batch-instance normalization: a learned gate per channel between the two.
 
-    .. math:: y = (\rho \hat x_B + (1 - \rho) \hat x_I) \cdot weight + bias
+    .. math:: y = (\rho \hat x {}_B + (1 - \rho) \hat x {}_I) \cdot weight + bias
 
     Parameters
     ----------

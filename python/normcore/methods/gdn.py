@@ -154,7 +154,7 @@ def gdn_backward(
 class GDN(_ChannelLayer):
     r"""Generalized divisive normalization, or its approximate inverse.
 
-    .. math:: y_i = x_i \Big/ \Big(\beta_i + \sum_j \gamma_{ij} |x_j|^\alpha\Big)^\epsilon
+    .. math:: y_i = \frac{x_i}{(\beta_i + \sum_j \gamma_{ij} |x_j|^\alpha)^\epsilon}
 
     What is trained are :math:`q_\beta` and :math:`q_\gamma`, with
     :math:`\beta = \max(q_\beta, \sqrt{b + p})^2 - p` and
