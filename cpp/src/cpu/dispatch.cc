@@ -27,6 +27,10 @@ extern const KernelTable kTable;
 namespace v4 {
 extern const KernelTable kTable;
 }
+#elif defined(NORMCORE_NEON_KERNELS)
+namespace neon {
+extern const KernelTable kTable;
+}
 #else
 namespace generic {
 extern const KernelTable kTable;
@@ -58,6 +62,8 @@ std::vector<const KernelTable*> supported_tables() {
   if (v4) tables.push_back(&v4::kTable);
   if (v3) tables.push_back(&v3::kTable);
   if (v2) tables.push_back(&v2::kTable);
+#elif defined(NORMCORE_NEON_KERNELS)
+  tables.push_back(&neon::kTable);
 #else
   tables.push_back(&generic::kTable);
 #endif
