@@ -32,6 +32,8 @@ SANITIZED = ("-DCMAKE_BUILD_TYPE=Debug", "-DNORMCORE_SANITIZE=ON")
 UBSAN = "halt_on_error=1:print_stacktrace=1"
 # Python tests of what may go wrong at an edge of memory, and are quick without optimization.
 SANITIZED_TESTS = ("errors", "interop", "divisive", "local", "masks", "row_family", "spectral")
+# Python tests of what differs between instruction sets: values and conversions.
+EMULATED_TESTS = ("methods", "row_family", "conversions", "ranges")
 
 # What the site is built with, where Python is new enough for it; else what the extra `docs` allows.
 SITE_TOOLS = [
@@ -129,6 +131,16 @@ def build_tests(
     defaults = [f"-DNORMCORE_BUILD_{name}={'ON' if on else 'OFF'}" for name, on in switches.items()]
     defaults.append(f"-DNORMCORE_REQUIRE_SYSTEM_DEPS={'ON' if IN_CI else 'OFF'}")
     cmake(session, ".", build, *defaults, *options, targets=targets)
+
+
+def package_of_build(build: Path) -> Path:
+    """The Python sources with the module of a build, to come before a package that is installed."""
+    package = build / "package"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "python", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for module in build.glob("_core.*"):
+        shutil.copy(module, package / "normcore")
+    return package
 
 
 def share_cores(session: nox.Session) -> None:
@@ -370,12 +382,7 @@ def sanitize_python(session: nox.Session) -> None:
     install(session, "test")
     options = [*SANITIZED, "-DNORMCORE_BUILD_PYTHON=ON", *binding_options(session)]
     build_tests(session, "build/cpp-sanitize", *options, targets=("_core",))
-    # The sources with the module of that build, before the package that is installed.
-    package = ROOT / "build/cpp-sanitize/package"
-    shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(ROOT / "python", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for module in (ROOT / "build/cpp-sanitize").glob("_core.*"):
-        shutil.copy(module, package / "normcore")
+    package = package_of_build(ROOT / "build/cpp-sanitize")
     # Python itself is not sanitized: the libraries must be there before it starts.
     compiler = os.environ.get("CXX", "c++")
     libraries = [
@@ -397,6 +404,75 @@ def sanitize_python(session: nox.Session) -> None:
 def generic(session: nox.Session) -> None:
     """The C++ tests on the portable kernels, those of every other architecture."""
     ctest(session, "build/cpp-generic", "-DNORMCORE_GENERIC=ON", leave_out=BUILDS_ALL)
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Tests of the NEON kernels under qemu-user: C++, then Python; arguments go to pytest.
+
+    Needs Debian's or Ubuntu's g++-aarch64-linux-gnu, qemu-user-static and libgtest-dev.
+    """
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    googletest = Path("/usr/src/googletest")
+    if not (emulator and shutil.which("aarch64-linux-gnu-g++") and googletest.is_dir()):
+        session.skip("no aarch64-linux-gnu-g++, qemu-aarch64 or /usr/src/googletest")
+    build = ROOT / "build/aarch64"
+    cross = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    cross += ["-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc"]
+    cross += ["-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"]
+    prefix = build / "prefix"
+    gtest = (str(build / "googletest"), "-DBUILD_GMOCK=OFF", f"-DCMAKE_INSTALL_PREFIX={prefix}")
+    cmake(session, str(googletest), *gtest, *cross, targets=("install",))
+    python = aarch64_python(session, build / "python")
+
+    session.install("pybind11>=3")
+    folder = str(session.run("python", "-m", "pybind11", "--cmakedir", silent=True)).strip()
+    include = python.parents[1] / "include"
+    options = [
+        f"-DCMAKE_CROSSCOMPILING_EMULATOR={emulator};-L;/usr/aarch64-linux-gnu",
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+        # The module: its name is what every Python takes, since none is there to be asked.
+        *("-DNORMCORE_BUILD_PYTHON=ON", "-DPYBIND11_USE_CROSSCOMPILING=ON"),
+        *(f"-Dpybind11_DIR={folder}", "-DPYTHON_MODULE_EXTENSION=.so"),
+        f"-DPython_INCLUDE_DIR={next(include.glob('python3.*'))}",
+        f"-DCMAKE_CXX_FLAGS=-idirafter {include}",  # of pyconfig.h, not of the C library
+    ]
+    # Projects that use the library are configured for this machine.
+    ctest(session, str(build), *cross, *options, leave_out="^Consumer")
+
+    chosen = session.posargs or [f"tests/test_{name}.py" for name in EMULATED_TESTS]
+    path = os.pathsep.join([str(package_of_build(build)), str(build / "python/packages")])
+    command = (emulator, "-L", str(python.parents[2]), str(python), "-m", "pytest", *chosen)
+    session.run(*command, env={"PYTHONPATH": path}, external=True)
+
+
+def aarch64_python(session: nox.Session, folder: Path) -> Path:
+    """A Python of Debian or Ubuntu for aarch64, with the packages of the tests beside it."""
+    root = folder / "root"
+    if not (root / "usr/bin/python3").exists():
+        # apt with folders of its own, so that it need not be root and this machine stays as it is.
+        for name in ("lists/partial", "archives/partial"):
+            (folder / "apt" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "apt/status").touch()
+        places = {"State::lists": "lists", "State::status": "status", "Cache": ""}
+        apt = ["apt-get", "-o", "APT::Architecture=arm64", "-o", "APT::Architectures=arm64"]
+        for key, name in {**places, "Cache::archives": "archives"}.items():
+            apt += ["-o", f"Dir::{key}={folder / 'apt' / name}"]
+        session.run(*apt, "update", external=True)
+        wanted = ("python3", "libpython3-dev", "libgomp1", "libstdc++6")
+        fetch = ("--yes", "--no-install-recommends", "--download-only", "install", *wanted)
+        session.run(*apt, *fetch, external=True)
+        for package in (folder / "apt/archives").glob("*.deb"):
+            session.run("dpkg", "-x", str(package), str(root), external=True, silent=True)
+    python = (root / "usr/bin/python3").resolve()
+    packages = folder / "packages"
+    if not packages.exists():
+        platforms = [f"--platform=manylinux{glibc}_aarch64" for glibc in ("2014", "_2_28")]
+        version = python.name.removeprefix("python")
+        command = ("pip", "install", "--target", str(packages), "--only-binary=:all:")
+        names = ("numpy", "ml_dtypes", "hypothesis", "pytest", "pytest-timeout")
+        session.run(*command, *platforms, "--python-version", version, *names)
+    return python
 
 
 @nox.session

@@ -19,6 +19,11 @@ namespace v4 {
 extern const ProbeTable kTable;
 }
 constexpr const ProbeTable* kTables[] = {&v2::kTable, &v3::kTable, &v4::kTable};
+#elif defined(NORMCORE_NEON_KERNELS)
+namespace neon {
+extern const ProbeTable kTable;
+}
+constexpr const ProbeTable* kTables[] = {&neon::kTable};
 #else
 namespace generic {
 extern const ProbeTable kTable;

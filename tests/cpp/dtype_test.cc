@@ -36,7 +36,7 @@ static_assert(DTypeOf<Eigen::half>::value == DType::kFloat16);
 static_assert(DTypeOf<Eigen::bfloat16>::value == DType::kBFloat16);
 static_assert(DTypeOf<__half>::value == DType::kFloat16);
 static_assert(DTypeOf<__nv_bfloat16>::value == DType::kBFloat16);
-#ifdef __FLT16_MAX__
+#if defined(__FLT16_MAX__) && (defined(__clang__) || defined(__x86_64__) || __GNUC__ >= 13)
 static_assert(DTypeOf<_Float16>::value == DType::kFloat16);
 #endif
 

@@ -105,7 +105,8 @@ struct DTypeOf<float16> {
 
 // Types of others with the same bits: the compiler's (and with C++23 std::float16_t and
 // std::bfloat16_t, which are those), Eigen's and CUDA's.
-#ifdef __FLT16_MAX__
+// GCC has _Float16 in C++ from version 13 on, on x86 from 12 on, but the macro before that.
+#if defined(__FLT16_MAX__) && (defined(__clang__) || defined(__x86_64__) || __GNUC__ >= 13)
 template <>
 struct DTypeOf<_Float16> : DTypeOf<float16> {};
 #endif

@@ -83,11 +83,11 @@ void forward(Call& call) {
   Taken<Method, true> inputs(call);
   auto& options = inputs.options;
   const Tensor y = call.result("y");
+  if constexpr (has<Method>(Kind::residual)) {
+    if (options.residual) options.h = call.result("h");
+  }
   for_each_argument<Method>([&](const auto& a) {
     using A = std::remove_cvref_t<decltype(a)>;
-    if constexpr (A::kind == Kind::residual) {
-      if (options.residual) options.h = call.result("h");
-    }
     if constexpr (A::kind == Kind::buffer) {
       // XLA lays the new one over the old one, or over a copy of it.
       if (learns<Method>(options) && options.*a.member) options.*a.member = call.result(a.name);

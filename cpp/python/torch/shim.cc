@@ -1,6 +1,12 @@
 #include "shim.h"
 
+#ifdef _WIN32
+#include <windows.h>
+
+#include <filesystem>
+#else
 #include <dlfcn.h>
+#endif
 
 #include <stdexcept>
 
@@ -10,16 +16,35 @@ Shim shim;
 
 namespace {
 
+#ifdef _WIN32
+HMODULE find_library(const std::string& path) {
+  return GetModuleHandleW(std::filesystem::path(std::u8string(path.begin(), path.end())).c_str());
+}
+template <class F>
+F* find_symbol(HMODULE library, const char* name) {
+  return reinterpret_cast<F*>(reinterpret_cast<void*>(GetProcAddress(library, name)));
+}
+#else
+void* find_library(const std::string& path) {
+  return dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+}
+template <class F>
+F* find_symbol(void* library, const char* name) {
+  return reinterpret_cast<F*>(dlsym(library, name));
+}
+#endif
+using Library = decltype(find_library({}));
+
 // A library that is loaded already.
-void* loaded(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+Library loaded(const std::string& path) {
+  const Library library = find_library(path);
   if (!library) throw std::runtime_error(path + " is not loaded, expected torch's library");
   return library;
 }
 
 template <class F>
-void find(void* library, const char* name, F*& function) {
-  function = reinterpret_cast<F*>(dlsym(library, name));
+void find(Library library, const char* name, F*& function) {
+  function = find_symbol<F>(library, name);
   if (!function) {
     throw std::runtime_error(std::string("this torch has no ") + name +
                              ", expected torch 2.10 or later");
@@ -29,7 +54,7 @@ void find(void* library, const char* name, F*& function) {
 }  // namespace
 
 void load_shim(const std::string& cpu_library, const std::string& cuda_library) {
-  void* cpu = loaded(cpu_library);
+  const Library cpu = loaded(cpu_library);
 #define NORMCORE_TORCH(name, parameters) find(cpu, #name, shim.name);
 #include "functions.def"
 #undef NORMCORE_TORCH

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#if defined(NORMCORE_X86_KERNELS)
+#include <cpuid.h>
+#endif
 
 #include "cpu/parallel.h"
 #include "cpu/running_call.h"
@@ -24,6 +27,10 @@ extern const KernelTable kTable;
 namespace v4 {
 extern const KernelTable kTable;
 }
+#elif defined(NORMCORE_NEON_KERNELS)
+namespace neon {
+extern const KernelTable kTable;
+}
 #else
 namespace generic {
 extern const KernelTable kTable;
@@ -32,6 +39,15 @@ extern const KernelTable kTable;
 
 namespace {
 
+#if defined(NORMCORE_X86_KERNELS)
+// Which __builtin_cpu_supports does not know before Clang 16. That the system keeps the registers
+// of AVX it says of avx2.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 // Best first. Empty below x86-64-v2.
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
@@ -39,14 +55,15 @@ std::vector<const KernelTable*> supported_tables() {
   __builtin_cpu_init();
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
   const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("f16c");
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && has_f16c();
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
   if (v4) tables.push_back(&v4::kTable);
   if (v3) tables.push_back(&v3::kTable);
   if (v2) tables.push_back(&v2::kTable);
+#elif defined(NORMCORE_NEON_KERNELS)
+  tables.push_back(&neon::kTable);
 #else
   tables.push_back(&generic::kTable);
 #endif

@@ -4,6 +4,7 @@
 // of kMixRows. A matrix product keeps kMixRows x P sums in registers.
 #pragma once
 
+#include "arrays.inl"
 #include "drivers.inl"
 #include "special/mixing_formulas.h"
 #include "vector_math.h"
@@ -15,6 +16,8 @@ namespace {
 constexpr int kMixRows = 12, kMixVectors = 2;  // 24 sums among 32 registers
 #elif defined(NORMCORE_X86) && defined(__AVX2__)
 constexpr int kMixRows = 4, kMixVectors = 3;  // 12 among 16
+#elif defined(NORMCORE_NEON)
+constexpr int kMixRows = 8, kMixVectors = 2;  // 16 among 32, as many as four units keep under way
 #else
 constexpr int kMixRows = 4, kMixVectors = 2;  // and products that are not fused
 #endif

@@ -26,11 +26,7 @@ template <class T>
   fold<C>(n, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
     top[j] = max_abs<C>(top[j], keep<C>(load(x + i, tag) - splat(mean), tag));
   });
-  C largest = 0;
-  for (auto& v : top) {
-    for (int l = 0; l < kLanes<C>; ++l) largest = v[l] > largest ? v[l] : largest;
-  }
-  return largest;
+  return largest_lane<C>(top);
 }
 
 // Sum of (x - mean)^2 where the plain sum left the safe range: scaled by the largest deviation.

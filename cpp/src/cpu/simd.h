@@ -11,6 +11,11 @@
 #if defined(__SSE2__) && !defined(NORMCORE_KERNELS_GENERIC)
 #include <immintrin.h>
 #define NORMCORE_X86 1
+#elif defined(__aarch64__) && !defined(NORMCORE_KERNELS_GENERIC)
+// Of armv8-a nothing is optional that is used here: fused multiply-adds, roots and conversions of
+// float16 are in all of them.
+#include <arm_neon.h>
+#define NORMCORE_NEON 1
 #endif
 
 #define SI [[gnu::always_inline]] inline
@@ -95,6 +100,12 @@ SI Vec<C> fma(Vec<C> a, Vec<C> b, Vec<C> c) {
   } else {
     return (Vec<C>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
   }
+#elif defined(NORMCORE_NEON)
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  } else {
+    return (Vec<C>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  }
 #elif defined(__FP_FAST_FMA)
   for (int i = 0; i < kLanes<C>; ++i) {
     c[i] = sizeof(C) == 4 ? __builtin_fmaf(a[i], b[i], c[i]) : __builtin_fma(a[i], b[i], c[i]);
@@ -168,11 +179,35 @@ SI bool any_lane(M mask) {
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(NORMCORE_X86) && defined(__AVX2__)
   return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#elif defined(NORMCORE_NEON)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   std::uint64_t words[sizeof(M) / 8], all = 0;
   __builtin_memcpy(words, &mask, sizeof(M));
   for (const std::uint64_t word : words) all |= word;
   return all != 0;
+#endif
+}
+
+// The largest of all lanes of four vectors, if it is more than 0. A NaN is passed over.
+template <class C>
+SI C largest_lane(const Vec<C> (&v)[4]) {
+#if defined(NORMCORE_NEON)
+  if constexpr (sizeof(C) == 4) {
+    const float32x4_t low = vmaxnmq_f32((float32x4_t)v[0], (float32x4_t)v[1]);
+    const float32x4_t high = vmaxnmq_f32((float32x4_t)v[2], (float32x4_t)v[3]);
+    return __builtin_fmaxf(0, vmaxnmvq_f32(vmaxnmq_f32(low, high)));
+  } else {
+    const float64x2_t low = vmaxnmq_f64((float64x2_t)v[0], (float64x2_t)v[1]);
+    const float64x2_t high = vmaxnmq_f64((float64x2_t)v[2], (float64x2_t)v[3]);
+    return __builtin_fmax(0, vmaxnmvq_f64(vmaxnmq_f64(low, high)));
+  }
+#else
+  C largest = 0;
+  for (const Vec<C>& w : v) {
+    for (int i = 0; i < kLanes<C>; ++i) largest = w[i] > largest ? w[i] : largest;
+  }
+  return largest;
 #endif
 }
 
@@ -250,6 +285,8 @@ using Narrow = typename VecOf<std::uint16_t, kLanes<float>>::reg;
 SI Narrow narrow(U32 v) {
 #if defined(NORMCORE_X86) && defined(__SSE4_1__)
   return (Narrow)_mm_cvtsi128_si64(_mm_packus_epi32((__m128i)v, (__m128i)v));
+#elif defined(NORMCORE_NEON)
+  return (Narrow)vmovn_u32((uint32x4_t)v);
 #else
   return __builtin_convertvector(v, Narrow);
 #endif
@@ -265,16 +302,41 @@ SI void put(std::uint16_t* p, Narrow v, Part t) {
 #endif
 
 // ---- storage <-> compute, both ways exact or rounded once to nearest even
-SI F32 bf16_to_f32(U32 bits) { return bitcast<F32>(bits << 16); }
+SI F32 load_bf16(const std::uint16_t* p) {
+#if defined(NORMCORE_NEON)
+  // One instruction after the load: each pattern above a zero.
+  const Narrow bits = *(const U16Mem*)p;
+  return bitcast<F32>(__builtin_shufflevector(Narrow{}, bits, 0, 4, 1, 5, 2, 6, 3, 7));
+#else
+  return bitcast<F32>(widen(p) << 16);
+#endif
+}
 
 // The upper halves of the lanes become the nearest patterns, ties to even. Not for NaN, which could
 // round up into infinity.
 SI U32 round_to_upper_half(F32 v) {
   U32 u = bitcast<U32>(v);
+#if defined(NORMCORE_NEON)
+  // The same sum: the bit is shifted to the top, and comes down as it is added.
+  return (U32)vsraq_n_u32((uint32x4_t)(u + 0x7fffu), (uint32x4_t)(u << 15), 31);
+#else
   return u + 0x7fffu + ((u >> 16) & 1u);
+#endif
 }
 
+#if defined(NORMCORE_NEON)
+// The same for all numbers; a NaN comes out quiet.
+SI U32 round_or_quiet(F32 v) {
+  const U32 quiet = bitcast<U32>(v) | 0x400000u;
+  const uint32x4_t is_number = vceqq_f32((float32x4_t)v, (float32x4_t)v);
+  return (U32)vbslq_u32(is_number, (uint32x4_t)round_to_upper_half(v), (uint32x4_t)quiet);
+}
+#endif
+
 SI Narrow f32_to_bf16(F32 v) {
+#if defined(NORMCORE_NEON)
+  return narrow(round_or_quiet(v) >> 16);
+#endif
   U32 u = bitcast<U32>(v), rounded = round_to_upper_half(v);
 #if defined(NORMCORE_X86) && defined(__AVX512F__)
   // As below; named, because GCC would spell out the comparison as a vector.
@@ -297,6 +359,11 @@ SI F32 load_f16(const std::uint16_t* p) {
   return (F32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
 SI Narrow f32_to_f16(F32 v) { return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(NORMCORE_NEON)
+SI F32 load_f16(const std::uint16_t* p) {
+  return (F32)vcvt_f32_f16((float16x4_t) * (const U16Mem*)p);
+}
+SI Narrow f32_to_f16(F32 v) { return (Narrow)vcvt_f16_f32((float32x4_t)v); }
 #else
 SI F32 load_f16(const std::uint16_t* p) {
   U32 h = widen(p), sign = (h & 0x8000u) << 16, em = h & 0x7fffu;
@@ -321,7 +388,7 @@ SI Narrow f32_to_f16(F32 v) {
 // ---- load: storage type -> compute vector; lanes beyond a partial step are zero
 SI Vec<float> load(const float* p, Full) { return *(const VecOf<float, kLanes<float>>::mem*)p; }
 SI Vec<double> load(const double* p, Full) { return *(const VecOf<double, kLanes<double>>::mem*)p; }
-SI F32 load(const BF16* p, Full) { return bf16_to_f32(widen(&p->bits)); }
+SI F32 load(const BF16* p, Full) { return load_bf16(&p->bits); }
 SI F32 load(const F16* p, Full) { return load_f16(&p->bits); }
 
 template <class T>
@@ -429,6 +496,19 @@ SI void store_pair_bf16(BF16* p, F32 a, F32 b, Tag t, bool stream) {
 }
 SI void store_pair(BF16* p, F32 a, F32 b, Full t) { store_pair_bf16(p, a, b, t, false); }
 SI void store_pair(BF16* p, F32 a, F32 b, Stream t) { store_pair_bf16(p, a, b, t, true); }
+#elif defined(NORMCORE_NEON)
+using TwoU16Mem = typename VecOf<std::uint16_t, 2 * kLanes<float>>::mem;
+// Both with one choice for NaN each: to look for one first would take as many instructions.
+template <class Tag>
+SI void store_pair(BF16* p, F32 a, F32 b, Tag) {
+  const uint16x8_t low = (uint16x8_t)round_or_quiet(a), high = (uint16x8_t)round_or_quiet(b);
+  *(TwoU16Mem*)p = (TwoU16Mem)vuzp2q_u16(low, high);
+}
+template <class Tag>
+SI void store_pair(F16* p, F32 a, F32 b, Tag) {
+  const float16x4_t low = vcvt_f16_f32((float32x4_t)a);
+  *(TwoU16Mem*)p = (TwoU16Mem)vcvt_high_f16_f32(low, (float32x4_t)b);
+}
 #endif
 
 // Asks for the line at p, which need not be mapped.

@@ -67,10 +67,7 @@ double narrow_scaled(const double* from, Index n, C* to) {
   fold<double>(n, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
     top[j] = max_abs<double>(top[j], load(from + i, tag));
   });
-  double largest = 0;
-  for (const Vec<double>& v : top) {
-    for (int l = 0; l < kLanes<double>; ++l) largest = v[l] > largest ? v[l] : largest;
-  }
+  const double largest = largest_lane<double>(top);
   const double scale = power_of_two(largest), inverse = 1 / scale;
   for (Index i = 0; i < n; ++i) to[i] = C(from[i] * inverse);
   return scale;

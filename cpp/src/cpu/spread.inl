@@ -115,11 +115,7 @@ void peak(In x, Index rows, Index cols, Spread<Compute<T>> f, double* largest) {
       fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
         top[j] = max_abs<C>(top[j], keep<C>(spread.centred(0, i, load(p + i, tag), tag), tag));
       });
-      C most = 0;
-      for (const Vec<C>& v : top) {
-        for (int l = 0; l < kLanes<C>; ++l) most = v[l] > most ? v[l] : most;
-      }
-      largest[r] = double(most);
+      largest[r] = double(largest_lane<C>(top));
     }
   } else {
     for (Index j = 0; j < cols; ++j) largest[j] = 0;

@@ -23,11 +23,19 @@ SI Vec<C> sign_of(Vec<C> u) {
 }
 template <class C>
 SI Vec<C> abs_of(Vec<C> u) {
+#if defined(NORMCORE_NEON)
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)vabsq_f32((float32x4_t)u);
+  } else {
+    return (Vec<C>)vabsq_f64((float64x2_t)u);
+  }
+#else
   return u < 0 ? -u : u;
+#endif
 }
 template <class C>
 SI Vec<C> max_abs(Vec<C> a, Vec<C> v) {
-  Vec<C> w = v < 0 ? -v : v;
+  const Vec<C> w = abs_of<C>(v);
   return w > a ? w : a;
 }
 
@@ -38,6 +46,8 @@ SI Vec<float> square_root(Vec<float> v) {
   return (Vec<float>)_mm256_sqrt_ps((__m256)v);
 #elif defined(NORMCORE_X86)
   return (Vec<float>)_mm_sqrt_ps((__m128)v);
+#elif defined(NORMCORE_NEON)
+  return (Vec<float>)vsqrtq_f32((float32x4_t)v);
 #else
   for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
@@ -50,6 +60,8 @@ SI Vec<double> square_root(Vec<double> v) {
   return (Vec<double>)_mm256_sqrt_pd((__m256d)v);
 #elif defined(NORMCORE_X86)
   return (Vec<double>)_mm_sqrt_pd((__m128d)v);
+#elif defined(NORMCORE_NEON)
+  return (Vec<double>)vsqrtq_f64((float64x2_t)v);
 #else
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
   return v;

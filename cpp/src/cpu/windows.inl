@@ -25,11 +25,7 @@ Compute<T> window_squares(In x, Index rows, Index cols, Compute<T>* out, Index s
       top[j] = max_abs<C>(top[j], square);
     });
   }
-  C largest = 0;
-  for (const Vec<C>& v : top) {
-    for (int l = 0; l < kLanes<C>; ++l) largest = v[l] > largest ? v[l] : largest;
-  }
-  return largest;
+  return largest_lane<C>(top);
 }
 
 // a[at] + a[at + step] + ..., n terms.

@@ -308,29 +308,28 @@ class Backward {
       d.mean[i] = scope.template take<double>(cells);
       d.var[i] = scope.template take<double>(cells);
     }
-    for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
-                 [cells = s.cells, t, d, dy_u, dy_1, params = params_, k0 = b.k0, to](
-                     Index first, Index n, auto weight, auto) {
-                   NORMCORE_APART
-                   for (Index k = 0; k < n; ++k) {
-                     const Index cell = first + k;
-                     const CoefGrad g =
-                         coefficient_gradient(weight(k), dy_u[cell], dy_1[cell], t.unit[cell]);
-                     StatsGrad ds[P] = {};
-                     typename Method::ParamsGrad dp;
-                     Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
-                     if constexpr (G > 0) {
-                       const auto values = std::bit_cast<std::array<double, G>>(dp);
-                       for (int i = 0; to.dparams && i < G; ++i)
-                         to.dparams[i * to.next + k] += values[i];
-                     }
-                     for (int i = 0; i < P; ++i) {
-                       // A gradient with respect to a mean that counts from the centre.
-                       d.mean[i][cell] = ds[i].mean;
-                       d.var[i][cell] = ds[i].var;
-                     }
-                   }
-                 });
+    for_channels(
+        plan_, b, s.rows, args_.channel_weight, nullptr, scope,
+        [=, cells = s.cells, params = params_, k0 = b.k0](Index first, Index n, auto weight, auto) {
+          NORMCORE_APART
+          for (Index k = 0; k < n; ++k) {
+            const Index cell = first + k;
+            const CoefGrad g =
+                coefficient_gradient(weight(k), dy_u[cell], dy_1[cell], t.unit[cell]);
+            StatsGrad ds[P] = {};
+            typename Method::ParamsGrad dp;
+            Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
+            if constexpr (G > 0) {
+              const auto values = std::bit_cast<std::array<double, G>>(dp);
+              for (int i = 0; to.dparams && i < G; ++i) to.dparams[i * to.next + k] += values[i];
+            }
+            for (int i = 0; i < P; ++i) {
+              // A gradient with respect to a mean that counts from the centre.
+              d.mean[i][cell] = ds[i].mean;
+              d.var[i][cell] = ds[i].var;
+            }
+          }
+        });
     for (int i = computed(); i < P; ++i) {
       Exchange* exchange = Method::pools[i] == Pool::batch ? args_.population.exchange : nullptr;
       share_by_pool(s.pools[i], s.rows, exchange, scope, d.mean[i]);

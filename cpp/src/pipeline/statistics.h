@@ -191,29 +191,30 @@ CellMoments reduce_cells(const Backend& be, bool raw, const void* x, const Popul
                          const Block& b, Index rows, typename Backend::Scope& scope) {
   const Plan& plan = be.plan();
   const Units units(plan, b);
-  const auto [mean, m2] = CellMoments::take(units, scope);
+  const CellMoments m = CellMoments::take(units, scope);
   double* weight = population.mask ? scope.template take<double>(units.pieces() * b.kn) : nullptr;
   for_units(be, units.count(), [&](Index i) {
     const Range range = units.range(i);
     const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
     if (weight) {
-      be.reduce_masked(range, population.mask, x, weight + at, mean + at, m2 + at);
+      be.reduce_masked(range, population.mask, x, weight + at, m.mean + at, m.m2 + at);
     } else {
-      be.reduce(range, raw, x, mean + at, m2 + at);
+      be.reduce(range, raw, x, m.mean + at, m.m2 + at);
     }
   });
   if (weight) {
-    fold_pieces(units, rows, {weight, mean, m2}, [&](Index to, Index from, Index) {
-      merge_weighted(b.kn, weight + to, mean + to, m2 + to, weight + from, mean + from, m2 + from);
+    fold_pieces(units, rows, {weight, m.mean, m.m2}, [&](Index to, Index from, Index) {
+      merge_weighted(b.kn, weight + to, m.mean + to, m.m2 + to, weight + from, m.mean + from,
+                     m.m2 + from);
     });
     double* sums = population.weights;
     for (Index o = 0; sums && o < rows; ++o) {
       std::copy_n(weight + o * b.kn, b.kn, sums + (b.o0 + o) * plan.cells + b.k0);
     }
   } else {
-    join_pieces(be, units, rows, {mean, m2});
+    join_pieces(be, units, rows, m);
   }
-  return {mean, m2};
+  return m;
 }
 
 // Statistics of the pools of a block: reduce and pool, or take what is given. `reduced`: moments of
