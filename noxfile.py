@@ -473,13 +473,14 @@ def reference(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
-    """Check that the wheel holds the Python package alone, and use it."""
+    """Check what the wheel holds, and use it."""
     file = built_wheel(session)
     listing = str(session.run("python", "-m", "zipfile", "-l", str(file), silent=True))
     names = [line.split()[0] for line in listing.splitlines()[1:]]
     strays = [name for name in names if not re.match(r"normcore(-[^/]*\.dist-info)?/", name)]
-    if strays or any(name.endswith((".h", ".a", ".cmake")) for name in names):
-        session.error(f"the wheel holds more than the Python package:\n{listing}")
+    libraries = [name for name in names if re.search(r"/lib/[^/]*normcore[^/]*$", name)]
+    if strays or len(libraries) != 1 or any(name.endswith((".a", ".pc")) for name in names):
+        session.error(f"the wheel holds what it should not, or the library not once:\n{listing}")
     session.install(f"{file}[bench]")
     smoke(session)
     # What needs a framework says so where there is none.
