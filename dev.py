@@ -29,7 +29,8 @@ def set_up() -> None:
         )
     clear = [] if PYTHON.exists() else ["--clear"]
     subprocess.run([sys.executable, "-m", "venv", *clear, VENV], check=True)
-    subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", "nox>=2025.2.9"], check=True)
+    pins = ["--require-hashes", "--requirement", ROOT / "requirements/nox.txt"]
+    subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", *pins], check=True)
 
 
 def main() -> None:

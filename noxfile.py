@@ -82,13 +82,19 @@ def install(session: nox.Session, extra: str, *packages: str) -> None:
     stamp.write_text(installed)
 
 
+def install_tools(session: nox.Session, name: str) -> None:
+    """Install the pinned tools of requirements/NAME.txt."""
+    file = ROOT / "requirements" / f"{name}.txt"
+    session.install("--require-hashes", "--requirement", str(file))
+
+
 def install_cmake(session: nox.Session, at_least: tuple[int, int]) -> None:
     """Install CMake and Ninja; CMake where the system has none that will do.
 
     The wheel is built by the system's too, and each version has its own order of flags, which
     ccache goes by.
     """
-    session.install("ninja")
+    install_tools(session, "ninja")
     found = shutil.which("cmake")
     text = str(session.run(found, "--version", silent=True, external=True)) if found else ""
     version = re.search(r"(\d+)\.(\d+)", text)
@@ -235,6 +241,16 @@ def signatures(session: nox.Session) -> None:
 
 
 @nox.session
+def pins(session: nox.Session) -> None:
+    """Take the newest tools into requirements/*.txt, with their hashes."""
+    session.install("uv")
+    for file in sorted(Path("requirements").glob("*.in")):
+        options = ["--universal", "--python-version=3.10", "--generate-hashes", "--upgrade"]
+        output = f"--output-file={file.with_suffix('.txt')}"
+        session.run("uv", "pip", "compile", "--quiet", "--no-header", *options, output, str(file))
+
+
+@nox.session
 def digits(session: nox.Session) -> None:
     """An example: train on handwritten digits with every normalization."""
     install(session, "examples")
@@ -304,7 +320,7 @@ def fold(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Format and check every file, also files not yet added to git. Fixes what it can."""
-    session.install("pre-commit>=4")
+    install_tools(session, "lint")
     listed = session.run(
         *("git", "ls-files", "--cached", "--others", "--exclude-standard"),
         external=True,
@@ -318,7 +334,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """A user's program under mypy and pyright, both strict: right calls, and wrong ones."""
-    session.install("mypy==2.4.1", "pyright[nodejs]==1.1.414", "numpy>=1.26", "typing_extensions")
+    install_tools(session, "typing")
     # The sources are enough: no checker looks into the compiled module.
     programs = sorted(str(p) for p in Path("tests/typing").glob("*.py"))
     session.run("mypy", "--strict", *programs, env={"MYPYPATH": "python"})
@@ -585,13 +601,14 @@ def site(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
-    """Check that the wheel holds the Python package alone, and use it."""
+    """Check what the wheel holds, and use it."""
     file = built_wheel(session)
     listing = str(session.run("python", "-m", "zipfile", "-l", str(file), silent=True))
     names = [line.split()[0] for line in listing.splitlines()[1:]]
     strays = [name for name in names if not re.match(r"normcore(-[^/]*\.dist-info)?/", name)]
-    if strays or any(name.endswith((".h", ".a", ".cmake")) for name in names):
-        session.error(f"the wheel holds more than the Python package:\n{listing}")
+    libraries = [name for name in names if re.search(r"/lib/[^/]*normcore[^/]*$", name)]
+    if strays or len(libraries) != 1 or any(name.endswith((".a", ".pc")) for name in names):
+        session.error(f"the wheel holds what it should not, or the library not once:\n{listing}")
     session.install(f"{file}[bench]")
     smoke(session)
     # What needs a framework says so where there is none.

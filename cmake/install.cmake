@@ -1,11 +1,15 @@
-# Installs the C++ library, its headers, and what find_package and pkg-config read. The Python
-# wheel takes none of it: it is all of the component `development`.
+# Installs the C++ library, its headers, and what find_package and pkg-config read: the component
+# `development`. In the Python wheel it lies in the package, without pkg-config.
 include(CMakePackageConfigHelpers)
 
 set(cmake_files ${CMAKE_INSTALL_LIBDIR}/cmake/normcore)
+set(namelink NAMELINK_COMPONENT development)
+if(SKBUILD)
+  set(namelink NAMELINK_SKIP)
+endif()
 install(TARGETS normcore EXPORT normcore-targets COMPONENT development
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
-  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ${namelink}
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY cpp/include/normcore DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   COMPONENT development)
@@ -23,12 +27,16 @@ install(FILES
   ${CMAKE_CURRENT_BINARY_DIR}/normcore-config-version.cmake
   COMPONENT development DESTINATION ${cmake_files})
 
+if(SKBUILD)  # pkg-config looks for the link that wheels cannot hold
+  return()
+endif()
+
 # ---- pkg-config. Whoever links the static library links what it needs, the C++ runtime too.
 set(dependencies)
 if(NORMCORE_STATIC)
-  if(NORMCORE_HAS_OPENMP)
-    list(APPEND dependencies ${OpenMP_CXX_FLAGS})
-  endif()
+  list(APPEND dependencies ${CMAKE_THREAD_LIBS_INIT})
+  list(TRANSFORM CMAKE_DL_LIBS PREPEND -l OUTPUT_VARIABLE dl)
+  list(APPEND dependencies ${dl})
   if(NORMCORE_CUDA)
     list(APPEND dependencies -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt -lpthread)
   endif()

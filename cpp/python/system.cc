@@ -67,7 +67,7 @@ void register_system(py::module_& m) {
       "run keep the one that they began with.");
   m.def("available_isas", &available_isas, "Instruction sets that this CPU has, best first.");
   m.def("get_num_threads", &get_num_threads,
-        "Threads of a large call: what was set, else what OpenMP offers.");
+        "Threads of a large call: what was set, else what OpenMP offers, else all cores.");
   m.def(
       "set_num_threads",
       [](py::handle n) {

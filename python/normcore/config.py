@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 from . import _core, methods
@@ -16,6 +17,8 @@ from ._core import (
 
 __all__ = [
     "available_isas",
+    "get_cmake_dir",
+    "get_include",
     "get_isa",
     "get_num_threads",
     "set_isa",
@@ -25,6 +28,45 @@ __all__ = [
 
 # Whose arrays are taken, or who are called.
 _LIBRARIES = ("numpy", "ml_dtypes", "torch", "jax", "cupy", "mpi4py")
+
+
+def _installed(folder: str) -> str:
+    # Beside the module, which need not be where these sources are.
+    path = Path(_core.__file__).parent / folder
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is not there: this normcore was built without its C++ library beside it, "
+            "as `pip install` builds it"
+        )
+    return str(path)
+
+
+def get_include() -> str:
+    """The folder of the C and C++ headers: `-I` to a compiler, as with `numpy.get_include`.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> Path(get_include(), "normcore", "c_api.h").exists()
+    True
+    """
+    return _installed("include")
+
+
+def get_cmake_dir() -> str:
+    """The folder in which CMake's ``find_package(normcore)`` finds the library of this package.
+
+    Give it as ``-Dnormcore_DIR=...``. Programs that are linked with this library share its threads
+    and settings with Python. The C++ interface wants a compiler whose C++ runtime is that of the
+    library, such as any GCC; the C interface any compiler.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> Path(get_cmake_dir(), "normcore-config.cmake").exists()
+    True
+    """
+    return _installed("lib/cmake/normcore")
 
 
 def version_of(package: str) -> str | None:
@@ -65,7 +107,7 @@ def show_config() -> None:
         "platform": known["platform"],
         "compiler": known["compiler"],
         "isa": f"{known['isa']} (available: {', '.join(known['available_isas'])})",
-        "threads": f"{known['threads']} ({'OpenMP' if known['openmp'] else 'no OpenMP'})",
+        "threads": f"{known['threads']} ({'of OpenMP' if known['openmp'] else 'our own'})",
         "cuda": there if known["cuda"]["built"] else "not built",
         "methods": ", ".join(known["methods"]),
     }

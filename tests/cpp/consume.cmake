@@ -37,7 +37,7 @@ endif()
 set(options -G ${GENERATOR} -DCMAKE_C_COMPILER=${CC} -DCMAKE_CXX_COMPILER=${CXX}
   -DCMAKE_BUILD_TYPE=${CONFIG})
 if(WAY STREQUAL find_package)
-  list(APPEND options -DCMAKE_PREFIX_PATH=${prefix} -DOPENMP=${OPENMP}
+  list(APPEND options -DCMAKE_PREFIX_PATH=${prefix}
     "-DCMAKE_C_FLAGS=${C_FLAGS}${SANITIZERS}" "-DCMAKE_CXX_FLAGS=${CXX_FLAGS}${SANITIZERS}")
 else()
   # The portable kernels: one source to compile instead of one per instruction set.

@@ -1,5 +1,6 @@
 # The shared library exports its interface and nothing else: C functions by their prefix, and C++
-# functions and types of the namespace normcore itself, not those of its insides.
+# functions and types of the namespace normcore: those of the public headers, and the few that the
+# Python module needs of the insides.
 execute_process(COMMAND ${NM} -D --defined-only --demangle ${LIBRARY}
   OUTPUT_VARIABLE listing RESULT_VARIABLE failed)
 if(failed)
@@ -12,7 +13,7 @@ set(found)
 foreach(line IN LISTS lines)
   string(REGEX REPLACE "^[0-9a-f]* *[A-Za-z] " "" symbol "${line}")
   if(symbol MATCHES "^normcore_[a-z0-9_]+$"
-      OR symbol MATCHES "^normcore::(cuda::)?[a-z0-9_]+(\\[abi:cxx11\\])?\\("
+      OR symbol MATCHES "^normcore::(cpu::|cuda::)?[a-z0-9_]+(\\[abi:cxx11\\])?\\("
       OR symbol MATCHES "^(typeinfo|typeinfo name|vtable) for normcore::[A-Za-z_]+$")
     list(APPEND found "${symbol}")
   else()

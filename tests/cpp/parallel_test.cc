@@ -5,10 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "cpu/crew.h"
 #include "cpu/dispatch.h"
 #include "normcore/context.h"
 #ifdef _OPENMP
@@ -37,20 +41,70 @@ TEST(ParallelFor, RunsEveryTaskExactlyOnce) {
   }
 }
 
+// How many threads take part: each waits in its task for the others.
+int team_of(int threads) {
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  std::atomic<int> count{0};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  parallel_for(threads, threads, true, [&](Index) {
+    {
+      const std::lock_guard lock(mutex);
+      seen.insert(std::this_thread::get_id());
+      count = int(seen.size());
+    }
+    while (count < threads && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+    }
+  });
+  return count;
+}
+
 TEST(ParallelFor, UsesTheThreadsThatItIsGiven) {
-  if (!has_openmp()) GTEST_SKIP() << "built without OpenMP";
+  for (const int threads : {2, 3}) EXPECT_EQ(team_of(threads), threads);
+}
+
+TEST(ParallelFor, FindsTheRuntimeThatIsInTheProcess) {
 #ifdef _OPENMP
-  for (const int threads : {2, 3}) {
-    std::atomic<int> most{0};
-    parallel_for(1000, threads, true, [&](Index) {
-      int seen = most;
-      while (seen < omp_get_num_threads() &&
-             !most.compare_exchange_weak(seen, omp_get_num_threads())) {
+  EXPECT_TRUE(has_openmp());
+  // In a thread of its own, for which it is set.
+  std::thread([] {
+    omp_set_num_threads(3);
+    EXPECT_EQ(get_num_threads(), 3);
+    std::atomic<int> team{0};
+    parallel_for(100, 3, false, [&](Index) { team = omp_get_num_threads(); });
+    EXPECT_EQ(team, 3);
+  }).join();
+#else
+  GTEST_SKIP() << "this compiler has none";
+#endif
+}
+
+// ---- threads of our own
+
+TEST(Crew, ManyCallersShareIt) {
+  Crew& crew = Crew::of_process();
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (int caller = 0; caller < 5; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 500; ++round) {
+        struct Job {
+          std::atomic<int> own{0}, others{0};
+        } job;
+        crew.run(
+            3,
+            [](void* data, int index) {
+              Job& j = *static_cast<Job*>(data);
+              ++(index == 0 ? j.own : j.others);
+            },
+            &job);
+        if (job.own != 1 || job.others > 3) ++wrong;
       }
     });
-    EXPECT_EQ(most, threads);
   }
-#endif
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
 }
 
 TEST(ParallelFor, AnErrorReachesTheCallerAndTheNextCallWorks) {
@@ -118,23 +172,18 @@ TEST(Fork, AChildRunsAfterTheParentHasStartedThreads) {
   EXPECT_EQ(run_tasks(), 0) << "in the parent, afterwards";
 }
 
-#ifdef _OPENMP
-// The largest team of a region, which is that of every task.
-int team_of_tasks() {
-  std::atomic<int> team{0};
-  parallel_for(100, threads_for(kHuge, 3), true, [&](Index) { team = omp_get_num_threads(); });
-  return team;
-}
+int team_of_three() { return team_of(3); }
 
 TEST(Fork, AChildHasThreadsOfItsOwn) {
   ASSERT_EQ(run_tasks(), 0);
-  EXPECT_EQ(in_child(team_of_tasks), 3);
-  EXPECT_EQ(in_child([] { return in_child(team_of_tasks); }), 3) << "a grandchild";
-  EXPECT_EQ(in_child([] { return team_of_tasks() == 3 ? in_child(team_of_tasks) : -3; }), 3)
+  EXPECT_EQ(in_child(team_of_three), 3);
+  EXPECT_EQ(in_child([] { return in_child(team_of_three); }), 3) << "a grandchild";
+  EXPECT_EQ(in_child([] { return team_of(3) == 3 ? in_child(team_of_three) : -3; }), 3)
       << "a grandchild whose parent has used its own";
-  EXPECT_EQ(team_of_tasks(), 3);
+  EXPECT_EQ(team_of(3), 3);
 }
 
+#ifdef _OPENMP
 TEST(Fork, AnotherUserOfTheRuntimeHasStartedItsThreads) {
   // In a thread of its own, so that the library has run nothing in parallel in it.
   std::thread([] {
@@ -145,6 +194,7 @@ TEST(Fork, AnotherUserOfTheRuntimeHasStartedItsThreads) {
     EXPECT_EQ(in_child(run_tasks), 0) << "-2: the child hung";
   }).join();
 }
+#endif
 
 TEST(Fork, ErrorsReachTheCallerInAChild) {
   ASSERT_EQ(run_tasks(), 0);
@@ -160,7 +210,6 @@ TEST(Fork, ErrorsReachTheCallerInAChild) {
             }),
             0);
 }
-#endif
 
 TEST(Fork, TheLibrarysOwnLoopsRunInAChild) {
   std::vector<char> from(8 << 20, 'x'), to(from.size());

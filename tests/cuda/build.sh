@@ -84,7 +84,7 @@ build_from_prebuilt() { # build_from_prebuilt SITE FOLDER ARCHITECTURE
     shift 2
     exec "${CXX:-g++}" "$@" -c "$source" -o "$folder/$(basename "$source").o"' _ {} "$2" \
     "${flags[@]}" || return
-  "${CXX:-g++}" -shared -fopenmp -Wl,--version-script=cpp/python/module.map "$2"/*.o \
+  "${CXX:-g++}" -shared -Wl,--version-script=cpp/python/module.map "$2"/*.o \
     "$2/libnormcore.a" "$prebuilt/libcudart_static.a" -lpthread -ldl -lrt -o "$2/_core$suffix" ||
     return
   install_package "$1" "$2/_core$suffix"

@@ -56,8 +56,9 @@ struct Context {
 // More than any machine has cores, and few enough to be started.
 inline constexpr int kMostThreads = 1024;
 
-// Threads of calls that do not say: what was set here, else what OpenMP offers, but at most
-// kMostThreads. A call takes fewer where the system does not let it start so many.
+// Threads of calls that do not say: what was set here, else what OpenMP's runtime offers, else
+// OMP_NUM_THREADS, else the cores of the process; at most kMostThreads. A call takes fewer where
+// the system does not let it start so many.
 NORMCORE_API int get_num_threads();
 NORMCORE_API void set_num_threads(int n);  // throws but for 1 to kMostThreads
 
@@ -68,6 +69,8 @@ NORMCORE_API std::string get_isa();
 NORMCORE_API void set_isa(const std::string& name);
 NORMCORE_API std::vector<std::string> available_isas();
 
+// Whether something has brought an OpenMP runtime into the process: large calls then run in its
+// threads, and in some of our own where there is none.
 NORMCORE_API bool has_openmp();
 NORMCORE_API const char* compiler();
 

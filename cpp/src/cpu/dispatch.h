@@ -7,12 +7,12 @@
 namespace normcore::cpu {
 
 // What the calling thread computes with: the table of the call that it takes part in.
-const KernelTable& kernels();
+NORMCORE_API const KernelTable& kernels();
 // What set_isa said last, which may change at any time: calls take it when they begin.
 const KernelTable& chosen_kernels();
 
 // All threads copy: the yardstick of the benchmarks.
-void parallel_copy(const void* src, void* dst, Index bytes, bool stream);
+NORMCORE_API void parallel_copy(const void* src, void* dst, Index bytes, bool stream);
 
 template <class C>
 const KernelSet<C>& kernel_set(const KernelTable& table, DType dtype) {

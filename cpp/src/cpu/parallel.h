@@ -1,5 +1,5 @@
-// Threads: OpenMP where the build has it. Work comes as a fixed number of tasks that does not
-// depend on the number of threads, so neither do the results.
+// Threads: of the process's OpenMP runtime, or our own (openmp.h, crew.h). Work comes as a fixed
+// number of tasks that does not depend on the number of threads, so neither do the results.
 #pragma once
 
 #include <memory>

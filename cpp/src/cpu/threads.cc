@@ -1,25 +1,26 @@
 // The threads of a call: how many, how they are had where some are missing, and what they do.
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <new>
 #include <string>
-#include <system_error>
 #include <thread>
 
+#include "cpu/crew.h"
+#include "cpu/openmp.h"
 #include "cpu/parallel.h"
 #include "normcore/context.h"
 #include "normcore/errors.h"
 #include "plan/tuning.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
 #endif
 
 namespace normcore {
@@ -28,44 +29,29 @@ namespace {
 
 std::atomic<int> thread_setting{0};
 
-#ifdef _OPENMP
-
-// The tasks of a call, shared by a team.
+// The tasks of a call, shared by a team. Threads take pieces: runs of neighbouring tasks, so that a
+// thread finds its next task where prefetching went.
 class Region {
  public:
   Region(RunningCall& call, const Tasks& tasks, bool sticky)
       : call_(call), tasks_(tasks), sticky_(sticky) {}
 
-  void run(int team) noexcept {
-    // Runs of neighbouring tasks, so that a thread finds its next task where prefetching went.
+  void run(int team, const OpenMP* omp) noexcept {
     const Index even = (tasks_.count + team - 1) / team;
-    const Index run = sticky_ ? even : even / 8 > 1 ? even / 8 : 1;
-#pragma omp parallel num_threads(team)
-    {
-      const RunningCall::Helper helper(call_);
-      if (sticky_) {
-#pragma omp for schedule(static, run)
-        for (Index task = 0; task < tasks_.count; ++task) guarded(task);
-      } else {
-        // Also in threads that get no task this time: a later call must find it. Who lacks memory
-        // and gets a task will tell.
-        try {
-          Workspace::local().warm();
-        } catch (const std::bad_alloc&) {
-        }
-#pragma omp for schedule(dynamic, run)
-        for (Index task = 0; task < tasks_.count; ++task) guarded(task);
-      }
-    }
+    piece_ = sticky_ ? even : std::max<Index>(even / 8, 1);
+    pieces_ = (tasks_.count + piece_ - 1) / piece_;
+    if (!omp) return Crew::of_process().run(team - 1, work, this);
+    struct Both {
+      Region* region;
+      const OpenMP* omp;
+    } both{this, omp};
+    omp->parallel(
+        [](void* data) {
+          const Both& b = *static_cast<Both*>(data);
+          work(b.region, b.omp->thread_num());
+        },
+        &both, static_cast<unsigned>(team), 0);
   }
-
-  // The first error is the call's.
-  void fail(std::exception_ptr error) noexcept {
-    const std::lock_guard lock(mutex_);
-    if (!error_) error_ = std::move(error);
-    call_.stop();
-  }
-  RunningCall& call() { return call_; }
 
   void finish() {
     if (!error_) return;
@@ -74,6 +60,39 @@ class Region {
   }
 
  private:
+  // What each thread of the team does, all with an index of their own.
+  static void work(void* region, int index) noexcept {
+    Region& r = *static_cast<Region*>(region);
+    const RunningCall::Helper helper(r.call_);
+    // Also where no task comes this time: a later call must find it. Who lacks memory and gets a
+    // task will tell.
+    try {
+      Workspace::local().warm();
+    } catch (const std::bad_alloc&) {
+    }
+    for (Index piece; (piece = r.next_piece(index)) >= 0;) {
+      const Index end = std::min((piece + 1) * r.piece_, r.tasks_.count);
+      for (Index task = piece * r.piece_; task < end; ++task) r.guarded(task);
+    }
+  }
+
+  // -1: all are taken. A sticky thread has the piece of its index, and of the others those that
+  // their threads have not come for.
+  Index next_piece(int index) {
+    if (!sticky_) {
+      const Index piece = next_.fetch_add(1, std::memory_order_relaxed);
+      return piece < pieces_ ? piece : -1;
+    }
+    for (Index i = 0; i < pieces_; ++i) {
+      const Index piece = (index + i) % pieces_;
+      const std::uint64_t bit = std::uint64_t(1) << (piece % 64);
+      std::atomic<std::uint64_t>& taken = taken_[static_cast<std::size_t>(piece / 64)];
+      if (taken.load(std::memory_order_relaxed) & bit) continue;
+      if (!(taken.fetch_or(bit, std::memory_order_relaxed) & bit)) return piece;
+    }
+    return -1;
+  }
+
   void guarded(Index task) noexcept {
     if (call_.stopped()) return;
     try {
@@ -84,9 +103,19 @@ class Region {
     }
   }
 
+  // The first error is the call's.
+  void fail(std::exception_ptr error) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::move(error);
+    call_.stop();
+  }
+
   RunningCall& call_;
   const Tasks& tasks_;
   const bool sticky_;
+  Index piece_ = 0, pieces_ = 0;  // tasks of a piece; how many pieces
+  std::atomic<Index> next_{0};
+  std::array<std::atomic<std::uint64_t>, kMostThreads / 64> taken_{};
   std::mutex mutex_;
   std::exception_ptr error_;
 };
@@ -137,74 +166,27 @@ int startable(int team) {
 }
 
 // In a forked child OpenMP's runtime waits for ever for the threads that the forking thread had, be
-// it for normcore or for another user of the same runtime. A new thread has none to wait for.
-class Deputy {
- public:
-  // Of the thread that was forked, if this is it.
-  static Deputy* needed() { return forked_ ? of_process() : nullptr; }
+// it for normcore or for another user of the same runtime.
+thread_local bool forked = false;  // the thread is the one that was
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-  // Throws std::system_error where no thread can be started.
-  void run(Region& region, int team) {
-    std::unique_lock lock(mutex_);
-    if (!started_) {
-      std::thread([this] { serve(); }).detach();
-      started_ = true;
-    }
-    region_ = &region;
-    team_ = team;
-    changed_.notify_all();
-    while (region_) {
-      changed_.wait_for(lock, std::chrono::milliseconds(100));
-      if (!region_) break;
-      lock.unlock();
-      try {
-        region.call().ask();
-      } catch (...) {
-        region.fail(std::current_exception());
-      }
-      lock.lock();
-    }
-  }
-
- private:
-  void serve() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return region_ != nullptr; });
-      Region& region = *region_;
-      const int team = team_;
-      lock.unlock();
-      region.run(startable(team));
-      lock.lock();
-      region_ = nullptr;
-      changed_.notify_all();
-    }
-  }
-
-  static void after_fork() {
-    forked_ = true;
-    // What the parent had stays as it was: its thread is not here.
-    of_process_ = nullptr;
-  }
-  // Never deleted: its thread outlives everything.
-  static Deputy* of_process() {
-    if (!of_process_) of_process_ = new Deputy;
-    return of_process_;
-  }
-
-  static inline thread_local bool forked_ = false;
-  static inline Deputy* of_process_ = nullptr;  // one thread at most has need of it
-  static inline const int registered_ = pthread_atfork(nullptr, nullptr, after_fork);
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  Region* region_ = nullptr;
-  int team_ = 1;
-  bool started_ = false;
-};
-
+#else
+int startable(int team) { return team; }
+constexpr bool forked = false;
 #endif
+
+// Of processes without an OpenMP runtime: as these would have it.
+int own_threads() {
+  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+    const long n = std::strtol(text, nullptr, 10);  // the first of a list
+    if (n > 0) return static_cast<int>(std::min<long>(n, kMostThreads));
+  }
+#if defined(__linux__)
+  cpu_set_t cores;  // that this process may use
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
 #endif
+  return static_cast<int>(std::thread::hardware_concurrency());  // 0: not known
+}
 
 void run_alone(const Tasks& tasks) {
   for (Index task = 0; task < tasks.count; ++task) {
@@ -215,33 +197,18 @@ void run_alone(const Tasks& tasks) {
 
 }  // namespace
 
-void run_in_team(const Tasks& tasks, [[maybe_unused]] int threads, [[maybe_unused]] bool sticky) {
+void run_in_team(const Tasks& tasks, int threads, bool sticky) {
   RunningCall* call = RunningCall::current();
   if (!call) {
     const RunningCall own{Context{}};
     return run_in_team(tasks, threads, sticky);
   }
   call->ask();  // in the team the calling thread may come too late for any task
-#ifdef _OPENMP
+  const int team = startable(static_cast<int>(std::min<Index>(threads, tasks.count)));
+  if (team <= 1) return run_alone(tasks);
   Region region(*call, tasks, sticky);
-  int team = static_cast<int>(std::min<Index>(threads, tasks.count));
-#if defined(__unix__) || defined(__APPLE__)
-  if (Deputy* deputy = Deputy::needed()) {
-    try {
-      deputy->run(region, team);
-    } catch (const std::system_error&) {
-      return run_alone(tasks);
-    }
-    return region.finish();
-  }
-  team = startable(team);
-#endif
-  if (team > 1) {
-    region.run(team);
-    return region.finish();
-  }
-#endif
-  run_alone(tasks);
+  region.run(team, forked ? nullptr : OpenMP::find());
+  region.finish();
 }
 
 int threads_for(Index bytes, int wanted) {
@@ -254,11 +221,9 @@ int threads_for(Index bytes, int wanted) {
 int get_num_threads() {
   const int set = cpu::thread_setting.load(std::memory_order_relaxed);
   if (set > 0) return set;
-#ifdef _OPENMP
-  return std::clamp(omp_get_max_threads(), 1, kMostThreads);
-#else
-  return 1;
-#endif
+  if (const auto* omp = cpu::OpenMP::find()) return std::clamp(omp->max_threads(), 1, kMostThreads);
+  static const int own = std::clamp(cpu::own_threads(), 1, kMostThreads);
+  return own;
 }
 
 void set_num_threads(int n) {
@@ -269,12 +234,6 @@ void set_num_threads(int n) {
   cpu::thread_setting = n;
 }
 
-bool has_openmp() {
-#ifdef _OPENMP
-  return true;
-#else
-  return false;
-#endif
-}
+bool has_openmp() { return cpu::OpenMP::find() != nullptr; }
 
 }  // namespace normcore

@@ -21,11 +21,11 @@ struct ViewName {
 };
 
 // Says what is wrong with a view that is not sound.
-[[noreturn]] void refuse_view(ViewName name, const ConstTensor& t);
+[[noreturn]] NORMCORE_API void refuse_view(ViewName name, const ConstTensor& t);
 // Of what cannot even become a view.
-[[noreturn]] void refuse_ndim(ViewName name, Index ndim);
-[[noreturn]] void refuse_shape(ViewName name);
-[[noreturn]] void refuse_alignment(ViewName name, DType dtype);
+[[noreturn]] NORMCORE_API void refuse_ndim(ViewName name, Index ndim);
+[[noreturn]] NORMCORE_API void refuse_shape(ViewName name);
+[[noreturn]] NORMCORE_API void refuse_alignment(ViewName name, DType dtype);
 
 inline bool aligned(const void* data, DType dtype) {
   return (reinterpret_cast<std::uintptr_t>(data) & (size_of(dtype) - 1)) == 0;
