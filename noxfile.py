@@ -28,7 +28,10 @@ BUILDS_ALL = "^Consumer.add_subdirectory$"
 # More packages for the tests, such as "torch==2.13.0 jax"; tests that want one skip without it.
 TEST_PACKAGES = shlex.split(os.environ.get("NORMCORE_TEST_PACKAGES", ""))
 
-SANITIZED = ("-DCMAKE_BUILD_TYPE=Debug", "-DNORMCORE_SANITIZE=ON")
+SANITIZED = ["-DCMAKE_BUILD_TYPE=Debug", "-DNORMCORE_SANITIZE=ON"]
+if IN_CI:
+    # With both sanitizers each level of kernels takes 8 minutes to compile and as many to test.
+    SANITIZED.append("-DNORMCORE_X86_LEVELS=v3")
 UBSAN = "halt_on_error=1:print_stacktrace=1"
 # Python tests of what may go wrong at an edge of memory, and are quick without optimization.
 SANITIZED_TESTS = ("errors", "interop", "divisive", "local", "masks", "row_family", "spectral")

@@ -18,7 +18,17 @@ extern const ProbeTable kTable;
 namespace v4 {
 extern const ProbeTable kTable;
 }
-constexpr const ProbeTable* kTables[] = {&v2::kTable, &v3::kTable, &v4::kTable};
+constexpr const ProbeTable* kTables[] = {
+#if defined(NORMCORE_X86_V2)
+    &v2::kTable,
+#endif
+#if defined(NORMCORE_X86_V3)
+    &v3::kTable,
+#endif
+#if defined(NORMCORE_X86_V4)
+    &v4::kTable,
+#endif
+};
 #elif defined(NORMCORE_NEON_KERNELS)
 namespace neon {
 extern const ProbeTable kTable;

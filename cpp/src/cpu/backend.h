@@ -122,9 +122,7 @@ class Backend {
   }
 
   // Whether a range is applied in the loop that reduces another.
-  bool overlaps() const {
-    return rows() && plan_.access[kX].direct && plan_.access[kY].direct;
-  }
+  bool overlaps() const { return rows() && plan_.access[kX].direct && plan_.access[kY].direct; }
   // apply of a range and reduce of one of the same shape.
   void apply_and_reduce(const Range& range, const Table& table, Affine<C> f,
                         ElementParameter<C> weight, ElementParameter<C> bias, const void* x,
@@ -484,8 +482,8 @@ class Backend {
   }
 
   // Measured: what no core's own cache holds gains up to a third, above all past the shared one,
-  // and so do long rows and columns with elementwise parameters. Planes in cache lose a tenth, and so
-  // do runs that are so long that prefetchers follow them by themselves.
+  // and so do long rows and columns with elementwise parameters. Planes in cache lose a tenth, and
+  // so do runs that are so long that prefetchers follow them by themselves.
   bool asks_ahead() const {
     const bool far = plan_.bytes > tuning::kStickyBytes;
     if (plan_.affinity == Affinity::element) return !rows() || plan_.count >= 256 || far;

@@ -48,20 +48,29 @@ bool has_f16c() {
 }
 #endif
 
-// Best first. Empty below x86-64-v2.
+// Best first. Empty on a CPU below all that were built.
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
 #if defined(NORMCORE_X86_KERNELS)
   __builtin_cpu_init();
-  const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-  const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && has_f16c();
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
+  [[maybe_unused]] const bool v2 =
+      __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+  [[maybe_unused]] const bool v3 = v2 && __builtin_cpu_supports("avx2") &&
+                                   __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                                   __builtin_cpu_supports("bmi2") && has_f16c();
+  [[maybe_unused]] const bool v4 =
+      v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl");
+#if defined(NORMCORE_X86_V4)
   if (v4) tables.push_back(&v4::kTable);
+#endif
+#if defined(NORMCORE_X86_V3)
   if (v3) tables.push_back(&v3::kTable);
+#endif
+#if defined(NORMCORE_X86_V2)
   if (v2) tables.push_back(&v2::kTable);
+#endif
 #elif defined(NORMCORE_NEON_KERNELS)
   tables.push_back(&neon::kTable);
 #else
@@ -92,7 +101,10 @@ const KernelTable* choose(const std::string& name, const char* where) {
 
 const KernelTable* initial_table() {
   const auto tables = supported_tables();
-  if (tables.empty()) throw value_error("this CPU lacks x86-64-v2 (SSE4.2), which normcore needs");
+  if (tables.empty()) {
+    throw value_error("this CPU lacks " + std::string(NORMCORE_LEAST_ISA) +
+                      ", which normcore needs");
+  }
   const char* forced = std::getenv("NORMCORE_ISA");
   return forced && *forced ? choose(forced, "NORMCORE_ISA") : tables.front();
 }

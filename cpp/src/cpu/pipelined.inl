@@ -15,8 +15,8 @@ void affine_moments(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
                     double* m2) {
   using C = Compute<T>;
   constexpr Index N = kLanes<C>;
-  // Several short rows at a time are overlapped by the processor itself, and what goes through a room
-  // to memory has its own loop. The stores ask for what will be reduced after this.
+  // Several short rows at a time are overlapped by the processor itself, and what goes through a
+  // room to memory has its own loop. The stores ask for what will be reduced after this.
   if (cols <= 4 * N || (y.stream && !streams<T>(y, cols))) {
     if (next.ahead != 0) {
       x.ahead = static_cast<const T*>(next.data) - static_cast<const T*>(x.data) + next.ahead;

@@ -40,8 +40,8 @@ inline constexpr Index kFewestWideSamples = 4;
 inline constexpr Index kColumnsPerWideSample = 6;
 // Bytes of one column tile of kColChunk rows.
 inline constexpr Index kColTileBytes = Index(1) << 18;
-// And of one that is swept once, where there are threads enough for its rows: no cache holds it, and
-// long runs of memory count, each thread in pages of its own.
+// And of one that is swept once, where there are threads enough for its rows: no cache holds it,
+// and long runs of memory count, each thread in pages of its own.
 inline constexpr Index kSweptTileBytes = Index(1) << 21;
 // Bytes of one tile of short rows.
 inline constexpr Index kRowTileBytes = Index(1) << 14;
