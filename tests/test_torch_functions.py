@@ -18,14 +18,6 @@ import normcore.torch as nt  # noqa: E402
 # torch's own rules of forward mode are scripted, of which it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 cases = pytest.mark.parametrize("case", CASES, ids=str)
-SYSTEM = {
-    "available_isas",
-    "get_isa",
-    "get_num_threads",
-    "set_isa",
-    "set_num_threads",
-    "show_config",
-}
 
 
 def tensors_of(values):
@@ -270,7 +262,7 @@ def test_names_and_arguments_are_those_of_arrays():
     """Every function of normcore that is no gradient, without what torch has no use for."""
     left_out = {"out", "return_stats"}
     for name, function in inspect.getmembers(nc, inspect.isfunction):
-        if name.startswith("_") or name.endswith("_backward") or name in SYSTEM:
+        if name.startswith("_") or name.endswith("_backward") or name in nc.config.__all__:
             continue
         ours = inspect.signature(getattr(nt, name)).parameters
         theirs = {
