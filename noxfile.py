@@ -38,12 +38,6 @@ SANITIZED_TESTS = ("errors", "interop", "divisive", "local", "masks", "row_famil
 # Python tests of what differs between instruction sets: values and conversions.
 EMULATED_TESTS = ("methods", "row_family", "conversions", "ranges")
 
-# What the site is built with, where Python is new enough for it; else what the extra `docs` allows.
-SITE_TOOLS = [
-    f'{pinned}; python_version >= "3.11"'
-    for pinned in ("furo==2025.12.19", "myst-parser==5.2.0", "numpydoc==1.11.0", "sphinx==9.0.4")
-]
-
 os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
 
 
@@ -589,7 +583,8 @@ def reference(session: nox.Session) -> None:
 @nox.session
 def site(session: nox.Session) -> None:
     """The site, into build/site: warnings are errors, links are checked; --external: all links."""
-    install(session, "docs", *SITE_TOOLS, *TEST_PACKAGES)
+    install_tools(session, "site")
+    install(session, "docs", *TEST_PACKAGES)
     folder, cache = ROOT / "build/site", ROOT / "build/site-pages"
     for old in (folder, cache, ROOT / "docs/api/generated"):  # a page that is kept warns no more
         shutil.rmtree(old, ignore_errors=True)

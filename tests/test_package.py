@@ -30,6 +30,19 @@ def run(*command, **options):
     return result.stdout
 
 
+@pytest.fixture
+def library():
+    """What a program that knows nothing of CMake is linked with."""
+    if alone or sys.platform != "linux":
+        pytest.skip("needs the library beside the module, and Linux")
+    (file,) = PACKAGE.glob("lib/libnormcore.so.*")
+    return file
+
+
+def tool(name):
+    return shutil.which(name) or pytest.skip(f"needs {name}")
+
+
 def test_folders_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setattr(nc._core, "__file__", str(tmp_path / "_core.so"))
     for function in (nc.get_include, nc.get_cmake_dir):
@@ -47,9 +60,7 @@ def test_the_library_is_there_once():
 
 @needs_library
 def test_a_project_is_built_with_the_installed_package(tmp_path):
-    cmake, compiler = shutil.which("cmake"), shutil.which(os.environ.get("CXX", "c++"))
-    if not (cmake and compiler and shutil.which("cc")):
-        pytest.skip("needs CMake and compilers")
+    cmake, *_ = (tool(name) for name in ("cmake", os.environ.get("CXX", "c++"), "cc"))
     build = tmp_path / "build"
     run(cmake, "-S", CONSUMER, "-B", build, f"-Dnormcore_DIR={nc.get_cmake_dir()}")
     run(cmake, "--build", build)
@@ -57,36 +68,21 @@ def test_a_project_is_built_with_the_installed_package(tmp_path):
         run(build / program)
 
 
-@needs_library
-def test_a_c_program_is_built_without_cmake(tmp_path):
-    compiler = shutil.which("cc")
-    if not compiler or sys.platform != "linux":
-        pytest.skip("needs a C compiler, and Linux")
-    (library,) = PACKAGE.glob("lib/libnormcore.so.*")
+def test_a_c_program_is_built_without_cmake(library, tmp_path):
     program = tmp_path / "program"
     options = ["-I", nc.get_include(), "-o", program, library, f"-Wl,-rpath,{library.parent}"]
-    run(compiler, CONSUMER / "main.c", *options, "-lm")
+    run(tool("cc"), CONSUMER / "main.c", *options, "-lm")
     run(program)
 
 
-@needs_library
-def test_rust_calls_it(tmp_path):
-    rustc = shutil.which("rustc")
-    if not rustc or sys.platform != "linux":
-        pytest.skip("needs rustc, and Linux")
-    (library,) = PACKAGE.glob("lib/libnormcore.so.*")
+def test_rust_calls_it(library, tmp_path):
     program = tmp_path / "program"
     options = [f"-Clink-arg={library}", f"-Clink-arg=-Wl,-rpath,{library.parent}", "-o", program]
-    run(rustc, "--edition=2021", "-Dwarnings", BINDINGS / "layer_norm.rs", *options)
+    run(tool("rustc"), "--edition=2021", "-Dwarnings", BINDINGS / "layer_norm.rs", *options)
     run(program)
 
 
-@needs_library
-def test_go_calls_it(tmp_path):
-    go = shutil.which("go")
-    if not go or sys.platform != "linux":
-        pytest.skip("needs go, and Linux")
-    (library,) = PACKAGE.glob("lib/libnormcore.so.*")
+def test_go_calls_it(library, tmp_path):
     environment = {
         **os.environ,
         "CGO_ENABLED": "1",
@@ -97,7 +93,7 @@ def test_go_calls_it(tmp_path):
         "GOFLAGS": "-mod=mod",
         "GOPROXY": "off",
     }
-    run(go, "run", BINDINGS / "layer_norm.go", env=environment)
+    run(tool("go"), "run", BINDINGS / "layer_norm.go", env=environment)
 
 
 # ---- threads

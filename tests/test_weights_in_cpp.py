@@ -91,6 +91,14 @@ def test_weights_of_an_onnx_file(programs, rng, x, tmp_path, raw):
     want = nc.batch_norm(x, values["scale"], values["B"], **buffers, eps=float(np.float32(0.01)))
     np.testing.assert_array_equal(got, want)
 
+    # Fewer variances than channels, of which the program must not read more.
+    graph.initializer[3].CopyFrom(
+        onnx.helper.make_tensor("var", onnx.TensorProto.FLOAT, [3], [1.0, 1.0, 1.0])
+    )
+    file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    done = run(programs / "from_onnx", file, x=x)
+    assert done.returncode == 1 and b"running_var has shape (3,)" in done.stderr
+
     # Cut anywhere it is an error.
     for size in range(1, len(model) // 2, 37):
         file.write_bytes(model[:size])

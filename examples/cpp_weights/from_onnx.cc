@@ -16,17 +16,21 @@ int main(int argc, char** argv) try {
   const example::OnnxNode& node = model.node("BatchNormalization");
   std::vector<std::vector<float>> values;
   for (int input = 1; input < 5; ++input) values.push_back(model.weights(node.inputs.at(input)));
+  // Each by its own length: ones that do not fit are refused.
+  const auto view = [](const std::vector<float>& v) {
+    return normcore::ConstTensor(v.data(), {std::ssize(v)});
+  };
   const std::ptrdiff_t n = std::ssize(values[0]);
 
   normcore::BatchNormOptions options;
-  options.running_mean = {values[2].data(), {n}};
-  options.running_var = {values[3].data(), {n}};
+  options.running_mean = view(values[2]);
+  options.running_var = view(values[3]);
   options.eps = node.number("epsilon", 1e-5f);
   std::vector<float> row(values[0].size());
   char* bytes = reinterpret_cast<char*>(row.data());
   const auto size = static_cast<std::streamsize>(row.size() * sizeof(float));
   while (std::cin.read(bytes, size)) {
-    normcore::batch_norm({row.data(), {1, n}}, {values[0].data(), {n}}, {values[1].data(), {n}},
+    normcore::batch_norm({row.data(), {1, n}}, view(values[0]), view(values[1]),
                          {row.data(), {1, n}}, options);
     std::cout.write(bytes, size);
   }

@@ -133,8 +133,8 @@ class Backend {
     auto kernel = set_.affine_moments[bool(weight)][raw];
     for_tiles(next, /*reverse=*/false, [&](const TileRange& n) {
       const TileRange t{range.o0 + (n.o - next.o0), range.k0 + (n.k0 - next.k0), n.kn, n.s0, n.sn};
-      const In xt = tiles_.in(kX, x, t, nullptr);
-      const In nt = with_prefetch(kX, tiles_.in(kX, x, n, nullptr));
+      const In xt = tiles_.in(kX, x, t, nullptr),
+               nt = with_prefetch(kX, tiles_.in(kX, x, n, nullptr));
       const Out yt = tiles_.out(kY, y, t, nullptr);
       const Index i = table.at(t);
       reduce_tile(next, n, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {

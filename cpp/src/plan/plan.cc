@@ -236,11 +236,10 @@ void plan_work(const PlanRequest& r, Plan* p) {
       p->unit_cells = std::max(p->unit_cells, p->tile_cells);
     }
   } else {
-    p->tile_cells = at_most(p->block_cells, tuning::kColTileBytes, p->chunk * column_bytes);
     const Index pieces = ceil_div(p->outer, p->piece_outer) * p->space_pieces();
-    if (!p->fused && packed == 0 && pieces >= tuning::kManyBlocks) {
-      p->tile_cells = at_most(p->cells, tuning::kSweptTileBytes, p->chunk * column_bytes);
-    }
+    const bool swept = !p->fused && packed == 0 && pieces >= tuning::kManyBlocks;
+    const Index wanted = swept ? tuning::kSweptTileBytes : tuning::kColTileBytes;
+    p->tile_cells = at_most(p->block_cells, wanted, p->chunk * column_bytes);
     if (packed > 0) p->tile_cells = std::min(p->tile_cells, tuning::kPackElements / p->chunk);
     p->unit_cells = p->tile_cells;
   }
