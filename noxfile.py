@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -361,7 +362,7 @@ def fuzz(session: nox.Session) -> None:
     options = parser.parse_args(session.posargs)
     session.log(f"repeat with --seed {options.seed}")
     session.env["UBSAN_OPTIONS"] = UBSAN
-    clang = shutil.which("clang++") or shutil.which("clang++-19")
+    clang = compiler_of_fuzzers(session)
     share = options.seconds / (3 if clang else 2)
     budget = ("--seed", str(options.seed), "--seconds", str(share))
 
@@ -383,10 +384,23 @@ def fuzz(session: nox.Session) -> None:
         limits += ["-max_len=512", "-len_control=0", "-timeout=100", "-artifact_prefix=build/fuzz/"]
         session.run("build/fuzz/tests/fuzz/c_api_fuzz", *limits, external=True)
     else:
-        session.log("no clang++ on PATH: libFuzzer's part is left out")
+        session.log("no clang++ with its libraries on PATH: libFuzzer's part is left out")
 
     install(session, "test", *TEST_PACKAGES)
     session.run("python", "tests/fuzz/python_fuzz.py", *budget)
+
+
+def compiler_of_fuzzers(session: nox.Session) -> str | None:
+    """A clang++ that links fuzzers: Debian and Ubuntu package libFuzzer apart (libclang-rt-dev)."""
+    source = Path(session.create_tmp(), "fuzzer.cc")
+    source.write_text(
+        "#include <sanitizer/asan_interface.h>\n#include <cstdint>\n"
+        'extern "C" int LLVMFuzzerTestOneInput(const uint8_t*, size_t) { return 0; }\n'
+    )
+    options = ["-fsanitize=fuzzer,address,undefined", str(source), "-o", str(source.with_suffix(""))]
+    found = filter(None, map(shutil.which, ("clang++", "clang++-19")))
+    links = (c for c in found if subprocess.run([c, *options], capture_output=True).returncode == 0)
+    return next(links, None)
 
 
 @nox.session

@@ -57,7 +57,8 @@ class Contender:
     estimate: float = 0.0
     calls: int = 0
     faults: int = 0  # page faults of the process during those calls
-    preempted: int = 0  # times that another process took a CPU from one of our threads
+    preempted: int = 0  # times that another thread took a CPU from one of this process
+    crowded: bool = False  # it has more threads than CPUs, which preempt each other
 
     def run_timed(self) -> None:
         """One timing."""
@@ -87,7 +88,7 @@ class Contender:
         the ratio of two contenders that both wait looks like 1.
         """
         timed = [s for s in self.seconds if not math.isnan(s)]
-        rate = self.preempted / (statistics.fmean(timed) * self.calls)
+        rate = 0 if self.crowded else self.preempted / (statistics.fmean(timed) * self.calls)
         return self.median > DISTURBED * min(timed) or rate > PREEMPTED
 
     def ratios(self, other: Contender) -> list[float]:

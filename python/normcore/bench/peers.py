@@ -30,6 +30,7 @@ class Peer(Protocol):
 
     name: str
     version: str
+    crowded: bool  # it runs more threads than it was given, so that they preempt each other
 
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """The call for this workload; may compile."""

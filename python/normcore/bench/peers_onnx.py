@@ -78,6 +78,7 @@ class OnnxRuntime:
     """An InferenceSession; kernel mode binds the output to memory of ours."""
 
     name = "onnxruntime"
+    crowded = False
 
     def __init__(self, threads: int) -> None:
         import onnxruntime
@@ -121,6 +122,7 @@ class OpenVino:
     """A compiled model on the CPU, in the precision of the tensors."""
 
     name = "openvino"
+    crowded = False
 
     def __init__(self, threads: int) -> None:
         import openvino

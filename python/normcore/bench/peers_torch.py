@@ -31,6 +31,7 @@ class TorchEager:
     """torch as called without a compiler."""
 
     name = "torch"
+    crowded = False
     version = torch.__version__
 
     def __init__(self, threads: int) -> None:
@@ -50,6 +51,7 @@ class TorchCompile:
     """The same functions through torch.compile, for exactly these shapes."""
 
     name = "compile"
+    crowded = False
     version = torch.__version__
 
     def __init__(self, threads: int) -> None:

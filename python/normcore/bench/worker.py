@@ -125,7 +125,7 @@ class Bench:
             return None, f"wrong: {wrong}"
         inexact = inexact_gradients(work.case, expected, results)
         note = f"inexact: {', '.join(inexact)}" if inexact else ""
-        return Contender(peer.name, prepared.call), note
+        return Contender(peer.name, prepared.call, crowded=peer.crowded), note
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
