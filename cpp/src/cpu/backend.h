@@ -30,6 +30,7 @@ class Backend {
         tiles_(plan, dtype),
         mask_tiles_(plan, DTypeOf<C>::value),
         layout_(static_cast<int>(plan.layout)),
+        dy_early_(asks_for_dy_early(plan, dtype)),
         threads_(threads_for(plan.bytes, threads)) {}
 
   const Plan& plan() const { return plan_; }
@@ -181,7 +182,7 @@ class Backend {
     for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch_x);
-      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
+      const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy), dy_early_);
       const Index i = table.at(t);
       of.move_to(table, t);
       const Centering<C> at{of(f.center), of(f.unit)};
@@ -374,7 +375,7 @@ class Backend {
     CellValues of(*this, scope);
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
-      const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy));
+      const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy), !dy_early_);
       const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
       of.move_to(table, t);
@@ -489,10 +490,17 @@ class Backend {
     if (plan_.affinity == Affinity::element) return !rows() || plan_.count >= 256 || far;
     return rows() && far && plan_.count * Index(sizeof(C)) <= tuning::kLongRunBytes;
   }
+  // Whether backward asks for the next block's dy while it sums, and only for x while it applies:
+  // memory then always has one stream to fetch. Measured with elementwise parameters: 0.81 to 0.96
+  // of the time where no core's own cache holds the data, but up to 1.1 where 16 bits are converted.
+  static bool asks_for_dy_early(const Plan& plan, DType dtype) {
+    return plan.layout == Layout::rows && plan.affinity == Affinity::element &&
+           plan.bytes > tuning::kStickyBytes && dtype == DTypeOf<C>::value;
+  }
   // While a block in cache is applied, the next one is on its way.
-  In with_prefetch(int operand, In tile) const {
+  In with_prefetch(int operand, In tile, bool wanted = true) const {
     const Access& a = plan_.access[operand];
-    if (!asks_ahead() || !plan_.fused || !a.direct) return tile;
+    if (!wanted || !asks_ahead() || !plan_.fused || !a.direct) return tile;
     const bool whole_rows = plan_.block_cells == plan_.cells;
     tile.ahead = !whole_rows            ? plan_.block_cells * a.cell
                  : plan_.outer_dims > 0 ? plan_.block_outer * a.outer[plan_.outer_dims - 1]
@@ -524,6 +532,7 @@ class Backend {
   const KernelSet<C>& set_;
   TileAccess tiles_, mask_tiles_;
   int layout_;
+  bool dy_early_;
   int threads_;
 };
 

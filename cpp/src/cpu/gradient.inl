@@ -95,6 +95,7 @@ SI void short_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>>
         db[j] = load(to.dbias + j * N, tag);
       });
     }
+    const Rows<T, R> dyr(dy, r), xr(x, r);
     Vec<C> g_acc[R], product_acc[R];
     for (int k = 0; k < R; ++k) {
       const Vec<C> center = splat(f.center[r + k]), unit = splat(f.unit[r + k]);
@@ -103,8 +104,8 @@ SI void short_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>>
       Vec<C> products[4] = {};
       g_acc[k] =
           add_vectors<J, C>(last, [&](int j, Index i, auto tag) __attribute__((always_inline)) {
-            Vec<C> g = load(row<T>(dy, r + k) + i, tag);
-            const Vec<C> d = load(row<T>(x, r + k) + i, tag) - center;
+            Vec<C> g = dyr.load(k, i, tag);
+            const Vec<C> d = xr.load(k, i, tag) - center;
             if constexpr (kParameters) {
               dw[j] = fma<C>(g, fma<C>(a, d, b), dw[j]);
               db[j] += g;
