@@ -31,6 +31,7 @@ class Backend {
         mask_tiles_(plan, DTypeOf<C>::value),
         layout_(static_cast<int>(plan.layout)),
         dy_early_(asks_for_dy_early(plan, dtype)),
+        rows_ahead_(asks_for_rows(plan, dtype)),
         threads_(threads_for(plan.bytes, threads)) {}
 
   const Plan& plan() const { return plan_; }
@@ -65,7 +66,7 @@ class Backend {
     double* column_m2 = by_column(scope);
     auto kernel = raw ? set_.squares[layout_] : set_.moments[layout_];
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(kX, x, t, scratch);
+      const In xt = with_rows_ahead(kX, tiles_.in(kX, x, t, scratch));
       reduce_tile(range, t, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {
         if (!wide()) return kernel(xt, height(t), width(t), to_mean, to_m2);
         kernel(xt, height(t), width(t), column_mean, column_m2);
@@ -181,8 +182,9 @@ class Backend {
     CellValues of(*this, scope);
     for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = tiles_.in(kX, x, t, scratch_x);
-      const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy), dy_early_);
+      const In xt = with_rows_ahead(kX, tiles_.in(kX, x, t, scratch_x));
+      const In dyt = dy_early_ ? with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy))
+                               : with_rows_ahead(kDy, tiles_.in(kDy, dy, t, scratch_dy));
       const Index i = table.at(t);
       of.move_to(table, t);
       const Centering<C> at{of(f.center), of(f.unit)};
@@ -212,7 +214,7 @@ class Backend {
     CellValues of(*this, scope);
     for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
+      const In dyt = with_rows_ahead(kDy, tiles_.in(kDy, dy, t, scratch_dy));
       of.move_to(table, t);
       const C* zero = of(zeros);
       // One stream of memory, and times zero: what the kernel sums beside it is of no use.
@@ -375,7 +377,8 @@ class Backend {
     CellValues of(*this, scope);
     for_tiles(range, plan_.backwards, [&](const TileRange& t) {
       const In xt = with_prefetch(kX, tiles_.in(kX, x, t, scratch_x));
-      const In dyt = with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy), !dy_early_);
+      const In dyt = dy_early_ ? tiles_.in(kDy, dy, t, scratch_dy)
+                               : with_prefetch(kDy, tiles_.in(kDy, dy, t, scratch_dy));
       const Out dxt = tiles_.out(kDx, dx, t, scratch_dx);
       const Index i = table.at(t);
       of.move_to(table, t);
@@ -498,13 +501,25 @@ class Backend {
            plan.bytes > tuning::kStickyBytes && dtype == DTypeOf<C>::value;
   }
   // While a block in cache is applied, the next one is on its way.
-  In with_prefetch(int operand, In tile, bool wanted = true) const {
+  In with_prefetch(int operand, In tile) const {
     const Access& a = plan_.access[operand];
-    if (!wanted || !asks_ahead() || !plan_.fused || !a.direct) return tile;
+    if (!asks_ahead() || !plan_.fused || !a.direct) return tile;
     const bool whole_rows = plan_.block_cells == plan_.cells;
     tile.ahead = !whole_rows            ? plan_.block_cells * a.cell
                  : plan_.outer_dims > 0 ? plan_.block_outer * a.outer[plan_.outer_dims - 1]
                                         : 0;
+    return tile;
+  }
+
+  // Sums of columns take eight rows at a time, which are more streams than prefetchers follow.
+  // Measured: 0.6 to 0.9 of the time past the caches; in the shared one, and where eight rows are
+  // one short run of memory, up to 1.4.
+  static bool asks_for_rows(const Plan& plan, DType dtype) {
+    const Index row_bytes = plan.cells * plan.cell_columns * Index(size_of(dtype));
+    return plan.layout == Layout::columns && plan.stream && row_bytes >= tuning::kMinTileBytes;
+  }
+  In with_rows_ahead(int operand, In tile) const {
+    if (rows_ahead_ && plan_.access[operand].direct) tile.ahead = tuning::kRowsAhead * tile.stride;
     return tile;
   }
 
@@ -532,7 +547,7 @@ class Backend {
   const KernelSet<C>& set_;
   TileAccess tiles_, mask_tiles_;
   int layout_;
-  bool dy_early_;
+  bool dy_early_, rows_ahead_;
   int threads_;
 };
 

@@ -161,6 +161,7 @@ SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
           for (int k = 0; k < R; ++k, xr += x.stride, dyr += dy.stride) {
             for (int j = 0; j < J; ++j) {
               const Index i = j * kLanes<C>;
+              if (x.ahead != 0) prefetch(xr + i + x.ahead), prefetch(dyr + i + dy.ahead);
               Vec<C> g = load(dyr + i, tag);
               if constexpr (kWeighted) g *= splat(weight[r + k]);
               const Vec<C> center = load(f.center + j0 + first + i, tag);

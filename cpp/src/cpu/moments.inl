@@ -264,7 +264,9 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
                     for (int k = 0; k < R; ++k) {
                       for (int j = 0; j < J; ++j) {
                         const Index i = first + j * kLanes<C>;
-                        Vec<C> d = load(p + (r + k) * x.stride + i, tag);
+                        const T* at = p + (r + k) * x.stride + i;
+                        if (x.ahead != 0) prefetch(at + x.ahead);
+                        Vec<C> d = load(at, tag);
                         if constexpr (kCentred) {
                           d -= load(center + i, tag);
                           s[j] += d;

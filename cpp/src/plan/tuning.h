@@ -60,6 +60,8 @@ inline constexpr Index kStreamBytes = Index(5) << 22;
 inline constexpr Index kLongRunBytes = Index(1) << 17;
 // Less data than this is not worth a second thread.
 inline constexpr Index kSerialBytes = Index(1) << 19;
+// Rows of a column tile that are asked for while those before them are summed.
+inline constexpr Index kRowsAhead = 16;
 // Data that the cores' own caches hold between calls.
 inline constexpr Index kStickyBytes = Index(1) << 22;
 // Row blocks over which the gradients of elementwise parameters are summed separately.
