@@ -3,7 +3,7 @@
 
 Makes .venv beside this file, installs nox there once, and runs the named session of noxfile.py.
 Words after the session's name go to the session; without a name the sessions are listed.
-Needs only Python >= 3.10 and a C++20 compiler.
+Needs only Python >= 3.10 with its headers and a C++20 compiler.
 """
 
 import importlib.util
