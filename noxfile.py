@@ -397,10 +397,11 @@ def compiler_of_fuzzers(session: nox.Session) -> str | None:
         "#include <sanitizer/asan_interface.h>\n#include <cstdint>\n"
         'extern "C" int LLVMFuzzerTestOneInput(const uint8_t*, size_t) { return 0; }\n'
     )
-    options = ["-fsanitize=fuzzer,address,undefined", str(source), "-o", str(source.with_suffix(""))]
-    found = filter(None, map(shutil.which, ("clang++", "clang++-19")))
-    links = (c for c in found if subprocess.run([c, *options], capture_output=True).returncode == 0)
-    return next(links, None)
+    options = ("-fsanitize=fuzzer,address,undefined", source, "-o", source.with_suffix(""))
+    for compiler in filter(None, map(shutil.which, ("clang++", "clang++-19"))):
+        if subprocess.run([compiler, *options], capture_output=True).returncode == 0:
+            return compiler
+    return None
 
 
 @nox.session
