@@ -50,6 +50,21 @@ def test_folders_that_are_not_there(monkeypatch, tmp_path):
             function()
 
 
+def test_without_a_compiler_the_build_says_what_to_install(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CMAKE_")}
+    result = subprocess.run(
+        [tool("cmake"), "-S", Path(__file__).parents[1], "-B", tmp_path],
+        env=environment | {"CXX": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode != 0
+    assert "no C++ compiler was found. On Debian and Ubuntu: apt install g++." in " ".join(
+        result.stderr.split()
+    )
+
+
 @needs_library
 def test_the_library_is_there_once():
     (library,) = PACKAGE.glob("lib/libnormcore.*")
