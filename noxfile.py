@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -38,6 +39,9 @@ UBSAN = "halt_on_error=1:print_stacktrace=1"
 SANITIZED_TESTS = ("errors", "interop", "divisive", "local", "masks", "row_family", "spectral")
 # Python tests of what differs between instruction sets: values and conversions.
 EMULATED_TESTS = ("methods", "row_family", "conversions", "ranges")
+# Python tests of what a wheel's compiler and Python may break, and one for a slow emulator.
+WHEEL_TESTS = ("errors", "package", "threads")
+EMULATED_WHEEL_TEST = "tests/test_row_family.py"
 
 os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
 
@@ -183,7 +187,7 @@ def torch_example(session: nox.Session) -> None:
     session.run("python", f"examples/{session.name}.py", *session.posargs)
 
 
-def smoke(session: nox.Session) -> None:
+def smoke(session: nox.Session, python: str = "python") -> None:
     """Import the installed package away from the sources and make one call."""
     code = (
         "import numpy as np, normcore as nc;"
@@ -192,7 +196,82 @@ def smoke(session: nox.Session) -> None:
         "print('normcore', nc.__version__, nc.get_isa(), nc.__file__)"
     )
     with session.chdir(session.create_tmp()):
-        session.run("python", "-c", code)
+        session.run(python, "-c", code, external=True)
+
+
+def pythons_at_hand() -> list[Path]:
+    """The Pythons of pyenv and on PATH, one of each version, also those without the lock."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    folders = [*sorted(pyenv.glob("versions/*/bin"), reverse=True)]
+    folders += [Path(p) for p in os.environ["PATH"].split(os.pathsep) if "shims" not in p]
+    names = [f"python3.{minor}{kind}" for minor in range(10, 15) for kind in ("", "t")]
+    found = ([f / name for f in folders if (f / name).exists()] for name in names)
+    return [paths[0] for paths in found if paths]
+
+
+def manylinux_wheel(session: nox.Session, python: Path, machine: str, toolchain: Path) -> Path:
+    """The wheel of a Python for a machine of manylinux_2_28, by the compiler in `toolchain`."""
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(toolchain.parent / "zig")}
+    writer = ("python", "packaging/manylinux.py", machine, str(toolchain))
+    libraries = str(session.run(*writer, silent=True, env=environment)).strip()
+    # The linker strips, since the system's strip may know this machine only.
+    options = [f"-DCMAKE_CXX_COMPILER={toolchain / 'c++'}", "-DCMAKE_STRIP="]
+    options += [f"-DCMAKE_{kind}_LINKER_FLAGS=-nostdlib++ -s" for kind in ("SHARED", "MODULE")]
+    options += [f"-DCMAKE_CXX_STANDARD_LIBRARIES={libraries}"]
+    if machine != platform.machine():
+        code = "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"
+        suffix = str(session.run(str(python), "-c", code, external=True, silent=True)).strip()
+        suffix = suffix.replace(platform.machine(), machine)
+        # Headers are this machine's Python's: pyconfig.h says nothing of one that we use.
+        environment["_PYTHON_HOST_PLATFORM"] = f"linux-{machine}"
+        environment["SETUPTOOLS_EXT_SUFFIX"] = suffix
+        options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={machine}"]
+        options += ["-DPYBIND11_USE_CROSSCOMPILING=ON", f"-DPYTHON_MODULE_EXTENSION={suffix}"]
+    environment["CMAKE_ARGS"] = shlex.join(options)
+    # Of all Pythons alike, so that ccache compiles the library once; two builds are the same.
+    environment |= {"CCACHE_COMPILERTYPE": "clang", "CCACHE_NOHASHDIR": "1"}
+    commit = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)
+    environment["SOURCE_DATE_EPOCH"] = str(commit).strip()
+
+    built = ROOT / session.create_tmp() / "wheel"
+    shutil.rmtree(built, ignore_errors=True)
+    pip = ("python", "-m", "pip", "--python", str(python), "wheel", ".", "--no-deps")
+    session.run(*pip, "--wheel-dir", str(built), env=environment)
+    (wheel,) = built.glob("*.whl")
+    repaired = built / "repaired"
+    repair = ("auditwheel", "repair", "--plat", f"manylinux_2_28_{machine}", "--only-plat")
+    session.run(*repair, "--wheel-dir", str(repaired), str(wheel))
+    (wheel,) = repaired.glob("*.whl")
+    session.run("auditwheel", "show", str(wheel))
+    return Path(shutil.copy(wheel, toolchain.parent))
+
+
+def try_wheel(session: nox.Session, wheel: Path, python: Path, fresh: Path) -> None:
+    """Use a wheel in a virtual environment of its own."""
+    session.run(str(python), "-m", "venv", "--without-pip", str(fresh), external=True)
+    own = str(fresh / "bin/python")
+    packages = ("ml_dtypes", "hypothesis", "pytest", "pytest-timeout")
+    session.run("python", "-m", "pip", "--python", own, "install", str(wheel), *packages)
+    smoke(session, own)
+    chosen = [f"tests/test_{name}.py" for name in WHEEL_TESTS]
+    session.run(own, "-m", "pytest", *chosen, external=True)
+
+
+def try_emulated_wheel(session: nox.Session, wheel: Path, python: Path, fresh: Path) -> None:
+    """Use one for aarch64 in a folder of its own, if it is of the version of Debian's Python."""
+    folder = ROOT / "build/aarch64/python"
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    emulated = aarch64_python(session, folder)
+    if not emulator or emulated.name != python.name:
+        session.log(f"{wheel.name} is not tried")
+        return
+    version = emulated.name.removeprefix("python")
+    platforms = ("--platform=manylinux_2_28_aarch64", "--only-binary=:all:", "--no-deps")
+    pip = ("python", "-m", "pip", "install", "--target", str(fresh), *platforms)
+    session.run(*pip, "--python-version", version, str(wheel))
+    path = os.pathsep.join([str(fresh), str(folder / "packages")])
+    command = (emulator, "-L", str(emulated.parents[2]), str(emulated), "-m", "pytest")
+    session.run(*command, EMULATED_WHEEL_TEST, env={"PYTHONPATH": path}, external=True)
 
 
 def parallel(session: nox.Session, arguments: list[str]) -> list[str]:
@@ -636,6 +715,28 @@ def wheel(session: nox.Session) -> None:
     quick = ("--quick", "--peers", "none", "--op", "layer_norm", "--shape", "1x768")
     with session.chdir(session.create_tmp()):
         session.run("python", "-m", "normcore", "bench", *quick)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Wheels of manylinux_2_28 into build/manylinux, for each Python at hand; each is tried.
+
+    --python PATH: of this one, as often as there are. --machine aarch64: needs Debian's
+    g++-aarch64-linux-gnu; the wheel of Debian's Python is tried, where there is qemu-user-static.
+    """
+    parser = argparse.ArgumentParser("wheels")
+    parser.add_argument("--python", type=Path, action="append", default=[])
+    parser.add_argument("--machine", default=platform.machine())
+    options = parser.parse_args(session.posargs)
+    install_tools(session, "wheels")
+    folder = ROOT / "build/manylinux"
+    for python in options.python or pythons_at_hand():
+        wheel = manylinux_wheel(session, python, options.machine, folder / options.machine)
+        shutil.rmtree(folder / "fresh", ignore_errors=True)
+        if options.machine == platform.machine():
+            try_wheel(session, wheel, python, folder / "fresh")
+        elif options.machine == "aarch64":
+            try_emulated_wheel(session, wheel, python, folder / "fresh")
 
 
 @nox.session(reuse_venv=False)

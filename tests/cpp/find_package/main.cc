@@ -1,8 +1,11 @@
-// What a user of the library writes: two calls whose results are known by hand.
+// What a user of the library writes: two calls whose results are known by hand, and a wrong one.
 #include <normcore/normcore.h>
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
 
 namespace {
 
@@ -41,6 +44,16 @@ int main() {
   expect("batch_norm", normalized[1][0][0], 1 / std::sqrt(1 + 1e-5));
   expect("running_mean", running_mean[1], 1);
   expect("running_var", running_var[1], 0.9 + 0.1 * 16 / 3);
+
+  // Also where the library was built by another compiler.
+  bool caught = false;
+  try {
+    normcore::layer_norm({&x[0][0], {2, 4}}, {weight, {3}}, {}, {&y[0][0], {2, 4}}, layer);
+  } catch (const std::invalid_argument& e) {
+    caught = dynamic_cast<const normcore::value_error*>(&e) && std::strstr(e.what(), "weight");
+  }
+  expect("whether the error was caught", caught, 1);
+  expect("errors on their way", static_cast<float>(std::uncaught_exceptions()), 0);
 
   std::printf("normcore %s on %s\n", NORMCORE_VERSION, normcore::get_isa().c_str());
   return failures;
