@@ -87,18 +87,25 @@ SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Com
   *m2 = around_mean < 0 ? 0 : around_mean;
 }
 
+template <int R, class C>
+SI void widen(typename VecOf<double, R>::reg& to, const C* from) {
+  to = __builtin_convertvector(*(const typename VecOf<C, R>::mem*)from,
+                               typename VecOf<double, R>::reg);
+}
+
 // The same of R neighbouring cells. Sums in the safe range are all of finite numbers; of other
 // cells again(k) finishes cell k.
 template <int R, class C, class F>
 SI void finish_cells(Index n, const C* center, const C* rest, const C* squares, double* mean,
                      double* m2, F again) {
   using Doubles = VecOf<double, R>;
-  const auto wide = [](const C* v) __attribute__((always_inline)) {
-    return __builtin_convertvector(*(const typename VecOf<C, R>::mem*)v, typename Doubles::reg);
-  };
-  const typename Doubles::reg zero{}, sum = wide(rest), delta = sum * (1 / double(n));
-  const typename Doubles::reg size = wide(squares), around_mean = size - delta * sum;
-  *(typename Doubles::mem*)mean = wide(center) + delta;
+  typename Doubles::reg centers, sum, size;
+  widen<R>(centers, center);
+  widen<R>(sum, rest);
+  widen<R>(size, squares);
+  const typename Doubles::reg zero{}, delta = sum * (1 / double(n));
+  const typename Doubles::reg around_mean = size - delta * sum;
+  *(typename Doubles::mem*)mean = centers + delta;
   *(typename Doubles::mem*)m2 = around_mean < 0 ? zero : around_mean;
   bool all_safe = true;
   if constexpr (R == kLanes<double>) {
