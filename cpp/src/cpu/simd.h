@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/shuffle.h"
+
 #if defined(__SSE2__) && !defined(NORMCORE_KERNELS_GENERIC)
 #include <immintrin.h>
 #define NORMCORE_X86 1

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "cpu/shuffle.h"
 #include "cpu/workspace.h"
 #include "plan/plan.h"
 

@@ -71,7 +71,8 @@ struct Access {
 // A set of extents.
 class Extents {
  public:
-  constexpr Extents(std::initializer_list<Extent> extents = {}) {
+  constexpr Extents() = default;  // no default argument: GCC 11 would not see a list's constructor
+  constexpr Extents(std::initializer_list<Extent> extents) {
     for (const Extent e : extents) add(e);
   }
   constexpr void add(Extent e) { bits_ |= bit(e); }
