@@ -27,7 +27,8 @@ WARM_CALL = 0.03  # seconds; above this no data stays warm, so the untimed call 
 DISTURBED = 1.5  # median over minimum of a contender that something else on the machine held up
 PREEMPTED = 50.0  # per second of timing; a thread that waits its turn is preempted 100 times
 EXTRA_SETS = 2  # of rounds, for cases with a disturbed contender
-PAUSE = 0.001  # seconds; lets the thread pool of the last contender stop spinning
+PAUSE = 0.001  # seconds, again and again, until the last contender's threads have stopped spinning
+MOST_PAUSES = 50
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,23 @@ def _run_round(contenders: Sequence[Contender], round_number: int) -> None:
         if contender.estimate > SLOW_CALL and round_number % 3:
             contender.seconds.append(math.nan)
             continue
-        time.sleep(PAUSE)
+        _settle()
         if contender.estimate < WARM_CALL:
             contender.call()
         contender.run_timed()
 
 
+def _settle() -> None:
+    """Wait until this process is idle: whose threads still spin takes a CPU from the next."""
+    for _ in range(MOST_PAUSES):
+        used = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - used < PAUSE / 4:
+            return
+
+
 def _calibrate(contender: Contender, effort: Effort) -> None:
+    _settle()
     contender.call()
     estimate = run_loop(contender.call, 1)
     if estimate < effort.min_time:  # a first single call says little of a short one
