@@ -260,7 +260,7 @@ def try_wheel(session: nox.Session, wheel: Path, python: Path, fresh: Path) -> N
 def try_emulated_wheel(session: nox.Session, wheel: Path, python: Path, fresh: Path) -> None:
     """Use one for aarch64 in a folder of its own, if it is of the version of Debian's Python."""
     folder = ROOT / "build/aarch64/python"
-    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    emulator = aarch64_emulator()
     emulated = aarch64_python(session, folder)
     if not emulator or emulated.name != python.name:
         session.log(f"{wheel.name} is not tried")
@@ -519,7 +519,7 @@ def aarch64(session: nox.Session) -> None:
 
     Needs Debian's or Ubuntu's g++-aarch64-linux-gnu, qemu-user-static and libgtest-dev.
     """
-    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    emulator = aarch64_emulator()
     googletest = Path("/usr/src/googletest")
     if not (emulator and shutil.which("aarch64-linux-gnu-g++") and googletest.is_dir()):
         session.skip("no aarch64-linux-gnu-g++, qemu-aarch64 or /usr/src/googletest")
@@ -551,6 +551,11 @@ def aarch64(session: nox.Session) -> None:
     path = os.pathsep.join([str(package_of_build(build)), str(build / "python/packages")])
     command = (emulator, "-L", str(python.parents[2]), str(python), "-m", "pytest", *chosen)
     session.run(*command, env={"PYTHONPATH": path}, external=True)
+
+
+def aarch64_emulator() -> str | None:
+    """The user-mode emulator of qemu, as Debian names the static one, or as others do."""
+    return shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 
 def aarch64_python(session: nox.Session, folder: Path) -> Path:

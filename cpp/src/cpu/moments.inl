@@ -87,6 +87,7 @@ SI void finish_moments(const T* x, Index stride, Index n, Compute<T> center, Com
   *m2 = around_mean < 0 ? 0 : around_mean;
 }
 
+// By reference: Clang warns of vectors returned that are wider than the instruction set's.
 template <int R, class C>
 SI void widen(typename VecOf<double, R>::reg& to, const C* from) {
   to = __builtin_convertvector(*(const typename VecOf<C, R>::mem*)from,

@@ -136,13 +136,13 @@ def _run_round(contenders: Sequence[Contender], round_number: int) -> None:
         if contender.estimate > SLOW_CALL and round_number % 3:
             contender.seconds.append(math.nan)
             continue
-        _settle()
+        settle()
         if contender.estimate < WARM_CALL:
             contender.call()
         contender.run_timed()
 
 
-def _settle() -> None:
+def settle() -> None:
     """Wait until this process is idle: whose threads still spin takes a CPU from the next."""
     for _ in range(MOST_PAUSES):
         used = time.process_time()
@@ -152,7 +152,7 @@ def _settle() -> None:
 
 
 def _calibrate(contender: Contender, effort: Effort) -> None:
-    _settle()
+    settle()
     contender.call()
     estimate = run_loop(contender.call, 1)
     if estimate < effort.min_time:  # a first single call says little of a short one

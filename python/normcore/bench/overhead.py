@@ -7,7 +7,6 @@ the closure of their `prepare`, which adds about 0.05 us to some 10.
 from __future__ import annotations
 
 import statistics
-import time
 import timeit
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .cells import Case, load_cases, select
+from .measure import settle
 from .peers import Peer
 from .workload import Unsupported, make_workload
 
@@ -43,7 +43,7 @@ def measure_overhead(nc: Any, peers: Sequence[Peer], quick: bool) -> list[dict[s
         repeats = {name: max(20, int(0.002 / (t.timeit(50) / 50))) for name, t in timers.items()}
         for _ in range(15 if quick else 101):
             for name, timer in timers.items():
-                time.sleep(0.0005)  # thread pools of the last contender stop spinning
+                settle()
                 timer.timeit(10)
                 samples[name].append(timer.timeit(repeats[name]) / repeats[name])
         times = {name: 1e6 * statistics.median(values) for name, values in samples.items()}

@@ -30,7 +30,6 @@ class Peer(Protocol):
 
     name: str
     version: str
-    crowded: bool  # it runs more threads than it was given, so that they preempt each other
 
     def prepare(self, work: Workload, kernel: bool) -> Prepared:
         """The call for this workload; may compile."""
@@ -51,6 +50,7 @@ LOADERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "numpy": ("peers_array", "NumPy", ("numpy",)),
 }
 FOR_SCALE = ("numpy",)  # shown, but never counted as the fastest peer
+CROWDED = ("jax",)  # XLA's threads and the one that waits for them preempt each other
 
 
 def load_peers(names: Sequence[str], threads: int) -> tuple[list[Peer], dict[str, str]]:

@@ -15,7 +15,6 @@ class NumPy:
     """The formula in NumPy, for scale."""
 
     name = "numpy"
-    crowded = False
     version = np.__version__
 
     def __init__(self, threads: int) -> None:
@@ -40,7 +39,6 @@ class Jax:
     """The formula under jax.jit; backward is the jitted vjp, given the residuals of forward."""
 
     name = "jax"
-    crowded = True  # XLA's threads and the one that waits for them
 
     def __init__(self, threads: int) -> None:
         import jax

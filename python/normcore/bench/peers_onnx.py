@@ -78,7 +78,6 @@ class OnnxRuntime:
     """An InferenceSession; kernel mode binds the output to memory of ours."""
 
     name = "onnxruntime"
-    crowded = False
 
     def __init__(self, threads: int) -> None:
         import onnxruntime
@@ -122,7 +121,6 @@ class OpenVino:
     """A compiled model on the CPU, in the precision of the tensors."""
 
     name = "openvino"
-    crowded = False
 
     def __init__(self, threads: int) -> None:
         import openvino

@@ -31,7 +31,6 @@ class TorchEager:
     """torch as called without a compiler."""
 
     name = "torch"
-    crowded = False
     version = torch.__version__
 
     def __init__(self, threads: int) -> None:
@@ -51,7 +50,6 @@ class TorchCompile:
     """The same functions through torch.compile, for exactly these shapes."""
 
     name = "compile"
-    crowded = False
     version = torch.__version__
 
     def __init__(self, threads: int) -> None:

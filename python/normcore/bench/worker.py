@@ -20,7 +20,7 @@ from . import machine
 from .cells import Case, load_cases, select
 from .measure import Contender, CopyYardstick, Effort, interleave
 from .overhead import measure_overhead
-from .peers import FOR_SCALE, Peer, load_peers
+from .peers import CROWDED, FOR_SCALE, Peer, load_peers
 from .progress import progress_bar
 from .workload import (
     Unsupported,
@@ -125,7 +125,7 @@ class Bench:
             return None, f"wrong: {wrong}"
         inexact = inexact_gradients(work.case, expected, results)
         note = f"inexact: {', '.join(inexact)}" if inexact else ""
-        return Contender(peer.name, prepared.call, crowded=peer.crowded), note
+        return Contender(peer.name, prepared.call, crowded=peer.name in CROWDED), note
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
