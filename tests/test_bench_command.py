@@ -130,3 +130,14 @@ def test_what_was_disturbed_is_measured_again(tmp_path):
         assert refused.returncode == 1 and message in refused.stderr
     refused = bench("--again", saved, "--threads", 1)
     assert refused.returncode == 2 and "goes without" in refused.stderr
+
+
+def test_compiled_formulas_run(tmp_path):
+    # A compiler that fails is a note in a table, and a cell that nobody is compared in.
+    if find_spec("torch") is None:
+        pytest.skip("needs torch")
+    cell = ("--quick", "--op", "batch_renorm", "--shape", "16x128x32x32", "--dtype", "f32")
+    run = bench(*cell, "--peers", "compile", "--mode", "kernel", "--json", tmp_path / "run.json")
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "run.json").read_text())["results"]
+    assert results and all("compile" in result["speedup"] for result in results), run.stdout

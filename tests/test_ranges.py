@@ -201,3 +201,38 @@ def test_weight_norm_of_float64(rng, exponent, axis):
     want = np.reshape(g, scale.shape) * (v / scale)
     np.testing.assert_allclose(nc.weight_norm(v, g, axis=axis, eps=eps), want.astype(float),
                                rtol=1e-13, atol=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [9, 700])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+def test_gradients_of_columns_at_the_ends_of_the_range(rng, dtype, rows, isa):
+    # Columns are summed with their squares, and once more where products left the range: one that
+    # did must not change the others, and none may lose what a division of its norm would keep.
+    cols = 23
+    v, dw = rng.normal(size=(2, rows, cols)).astype(dtype)
+    g = rng.normal(size=cols).astype(dtype)
+    small = nc.weight_norm_backward(dw, v, g, axis=1)
+    most = 60 if dtype == np.float32 else 500
+    exponents = rng.integers(-most, most, size=(2, cols))
+    exponents[:, ::3] = 0
+    exponents[:, 1] = -most, -most  # products below all normal numbers
+    if dtype == np.float32:  # a float64 has nothing wider to be computed in
+        exponents[:, 2] = most + 40, most + 4  # and above the largest
+    dv, dg = nc.weight_norm_backward(
+        np.ldexp(dw, exponents[0]), np.ldexp(v, exponents[1]), g, axis=1
+    )
+    # Powers of two change no rounding of what neither overflows nor underflows.
+    np.testing.assert_array_equal(dv[:, ::3], small.dv[:, ::3])
+    np.testing.assert_array_equal(dg[::3], small.dg[::3])
+    eps = np.finfo(dtype).eps
+    back = np.ldexp(dv.astype(np.longdouble), exponents[1] - exponents[0])
+    np.testing.assert_allclose(back.astype(float), small.dv, rtol=0, atol=50 * eps)
+    back = np.ldexp(dg.astype(np.longdouble), -exponents[0])
+    np.testing.assert_allclose(back.astype(float), small.dg, rtol=0, atol=50 * eps * rows**0.5)
+    # Columns without a gradient, or with one that is no number, are theirs alone too.
+    dw[:, 4], dw[3, 7] = 0, np.nan
+    odd = nc.weight_norm_backward(dw, v, g, axis=1)
+    assert (odd.dv[:, 4] == 0).all() and odd.dg[4] == 0 and np.isnan(odd.dg[7])
+    rest = np.delete(np.arange(cols), [4, 7])
+    np.testing.assert_array_equal(odd.dv[:, rest], small.dv[:, rest])
+    np.testing.assert_array_equal(odd.dg[rest], small.dg[rest])

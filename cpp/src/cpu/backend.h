@@ -10,6 +10,7 @@
 #include "cpu/tiles.h"
 #include "plan/element_parameter.h"
 #include "plan/pool.h"
+#include "plan/steps.h"
 #include "plan/tuning.h"
 
 namespace normcore::cpu {
@@ -60,19 +61,9 @@ class Backend {
   void reduce(const Range& range, bool raw, const void* x, double* mean, double* m2) const {
     Scope scope(workspace());
     void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
-    double* tile_mean = scope.take<double>(plan_.tile_cells);
-    double* tile_m2 = scope.take<double>(plan_.tile_cells);
-    double* column_mean = by_column(scope);
-    double* column_m2 = by_column(scope);
-    auto kernel = raw ? set_.squares[layout_] : set_.moments[layout_];
+    const TileMoments tile(*this, scope, raw);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
-      const In xt = with_rows_ahead(kX, tiles_.in(kX, x, t, scratch));
-      reduce_tile(range, t, mean, m2, tile_mean, tile_m2, [&](double* to_mean, double* to_m2) {
-        if (!wide()) return kernel(xt, height(t), width(t), to_mean, to_m2);
-        kernel(xt, height(t), width(t), column_mean, column_m2);
-        table_.join_moments(t.kn, plan_.cell_columns, double(t.sn), column_mean, column_m2, to_mean,
-                            to_m2);
-      });
+      tile.add(range, t, with_rows_ahead(kX, tiles_.in(kX, x, t, scratch)), mean, m2);
     });
   }
 
@@ -202,6 +193,42 @@ class Backend {
       const Index k = t.k0 - range.k0;
       tile_u.add_to(dy_u + k, t.kn);
       tile_1.add_to(dy_1 + k, t.kn);
+    });
+  }
+
+  // reduce about zero, and sums without weights, of columns: strip by strip, so that x is read from
+  // a core's own cache the second time. Squares ask for dy, and sums for the x of the next strip:
+  // memory then always has one stream to fetch. (Out of cache 0.88 of the time of two sweeps.)
+  void reduce_with_sums(const Range& range, const Table& table, Centering<C> f, const void* dy,
+                        const void* x, double* mean, double* m2, double* dy_u,
+                        double* dy_1) const {
+    Scope scope(workspace());
+    void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
+    void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
+    const TileMoments tile(*this, scope, /*raw=*/true);
+    const CellSums tile_u(*this, scope), tile_1(*this, scope);
+    CellValues of(*this, scope);
+    for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
+    const Index columns = plan_.cell_columns;
+    const Index strip = std::max<Index>(1, tuning::kStripColumns / columns);
+    for_tiles(range, /*reverse=*/false, [&](const TileRange& whole) {
+      for_steps(0, whole.kn, strip, [&](Index first, Index last) {
+        const TileRange t{whole.o, whole.k0 + first, last - first, whole.s0, whole.sn};
+        const Index k = t.k0 - range.k0;
+        In xt = tiles_.in(kX, x, t, scratch_x);
+        const In dyt = tiles_.in(kDy, dy, t, scratch_dy);
+        const bool ask = rows_ahead_ && plan_.access[kX].direct && plan_.access[kDy].direct;
+        if (ask) xt.ahead = tiles_.distance(xt, dyt);
+        tile.add(range, t, xt, mean, m2);
+        if (ask) {
+          xt.ahead = k + t.kn < range.kn ? t.kn * columns : t.sn * xt.stride - k * columns;
+        }
+        of.move_to(table, t);
+        set_.sums[layout_](dyt, xt, height(t), width(t), {of(f.center), of(f.unit)}, tile_u.out(),
+                           tile_1.out());
+        tile_u.add_to(dy_u + k, t.kn);
+        tile_1.add_to(dy_1 + k, t.kn);
+      });
     });
   }
 
@@ -465,6 +492,32 @@ class Backend {
     const Backend* be_ = nullptr;
     double* cells_ = nullptr;
     double* columns_ = nullptr;
+  };
+
+  // Moments of tiles, joined to those of the range.
+  class TileMoments {
+   public:
+    TileMoments(const Backend& be, Scope& scope, bool raw)
+        : be_(be),
+          kernel_(raw ? be.set_.squares[be.layout_] : be.set_.moments[be.layout_]),
+          mean_(scope.take<double>(be.plan_.tile_cells)),
+          m2_(scope.take<double>(be.plan_.tile_cells)),
+          column_mean_(be.by_column(scope)),
+          column_m2_(be.by_column(scope)) {}
+    void add(const Range& range, const TileRange& t, const In& x, double* mean, double* m2) const {
+      be_.reduce_tile(range, t, mean, m2, mean_, m2_, [&](double* to_mean, double* to_m2) {
+        const Index rows = be_.height(t), columns = be_.width(t);
+        if (!be_.wide()) return kernel_(x, rows, columns, to_mean, to_m2);
+        kernel_(x, rows, columns, column_mean_, column_m2_);
+        be_.table_.join_moments(t.kn, be_.plan_.cell_columns, double(t.sn), column_mean_,
+                                column_m2_, to_mean, to_m2);
+      });
+    }
+
+   private:
+    const Backend& be_;
+    void (*kernel_)(In x, Index rows, Index cols, double* mean, double* m2);
+    double *mean_, *m2_, *column_mean_, *column_m2_;
   };
 
   static Affine<C> from(const Affine<C>& f, Index i) { return {f.a + i, f.center + i, f.b + i}; }

@@ -35,6 +35,10 @@ class TileAccess {
     copy(operand, const_cast<void*>(base), r, scratch, packed, /*gather=*/true);
     return {scratch, packed};
   }
+  // Elements from one tile to another, which may be of another array.
+  Index distance(const In& from, const In& to) const {
+    return (static_cast<const char*>(to.data) - static_cast<const char*>(from.data)) / size_;
+  }
   Out out(int operand, void* base, const TileRange& r, void* scratch) const {
     if (plan_.access[operand].direct) {
       return {const_cast<char*>(address(operand, base, r)), stride(operand), plan_.stream};

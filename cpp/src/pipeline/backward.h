@@ -40,6 +40,26 @@ class Backward {
     StatsGrad at(int pool, Index cell) const { return {mean[pool][cell], var[pool][cell]}; }
   };
 
+  // Sums over the elements of cells, of the pieces of a block [pieces, kn], and of the rows [rows,
+  // kn] where these are joined.
+  struct CellSums {
+    double *dy_u = nullptr, *dy_1 = nullptr;
+
+    static CellSums take(const Units& units, Scope& scope) {
+      const Index n = units.pieces() * units.block.kn;
+      return {scope.template take<double>(n), scope.template take<double>(n)};
+    }
+    CellSums from(Index entry) const { return {dy_u + entry, dy_1 + entry}; }
+    void join(const Units& units, Index rows) const {
+      fold_pieces(units, rows, {dy_u, dy_1}, [&](Index to, Index from, Index) {
+        for (Index k = 0; k < units.block.kn; ++k) {
+          dy_u[to + k] += dy_u[from + k];
+          dy_1[to + k] += dy_1[from + k];
+        }
+      });
+    }
+  };
+
   bool elementwise() const { return static_cast<bool>(args_.element_weight); }
   // Pools that are computed from x, and pass gradients on, begin here.
   int computed() const { return args_.given_mean ? 1 : 0; }
@@ -176,8 +196,17 @@ class Backward {
   // One closed block. Gradients of the channels go to `to`, or of the elements to dw, db: [count].
   void block(const Block& b, const ChannelGradients& to, C* dw, C* db) {
     Scope scope(be_.workspace());
+    const Units units(plan_, b);
+    const CellSums sums = CellSums::take(units, scope);
+    CellSums products;  // the same of x for u
+    CellMoments squares;
+    const bool summed = sums_with_squares();
+    if (summed) {
+      products = CellSums::take(units, scope);
+      squares = squares_and_products(units, products, scope);
+    }
     Solved<P, C> s;
-    block_statistics<Method>(be_, args_, b, scope, s);
+    block_statistics<Method>(be_, args_, b, scope, s, summed ? &squares : nullptr);
     measure_spread<Method>(be_, args_, params_, b, scope, s);
     const Index cells = s.rows * b.kn;
     GradientTable<C> t{};
@@ -187,20 +216,18 @@ class Backward {
     const bool without_x = ShiftsOnly<Method> || computed() == P;
     const C* zeros = without_x ? scope.template take_filled<C>(cells, 0) : nullptr;
 
-    const Units units(plan_, b);
-    const Index pieces = units.pieces();
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
     // Where threads have units of the same cells the elements' gradients are summed in the end.
     const typename Backend::ParameterGradients parameters{{t.a_c, t.center, t.b_c}, dw, db};
     const typename Backend::ParameterGradients nowhere;
-    auto sum_unit = [&](Index i, double* dy_u, double* dy_1) {
+    auto sum_unit = [&](Index i) {
       const Range range = units.range(i);
-      const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
+      const CellSums to = sums.from(units.first_entry(i, range));
       if constexpr (ShiftsOnly<Method>) {
-        be_.total(range, table, zeros, args_.dy, dy_u + at, dy_1 + at);
+        be_.total(range, table, zeros, args_.dy, to.dy_u, to.dy_1);
       } else {
         be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight,
-                 plan_.fused ? parameters : nowhere, args_.dy, args_.x, dy_u + at, dy_1 + at);
+                 plan_.fused ? parameters : nowhere, args_.dy, args_.x, to.dy_u, to.dy_1);
       }
     };
     auto grad_range = [&](const Range& range) {
@@ -218,25 +245,15 @@ class Backward {
     };
 
     const Index n = units.count();
-    double* dy_u = scope.template take<double>(pieces * b.kn);
-    double* dy_1 = scope.template take<double>(pieces * b.kn);
-    auto merge_pieces = [&] {
-      fold_pieces(units, s.rows, {dy_u, dy_1}, [&](Index to, Index from, Index) {
-        for (Index k = 0; k < b.kn; ++k) {
-          dy_u[to + k] += dy_u[from + k];
-          dy_1[to + k] += dy_1[from + k];
-        }
-      });
-    };
     if (computed() == P) {
       // No gradient flows through the statistics: one sweep does both.
       for_units(be_, n, [&](Index i) {
-        if (to.dweight) sum_unit(i, dy_u, dy_1);
+        if (to.dweight) sum_unit(i);
         be_.scale_gradient(units.range(i), table, t.p, zeros, zeros, args_.dy, args_.dx);
       });
       if (to.dweight) {
-        merge_pieces();
-        channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
+        sums.join(units, s.rows);
+        channel_gradients(b, s, t, sums, to.dweight, to.dbias);
       }
       return;
     }
@@ -245,18 +262,26 @@ class Backward {
       BlockSpread<Backend> spread(be_, b, s, args_.x, params_.spread, scope);
       spread.begin_slopes();
       for_units(be_, n, [&](Index i) {
-        sum_unit(i, dy_u, dy_1);
+        sum_unit(i);
         spread.tally_unit(i);  // while x is in cache
       });
-      merge_pieces();
-      if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
-      through_spread(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), units, t, spread);
+      sums.join(units, s.rows);
+      if (to.dweight) channel_gradients(b, s, t, sums, to.dweight, to.dbias);
+      through_spread(b, s, pull_back(b, s, t, sums, to, scope), units, t, spread);
       return;
     }
-    for_units(be_, n, [&](Index i) { sum_unit(i, dy_u, dy_1); });
-    merge_pieces();
-    if (to.dweight) channel_gradients(b, s, t, dy_u, dy_1, to.dweight, to.dbias);
-    share_out(b, s, pull_back(b, s, t, dy_u, dy_1, to, scope), t, dy_1);
+    auto sum_all = [&] {
+      for_units(be_, n, sum_unit);
+      sums.join(units, s.rows);
+    };
+    if (summed) {
+      products.join(units, s.rows);
+      take_products(products, s.cells.count[0], cells, t, sums, sum_all);
+    } else {
+      sum_all();
+    }
+    if (to.dweight) channel_gradients(b, s, t, sums, to.dweight, to.dbias);
+    share_out(b, s, pull_back(b, s, t, sums, to, scope), t, sums.dy_1);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
       be_.parallel(units.space_pieces, [&](Index i) {
@@ -265,6 +290,43 @@ class Backward {
       });
     } else {
       for_units(be_, n, [&](Index i) { grad_range(units.range(n - 1 - i)); });
+    }
+  }
+
+  // Whether dy is summed while x is there for its squares: columns are then read once less. Nothing
+  // is subtracted from x, and the unit is a power of two: unless something is lost at an end of the
+  // range, the sums of dy * x are those of dy * u to the bit but for that factor.
+  bool sums_with_squares() const {
+    return Method::raw && P == 1 && !MeasuresSpread<Method> && plan_.layout == Layout::columns &&
+           !elementwise() && !args_.given_mean && !args_.saved_mean() && !args_.population.mask;
+  }
+  CellMoments squares_and_products(const Units& units, const CellSums& products,
+                                   Scope& scope) const {
+    const CellMoments m = CellMoments::take(units, scope);
+    const C* zeros = scope.template take_filled<C>(units.block.kn, 0);
+    const C* ones = scope.template take_filled<C>(units.block.kn, 1);
+    for_units(be_, units.count(), [&](Index i) {
+      const Range range = units.range(i);
+      const Index at = units.first_entry(i, range);
+      const typename Backend::Table table{range.o0, units.block.k0, 0};
+      be_.reduce_with_sums(range, table, {zeros, ones}, args_.dy, args_.x, m.mean + at, m.m2 + at,
+                           products.dy_u + at, products.dy_1 + at);
+    });
+    return m;
+  }
+
+  // Sums from those of dy * x, and for cells whose products are not safe from sum_all().
+  template <class F>
+  static void take_products(const CellSums& products, double elements, Index cells,
+                            const GradientTable<C>& t, const CellSums& sums, F sum_all) {
+    auto safe = [&](Index cell) { return products_are_safe<C>(products.dy_u[cell], elements); };
+    Index cell = 0;
+    while (cell < cells && safe(cell)) ++cell;
+    if (cell < cells) sum_all();
+    for (cell = 0; cell < cells; ++cell) {
+      if (!safe(cell)) continue;
+      sums.dy_u[cell] = products.dy_u[cell] * t.unit[cell];
+      sums.dy_1[cell] = products.dy_1[cell];
     }
   }
 
@@ -283,22 +345,21 @@ class Backward {
   }
 
   static void channel_gradients(const Block& b, const Solved<P, C>& s, const GradientTable<C>& t,
-                                const double* dy_u, const double* dy_1, double* dweight,
-                                double* dbias) {
+                                const CellSums& sums, double* dweight, double* dbias) {
     for (Index k = 0; k < b.kn; ++k) dweight[k] = dbias[k] = 0;
     for (Index o = 0; o < s.rows; ++o) {
       for (Index k = 0; k < b.kn; ++k) {
         const Index cell = o * b.kn + k;
-        dweight[k] += weight_gradient(t.coefficients(cell), dy_u[cell], dy_1[cell], t.unit[cell]);
-        dbias[k] += dy_1[cell];
+        const double dy_u = sums.dy_u[cell], dy_1 = sums.dy_1[cell];
+        dweight[k] += weight_gradient(t.coefficients(cell), dy_u, dy_1, t.unit[cell]);
+        dbias[k] += dy_1;
       }
     }
   }
 
   // From the sums over dy to the gradients of the pooled statistics, given to each of their cells.
   CellGradients pull_back(const Block& b, const Solved<P, C>& s, const GradientTable<C>& t,
-                          const double* dy_u, const double* dy_1, const ChannelGradients& to,
-                          Scope& scope) const {
+                          const CellSums& sums, const ChannelGradients& to, Scope& scope) const {
     const Index cells = s.rows * b.kn;
     for (int i = 0; to.dparams && i < G; ++i) {
       for (Index k = 0; k < b.kn; ++k) to.dparams[i * to.next + k] = 0;
@@ -315,7 +376,7 @@ class Backward {
           for (Index k = 0; k < n; ++k) {
             const Index cell = first + k;
             const CoefGrad g =
-                coefficient_gradient(weight(k), dy_u[cell], dy_1[cell], t.unit[cell]);
+                coefficient_gradient(weight(k), sums.dy_u[cell], sums.dy_1[cell], t.unit[cell]);
             StatsGrad ds[P] = {};
             typename Method::ParamsGrad dp;
             Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);

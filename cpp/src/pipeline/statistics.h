@@ -43,6 +43,10 @@ struct Units {
   Index pieces_of_row(Index rows) const { return rows > 0 ? pieces() / rows : 0; }
   Index count() const { return pieces() * strips; }
   Index piece_of(Index unit) const { return split(unit, strips).quotient; }
+  // Of a unit's range, in tables of pieces.
+  Index first_entry(Index unit, const Range& range) const {
+    return piece_of(unit) * block.kn + (range.k0 - block.k0);
+  }
   Range range(Index unit) const {
     const auto [piece, strip] = split(unit, strips);
     const auto [row, part] = split(piece, space_pieces);
@@ -166,7 +170,7 @@ struct CellMoments {
     return {scope.template take<double>(n), scope.template take<double>(n)};
   }
   CellMoments of(const Units& units, Index unit, const Range& range) const {
-    const Index at = units.piece_of(unit) * units.block.kn + (range.k0 - units.block.k0);
+    const Index at = units.first_entry(unit, range);
     return {mean + at, m2 + at};
   }
 };
@@ -195,7 +199,7 @@ CellMoments reduce_cells(const Backend& be, bool raw, const void* x, const Popul
   double* weight = population.mask ? scope.template take<double>(units.pieces() * b.kn) : nullptr;
   for_units(be, units.count(), [&](Index i) {
     const Range range = units.range(i);
-    const Index at = units.piece_of(i) * b.kn + (range.k0 - b.k0);
+    const Index at = units.first_entry(i, range);
     if (weight) {
       be.reduce_masked(range, population.mask, x, weight + at, m.mean + at, m.m2 + at);
     } else {

@@ -22,6 +22,12 @@ NORMCORE_HD bool squares_are_safe(C sum) {
   return sum > kLeastSafeSquares<C> && sum < kMostSafeSquares<C>;
 }
 
+// The same of a sum of n products: what was lost to subnormals is less than it can hold.
+template <class C>
+NORMCORE_HD bool products_are_safe(double sum, double n) {
+  return std::isfinite(sum) && std::fabs(sum) > n * kLeastSafeProduct<C>;
+}
+
 // Where positions count from: the mean as the compute type C holds it. Where a float may be further
 // from it than a float can tell, 0: the mean is then no larger than the spread.
 template <bool kRaw, class C>

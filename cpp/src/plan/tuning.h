@@ -43,6 +43,8 @@ inline constexpr Index kColTileBytes = Index(1) << 18;
 // And of one that is swept once, where there are threads enough for its rows: no cache holds it,
 // and long runs of memory count, each thread in pages of its own.
 inline constexpr Index kSweptTileBytes = Index(1) << 21;
+// Columns of a tile that is read twice, from a core's own cache the second time.
+inline constexpr Index kStripColumns = 512;
 // Bytes of one tile of short rows.
 inline constexpr Index kRowTileBytes = Index(1) << 14;
 // Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time,

@@ -68,9 +68,10 @@ def pools_of(case: Case) -> Pools:
 class Formula:
     """A case over an array module: x in float32, in the view of its pools."""
 
-    def __init__(self, xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays) -> None:
-        self.xp, self.case, self.pools = xp, case, pools_of(case)
-        self.eps = eps_of(case)
+    def __init__(
+        self, xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays, eps: float
+    ) -> None:
+        self.xp, self.case, self.pools, self.eps = xp, case, pools_of(case), eps
         self.training = case.variant != "eval"
         self.x = self.tensor(x)
         self.params = {name: self._parameter(name, value) for name, value in params.items()}
@@ -286,9 +287,14 @@ _FORWARD: dict[str, Callable[[Formula], Any]] = {
 }
 
 
-def forward(xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays) -> Any:
-    """y = x_hat * weight + bias, in float32, rounded once to x's dtype."""
-    f = Formula(xp, case, x, params, buffers)
+def forward(
+    xp: Any, case: Case, x: Any, params: Arrays, buffers: Arrays, eps: float | None = None
+) -> Any:
+    """y = x_hat * weight + bias, in float32, rounded once to x's dtype.
+
+    Compilers are given `eps`, as they cannot see through what asks for the default.
+    """
+    f = Formula(xp, case, x, params, buffers, eps_of(case) if eps is None else eps)
     y = _FORWARD[case.op](f)
     if "weight" in params:
         y = y * f.params["weight"]
@@ -309,7 +315,7 @@ def backward(
     xp: Any, case: Case, dy: Any, x: Any, params: Arrays, buffers: Arrays
 ) -> tuple[Any, ...]:
     """(dx, the gradients of the parameters) of `forward`."""
-    f = Formula(xp, case, x, params, buffers)
+    f = Formula(xp, case, x, params, buffers, eps_of(case))
     dx, gradients = _BACKWARD[case.op](f, f.tensor(dy))
     parts = (_cast(gradients[name].reshape(p.shape), p.dtype) for name, p in params.items())
     return _cast(dx.reshape(x.shape), x.dtype), *parts

@@ -129,12 +129,13 @@ def _formula(work: Workload, dy: Any, x: Any, *params: Any) -> Call:
         raise Unsupported("the formula is for channels second")
     if not formulas.has(work.case, "forward"):
         raise Unsupported(f"no formula of {work.case.op}")
-    count, buffers = len(params), [tensor_of(buffer) for buffer in work.buffers.values()]
+    count, eps = len(params), eps_of(work.case)
+    buffers = [tensor_of(buffer) for buffer in work.buffers.values()]
 
     def formula(x: Any, *tensors: Any) -> Any:
         params = dict(zip(work.params, tensors[:count], strict=True))
         buffers = dict(zip(work.buffers, tensors[count:], strict=True))
-        return formulas.forward(torch, work.case, x, params, buffers)
+        return formulas.forward(torch, work.case, x, params, buffers, eps)
 
     return formula, (x, *params, *buffers)
 
