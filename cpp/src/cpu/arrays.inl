@@ -28,7 +28,6 @@ void copy(const void* src, void* dst, std::size_t bytes, bool stream) {
                   __attribute__((always_inline)) { return one(load(s + i, tag)); };
   if (stream) {
     sweep<true>(d, 0, n, move);
-    stream_fence();
   } else {
     sweep<false>(d, 0, n, move);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "cpu/cell_loops.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
@@ -52,6 +53,11 @@ class Backend {
   // Into how many runs of neighbours closed blocks are dealt: enough to even out the threads.
   Index runs() const { return threads_ > 1 ? 4 * Index(threads_) : 1; }
 
+  // f(cell) for [0, n), in vectors: f is to be inlined, and its cells have nothing in common.
+  template <class F>
+  void each_cell(Index n, const F& f) const {
+    cpu::each_cell(table_.vector_bytes, n, f);
+  }
   void merge(Index n, double count_a, double* mean_a, double* m2_a, double count_b,
              const double* mean_b, const double* m2_b) const {
     table_.merge(n, count_a, mean_a, m2_a, count_b, mean_b, m2_b);
@@ -200,8 +206,7 @@ class Backend {
   // a core's own cache the second time. Squares ask for dy, and sums for the x of the next strip:
   // memory then always has one stream to fetch. (Out of cache 0.88 of the time of two sweeps.)
   void reduce_with_sums(const Range& range, const Table& table, Centering<C> f, const void* dy,
-                        const void* x, double* mean, double* m2, double* dy_u,
-                        double* dy_1) const {
+                        const void* x, double* mean, double* m2, double* dy_u, double* dy_1) const {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));

@@ -131,6 +131,7 @@ void parallel_copy(const void* src, void* dst, Index bytes, bool stream) {
                  table.copy(static_cast<const char*>(src) + at, static_cast<char*>(dst) + at,
                             static_cast<std::size_t>(std::min(task_bytes, bytes - at)), stream);
                });
+  settle_streamed_stores();
 }
 
 }  // namespace cpu

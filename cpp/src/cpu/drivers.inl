@@ -140,7 +140,6 @@ SI void sweep_tile(Out y, Index rows, Index cols, F f) {
     };
     if (y.stride * Index(sizeof(T)) % kBytes == 0) together(run);
     take.template operator()<1>(run);
-    stream_fence();
   } else {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<false>(row<T>(y, r), y.stride, cols, step);
@@ -194,7 +193,6 @@ SI bool stream_through_room(Out y, Index rows, Index cols, F tile) {
                 [=](Index i, auto tag)
                     __attribute__((always_inline)) { return one(load(words_of + i, tag)); });
   }
-  stream_fence();
   return true;
 }
 template <class T>

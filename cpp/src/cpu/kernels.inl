@@ -50,8 +50,8 @@ constexpr KernelSet<Compute<T>> kSet = {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
-    NORMCORE_ISA_NAME, kSet<float>, kSet<BF16>, kSet<F16>,      kSet<double>,    merge,
-    join_moments,      join_sums,   copy,       kMixing<float>, kMixing<double>,
+    NORMCORE_ISA_NAME, kBytes,    kSet<float>, kSet<BF16>,     kSet<F16>,       kSet<double>, merge,
+    join_moments,      join_sums, copy,        kMixing<float>, kMixing<double>,
 };
 
 }  // namespace normcore::cpu::NORMCORE_ISA

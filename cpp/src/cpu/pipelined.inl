@@ -44,7 +44,6 @@ void affine_moments(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
   };
   if (streams<T>(y, cols)) {
     run.template operator()<true>();
-    stream_fence();
   } else {
     run.template operator()<false>();
   }

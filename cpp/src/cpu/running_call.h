@@ -1,5 +1,6 @@
 // What holds while a call runs, in the calling thread and in those that help it: the
-// floating-point environment, the kernels, and whether the call goes on. Every operation begins
+// floating-point environment, the kernels, and whether the call goes on; and what holds at its end,
+// that its results are there for all threads. Every operation begins
 // with one.
 #pragma once
 
@@ -8,6 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
+#include "cpu/streamed_stores.h"
 #include "normcore/context.h"
 
 namespace normcore::cpu {
@@ -22,7 +24,10 @@ class RunningCall {
     if (context.threads < 0 || context.threads > kMostThreads) refuse(context.threads);
     *own_ = this;
   }
-  ~RunningCall() { *own_ = outer_; }
+  ~RunningCall() {
+    settle_streamed_stores();
+    *own_ = outer_;
+  }
   RunningCall(const RunningCall&) = delete;
   RunningCall& operator=(const RunningCall&) = delete;
 
@@ -45,7 +50,10 @@ class RunningCall {
   class Helper {
    public:
     explicit Helper(RunningCall& call) : own_(&current_), outer_(current_) { *own_ = &call; }
-    ~Helper() { *own_ = outer_; }
+    ~Helper() {
+      settle_streamed_stores();
+      *own_ = outer_;
+    }
     Helper(const Helper&) = delete;
     Helper& operator=(const Helper&) = delete;
 

@@ -516,12 +516,5 @@ SI void store_pair(F16* p, F32 a, F32 b, Tag) {
 // Asks for the line at p, which need not be mapped.
 SI void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// Streamed stores are ordered before whatever tells another thread that they are done.
-SI void stream_fence() {
-#if defined(NORMCORE_X86)
-  _mm_sfence();
-#endif
-}
-
 }  // namespace
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -332,15 +332,11 @@ class Backward {
 
   void solve(const Block& b, const Solved<P, C>& s, const GradientTable<C>& table,
              Scope& scope) const {
-    for_channels(plan_, b, s.rows, args_.channel_weight, nullptr, scope,
-                 [cells = s.cells, t = table, params = params_, k0 = b.k0](Index first, Index n,
-                                                                           auto weight, auto) {
-                   NORMCORE_APART
-                   for (Index k = 0; k < n; ++k) {
-                     const Index cell = first + k;
-                     t.solve(cell, Method::coefficients(cells.at(cell).stats, params, k0 + k),
-                             weight(k));
-                   }
+    for_channels(be_, b, s.rows, args_.channel_weight, nullptr, scope,
+                 [cells = s.cells, t = table, params = params_, k0 = b.k0](
+                     Index cell, Index k, double weight, double) NORMCORE_INLINED {
+                   t.solve(cell, Method::coefficients(cells.at(cell).stats, params, k0 + k),
+                           weight);
                  });
   }
 
@@ -369,28 +365,25 @@ class Backward {
       d.mean[i] = scope.template take<double>(cells);
       d.var[i] = scope.template take<double>(cells);
     }
-    for_channels(
-        plan_, b, s.rows, args_.channel_weight, nullptr, scope,
-        [=, cells = s.cells, params = params_, k0 = b.k0](Index first, Index n, auto weight, auto) {
-          NORMCORE_APART
-          for (Index k = 0; k < n; ++k) {
-            const Index cell = first + k;
-            const CoefGrad g =
-                coefficient_gradient(weight(k), sums.dy_u[cell], sums.dy_1[cell], t.unit[cell]);
-            StatsGrad ds[P] = {};
-            typename Method::ParamsGrad dp;
-            Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
-            if constexpr (G > 0) {
-              const auto values = std::bit_cast<std::array<double, G>>(dp);
-              for (int i = 0; to.dparams && i < G; ++i) to.dparams[i * to.next + k] += values[i];
-            }
-            for (int i = 0; i < P; ++i) {
-              // A gradient with respect to a mean that counts from the centre.
-              d.mean[i][cell] = ds[i].mean;
-              d.var[i][cell] = ds[i].var;
-            }
-          }
-        });
+    for_channels(be_, b, s.rows, args_.channel_weight, nullptr, scope,
+                 [=, cells = s.cells, params = params_, k0 = b.k0](
+                     Index cell, Index k, double weight, double) NORMCORE_INLINED {
+                   const CoefGrad g =
+                       coefficient_gradient(weight, sums.dy_u[cell], sums.dy_1[cell], t.unit[cell]);
+                   StatsGrad ds[P] = {};
+                   typename Method::ParamsGrad dp;
+                   Method::pullback(cells.at(cell).stats, params, k0 + k, g, ds, dp);
+                   if constexpr (G > 0) {
+                     const auto values = std::bit_cast<std::array<double, G>>(dp);
+                     for (int i = 0; to.dparams && i < G; ++i)
+                       to.dparams[i * to.next + k] += values[i];
+                   }
+                   for (int i = 0; i < P; ++i) {
+                     // A gradient with respect to a mean that counts from the centre.
+                     d.mean[i][cell] = ds[i].mean;
+                     d.var[i][cell] = ds[i].var;
+                   }
+                 });
     for (int i = computed(); i < P; ++i) {
       Exchange* exchange = Method::pools[i] == Pool::batch ? args_.population.exchange : nullptr;
       share_by_pool(s.pools[i], s.rows, exchange, scope, d.mean[i]);
@@ -407,11 +400,10 @@ class Backward {
     const GradientTable<C> t = table;
     if constexpr (P == 1) {
       if (elementwise()) {
-        NORMCORE_APART
-        for (Index c = 0; c < cells; ++c) {
+        be_.each_cell(cells, [=](Index c) NORMCORE_INLINED {
           const Stats pool = stats.at(c).stats[0];
           t.share(c, Share::by_element<Method::raw>(d.var[0][c], dy_1[c], pool, t.a[c]));
-        }
+        });
         return;
       }
     }
@@ -419,13 +411,12 @@ class Backward {
       for (C* column : {t.p, t.q, t.r}) std::fill_n(column, cells, C(0));
       return;
     }
-    NORMCORE_APART
-    for (Index c = 0; c < cells; ++c) {
+    be_.each_cell(cells, [=, first = computed()](Index c) NORMCORE_INLINED {
       const auto pools = stats.at(c);
       Share share;
-      for (int i = computed(); i < P; ++i) share.add<Method::raw>(d.at(i, c), pools.stats[i]);
+      for (int i = first; i < P; ++i) share.add<Method::raw>(d.at(i, c), pools.stats[i]);
       t.share(c, share);
-    }
+    });
   }
 
   // As share_out and the end of block, with slopes in place of u. There are no elementwise

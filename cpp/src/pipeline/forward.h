@@ -114,17 +114,13 @@ class Forward {
   }
 
   void solve(const Block& b, const Solved<P, C>& s, C* a, C* shift, Scope& scope) const {
-    for_channels(plan_, b, s.rows, args_.channel_weight, args_.channel_bias, scope,
-                 [cells = s.cells, params = params_, a, shift, k0 = b.k0](Index first, Index n,
-                                                                          auto weight, auto bias) {
-                   NORMCORE_APART
-                   for (Index k = 0; k < n; ++k) {
-                     const Index cell = first + k;
-                     const Coef f = Method::coefficients(cells.at(cell).stats, params, k0 + k);
-                     const Applied<C> y = applied<C>(f, weight(k), bias(k));
-                     a[cell] = y.a;
-                     shift[cell] = y.shift;
-                   }
+    for_channels(be_, b, s.rows, args_.channel_weight, args_.channel_bias, scope,
+                 [=, cells = s.cells, params = params_, k0 = b.k0](
+                     Index cell, Index k, double weight, double bias) NORMCORE_INLINED {
+                   const Coef f = Method::coefficients(cells.at(cell).stats, params, k0 + k);
+                   const Applied<C> y = applied<C>(f, weight, bias);
+                   a[cell] = y.a;
+                   shift[cell] = y.shift;
                  });
   }
 

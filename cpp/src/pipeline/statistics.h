@@ -11,6 +11,9 @@
 
 namespace normcore {
 
+// Of the body of a loop over cells: a backend compiles it for the CPU that it finds.
+#define NORMCORE_INLINED __attribute__((always_inline))
+
 // A block of the table that is closed under all pools of the method.
 struct Block {
   Index o0, on, k0, kn;
@@ -97,35 +100,32 @@ void for_entries(const Plan& plan, const Block& b, const PoolTable& t, F f) {
   }
 }
 
-// f(first, n, weight, bias) for runs of cells, weight(k) and bias(k) being those of cell first + k;
-// null arrays are 1 and 0.
-template <class Scope, class F>
-void for_channels(const Plan& plan, const Block& b, Index rows, const double* weight,
-                  const double* bias, Scope& scope, F f) {
+// f(cell, k, weight, bias) for the cells of a block, k being the cell of its row; null arrays are 1
+// and 0.
+template <class Backend, class F>
+void for_channels(const Backend& be, const Block& b, Index rows, const double* weight,
+                  const double* bias, typename Backend::Scope& scope, F f) {
   if (weight || bias) {
     auto values = [&](const double* given, double missing) {
-      const double* at = given ? given + b.k0 : scope.template take_filled<double>(b.kn, missing);
-      return [at](Index k) { return at[k]; };
+      return given ? given + b.k0 : scope.template take_filled<double>(b.kn, missing);
     };
-    const auto w = values(weight, 1), shift = values(bias, 0);
-    for (Index o = 0; o < rows; ++o) f(o * b.kn, b.kn, w, shift);
+    const double *weights = values(weight, 1), *biases = values(bias, 0);
+    for (Index o = 0; o < rows; ++o) {
+      be.each_cell(b.kn, [=, first = o * b.kn](Index k)
+                             NORMCORE_INLINED { f(first + k, k, weights[k], biases[k]); });
+    }
   } else {
     // In one loop where cells are no channels.
-    auto same = [](double v) { return [v](Index) { return v; }; };
-    const Index loops = plan.affinity == Affinity::element ? 1 : rows;
+    const Index loops = be.plan().affinity == Affinity::element ? 1 : rows;
     const Index n = loops == 1 ? rows * b.kn : b.kn;
-    for (Index o = 0; o < loops; ++o) f(o * n, n, same(1), same(0));
+    for (Index o = 0; o < loops; ++o) {
+      be.each_cell(n, [=, first = o * n](Index k) NORMCORE_INLINED { f(first + k, k, 1, 0); });
+    }
   }
 }
 
 // What the method sees of every cell of a block. Loops over cells take a copy of this and are flat:
-// short rows have one cell for a few vectors, and compilers vectorize such loops. They read and
-// write more arrays than a compiler cares to compare: NORMCORE_APART says that none overlap.
-#if defined(__GNUC__) && !defined(__clang__)
-#define NORMCORE_APART _Pragma("GCC ivdep")
-#else
-#define NORMCORE_APART
-#endif
+// short rows have one cell for a few vectors, and compilers vectorize such loops.
 template <int P>
 struct CellStats {
   const double* mean[P];  // from the centre
@@ -307,12 +307,14 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
     C* center = out.center;
     if (i == P - 1) {
       const double* var = out.cells.var[i];
-      for (Index c = 0; c < cells; ++c) {
-        center[c] = center_of<Method::raw, C>(mean[c], var[c], t.count);
-      }
+      be.each_cell(cells, [=, count = t.count](Index c) NORMCORE_INLINED {
+        center[c] = center_of<Method::raw, C>(mean[c], var[c], count);
+      });
     }
     double* from = scope.template take<double>(cells);
-    for (Index c = 0; c < cells; ++c) from[c] = from_center<Method::raw>(mean[c], center[c]);
+    be.each_cell(cells, [=](Index c) NORMCORE_INLINED {
+      from[c] = from_center<Method::raw>(mean[c], center[c]);
+    });
     out.cells.mean[i] = from;
   }
 }
