@@ -239,10 +239,14 @@ def manylinux_wheel(session: nox.Session, python: Path, machine: str, toolchain:
     session.run(*pip, "--wheel-dir", str(built), env=environment)
     (wheel,) = built.glob("*.whl")
     repaired = built / "repaired"
-    repair = ("auditwheel", "repair", "--plat", f"manylinux_2_28_{machine}", "--only-plat")
+    # It names the platforms of this machine alone, but finds the oldest of any.
+    repair = ("auditwheel", "repair", "--plat", "auto", "--only-plat")
     session.run(*repair, "--wheel-dir", str(repaired), str(wheel))
     (wheel,) = repaired.glob("*.whl")
     session.run("auditwheel", "show", str(wheel))
+    needed = re.search(r"manylinux_2_(\d+)_", wheel.name)
+    if needed is None or int(needed[1]) > 28:
+        session.error(f"{wheel.name} is not for manylinux_2_28")
     return Path(shutil.copy(wheel, toolchain.parent))
 
 
@@ -266,8 +270,9 @@ def try_emulated_wheel(session: nox.Session, wheel: Path, python: Path, fresh: P
         session.log(f"{wheel.name} is not tried")
         return
     version = emulated.name.removeprefix("python")
-    platforms = ("--platform=manylinux_2_28_aarch64", "--only-binary=:all:", "--no-deps")
-    pip = ("python", "-m", "pip", "install", "--target", str(fresh), *platforms)
+    tag = wheel.stem.rpartition("-")[2].partition(".")[0]
+    options = (f"--platform={tag}", "--only-binary=:all:", "--no-deps")
+    pip = ("python", "-m", "pip", "install", "--target", str(fresh), *options)
     session.run(*pip, "--python-version", version, str(wheel))
     path = os.pathsep.join([str(fresh), str(folder / "packages")])
     command = (emulator, "-L", str(emulated.parents[2]), str(emulated), "-m", "pytest")
