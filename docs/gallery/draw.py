@@ -27,7 +27,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
-RUN = HERE.parents[1] / "bench/results/zen4.json"
+RUN = HERE.parents[1] / "bench/results/zen5.json"
 PANELS = ("pool", "effect", "field", "cost")
 SIZE, DPI = (3.5, 3.1), 170  # inches
 POOL_SIZE = (3.5, 2.5)  # of the table of samples and channels
