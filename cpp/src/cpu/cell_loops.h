@@ -16,12 +16,17 @@ namespace normcore::cpu {
 #endif
 
 template <class F>
-[[gnu::noinline]] void each_cell_by_least(Index n, const F& f) {
+[[gnu::always_inline]] inline void each_cell_here(Index n, const F& f) {
   const F own = f;  // nothing that a store could change
   NORMCORE_APART
   for (Index cell = 0; cell < n; ++cell) own(cell);
 }
+#undef NORMCORE_APART
 
+template <class F>
+[[gnu::noinline]] void each_cell_by_least(Index n, const F& f) {
+  each_cell_here(n, f);
+}
 #ifdef __x86_64__
 #ifdef __clang__
 #define NORMCORE_AVX512 "avx512f,avx512dq,avx512vl"
@@ -30,15 +35,11 @@ template <class F>
 #endif
 template <class F>
 [[gnu::noinline, gnu::target("avx2")]] void each_cell_by_avx2(Index n, const F& f) {
-  const F own = f;
-  NORMCORE_APART
-  for (Index cell = 0; cell < n; ++cell) own(cell);
+  each_cell_here(n, f);
 }
 template <class F>
 [[gnu::noinline, gnu::target(NORMCORE_AVX512)]] void each_cell_by_avx512(Index n, const F& f) {
-  const F own = f;
-  NORMCORE_APART
-  for (Index cell = 0; cell < n; ++cell) own(cell);
+  each_cell_here(n, f);
 }
 #undef NORMCORE_AVX512
 #endif
@@ -53,6 +54,5 @@ void each_cell([[maybe_unused]] int vector_bytes, Index n, const F& f) {
 #endif
   each_cell_by_least(n, f);
 }
-#undef NORMCORE_APART
 
 }  // namespace normcore::cpu

@@ -1,7 +1,6 @@
 // What holds while a call runs, in the calling thread and in those that help it: the
 // floating-point environment, the kernels, and whether the call goes on; and what holds at its end,
-// that its results are there for all threads. Every operation begins
-// with one.
+// that its results are there for all threads. Every operation begins with one.
 #pragma once
 
 #include <atomic>
