@@ -185,6 +185,7 @@ void add_table(KernelRegistry& registry, const cpu::KernelTable& table) {
   using Table = cpu::KernelTable;
   using T = Tile<float>;
   registry.cover(table.isa);
+  registry.cover(table.vector_bytes);
   Group<float, Table> group(registry, "", DType::kFloat32, table);
   group.add("merge", &Table::merge, {0, 0, 6},
             [](auto f, T& t) { f(t.size(), 1, t.sum(0), t.sum(1), 1, t.sum(2), t.sum(3)); });

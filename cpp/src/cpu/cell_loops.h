@@ -46,7 +46,7 @@ template <class F>
 
 // f(cell), which is to be inlined, for [0, n), in vectors of so many bytes.
 template <class F>
-void each_cell([[maybe_unused]] int vector_bytes, Index n, const F& f) {
+void each_cell([[maybe_unused]] Index vector_bytes, Index n, const F& f) {
   if (n == 1) return f(Index(0));  // small calls are counted in nanoseconds
 #ifdef __x86_64__
   if (vector_bytes == 64) return each_cell_by_avx512(n, f);

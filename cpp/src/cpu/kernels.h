@@ -253,7 +253,7 @@ struct KernelSet {
 
 struct KernelTable {
   const char* isa;
-  int vector_bytes;
+  Index vector_bytes;
   KernelSet<float> f32, bf16, f16;
   KernelSet<double> f64;
   // Chan's merge of n pairs of moments of uniform counts: a <- a + b.
