@@ -18,6 +18,13 @@ SI bool safe(C sum_of_squares) {
   return sum_of_squares > kLeastSafeSquares<C> && sum_of_squares < kMostSafeSquares<C>;
 }
 
+template <class C, class V>
+SI bool all_safe(V sums_of_squares) {
+  using E = decltype(sums_of_squares[0] + sums_of_squares[0]);
+  return !any_lane(
+      ~((sums_of_squares > E(kLeastSafeSquares<C>)) & (sums_of_squares < E(kMostSafeSquares<C>))));
+}
+
 // The largest |x - mean| of a row; a NaN is passed over.
 template <class T>
 [[gnu::noinline]] Compute<T> largest_deviation(const T* x, Index n, Compute<T> mean) {
@@ -108,14 +115,13 @@ SI void finish_cells(Index n, const C* center, const C* rest, const C* squares, 
   const typename Doubles::reg around_mean = size - delta * sum;
   *(typename Doubles::mem*)mean = centers + delta;
   *(typename Doubles::mem*)m2 = around_mean < 0 ? zero : around_mean;
-  bool all_safe = true;
+  bool done = true;
   if constexpr (R == kLanes<double>) {
-    all_safe =
-        !any_lane(~((size > double(kLeastSafeSquares<C>)) & (size < double(kMostSafeSquares<C>))));
+    done = all_safe<C>(size);
   } else {
-    for (int k = 0; k < R; ++k) all_safe &= safe(squares[k]);
+    for (int k = 0; k < R; ++k) done &= safe(squares[k]);
   }
-  for (int k = 0; !all_safe && k < R; ++k) again(k);
+  for (int k = 0; !done && k < R; ++k) again(k);
 }
 template <bool kCentred, int R, class T>
 SI void finish_rows(In x, Index r, Index cols, const Compute<T> (&center)[R],
@@ -282,9 +288,13 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
                     }
                   });
     // Constant columns are common: channels that died, padding of zeros.
-    bool all_safe = true;
-    for (Index j = 0; j < n; ++j) all_safe &= safe(squares[j]);
-    if (!all_safe) {
+    bool done = true;
+    Index tested = 0;
+    for (; tested + kLanes<C> <= n; tested += kLanes<C>) {
+      done &= all_safe<C>(load(squares + tested, Full{}));
+    }
+    for (; tested < n; ++tested) done &= safe(squares[tested]);
+    if (!done) {
       for (Index j = 0; j < n; ++j) largest[j] = 0;
       row_blocks<C>(rows, n, [&]<int R>(Index r, Index i, auto tag) __attribute__((always_inline)) {
         const Vec<C> c = load(center + i, tag);

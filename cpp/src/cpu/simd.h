@@ -464,40 +464,52 @@ SI void store_pair(T* p, Vec<Compute<T>> a, Vec<Compute<T>> b, Tag t) {
   store(p, a, t);
   store(p + kLanes<Compute<T>>, b, t);
 }
-#if defined(NORMCORE_X86) && defined(__AVX2__)
-// Stores the upper halves of the lanes of a and b.
-SI void put_upper_halves(std::uint16_t* p, U32 a, U32 b, bool stream) {
-#if defined(__AVX512F__)
-  alignas(64) static constexpr std::uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                         23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
-                                                         45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  const __m512i packed = _mm512_permutex2var_epi16((__m512i)a, _mm512_load_si512(kOdd), (__m512i)b);
-  stream ? _mm512_stream_si512((__m512i*)p, packed) : _mm512_storeu_si512(p, packed);
-#else
-  const __m256i by_lane = _mm256_packus_epi32((__m256i)(a >> 16), (__m256i)(b >> 16));
-  const __m256i packed = _mm256_permute4x64_epi64(by_lane, 0xd8);
-  stream ? _mm256_stream_si256((__m256i*)p, packed) : _mm256_storeu_si256((__m256i*)p, packed);
-#endif
-}
+#if defined(NORMCORE_X86) && defined(__AVX512F__)
+using Patterns = __m512i;
 SI bool any_nan(F32 a, F32 b) {
-#if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) != 0;
-#else
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q)) != 0;
-#endif
 }
+// The halves of the lanes are sorted first, so that those of a and b are rounded at once. Upwards
+// where the lower half is above a tie; a tie is where the upper one is odd.
+SI Patterns nearest_bf16(F32 a, F32 b) {
+  alignas(64) static constexpr std::uint16_t kLower[32] = {
+      0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+      32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+  const __m512i one = _mm512_set1_epi16(1), lower_halves = _mm512_load_si512(kLower);
+  const __m512i upper_halves = _mm512_add_epi16(lower_halves, one);
+  const __m512i lower = _mm512_permutex2var_epi16((__m512i)a, lower_halves, (__m512i)b);
+  const __m512i upper = _mm512_permutex2var_epi16((__m512i)a, upper_halves, (__m512i)b);
+  const __m512i or_odd = _mm512_ternarylogic_epi32(lower, upper, one, 0xf8);  // lower | (upper & 1)
+  const __mmask32 up = _mm512_cmpgt_epu16_mask(or_odd, _mm512_set1_epi16(short(0x8000)));
+  return _mm512_mask_add_epi16(upper, up, upper, one);
+}
+SI void put_patterns(std::uint16_t* p, Patterns v, Full) { _mm512_storeu_si512(p, v); }
+SI void put_patterns(std::uint16_t* p, Patterns v, Stream) { _mm512_stream_si512((__m512i*)p, v); }
+#elif defined(NORMCORE_X86) && defined(__AVX2__)
+using Patterns = __m256i;
+SI bool any_nan(F32 a, F32 b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q)) != 0;
+}
+SI Patterns nearest_bf16(F32 a, F32 b) {
+  const U32 low = round_to_upper_half(a) >> 16, high = round_to_upper_half(b) >> 16;
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)low, (__m256i)high), 0xd8);
+}
+SI void put_patterns(std::uint16_t* p, Patterns v, Full) { _mm256_storeu_si256((__m256i*)p, v); }
+SI void put_patterns(std::uint16_t* p, Patterns v, Stream) { _mm256_stream_si256((__m256i*)p, v); }
+#endif
+#if defined(NORMCORE_X86) && defined(__AVX2__)
 // As two single stores, with the care for NaN taken out of the common path.
 template <class Tag>
-SI void store_pair_bf16(BF16* p, F32 a, F32 b, Tag t, bool stream) {
+SI void store_pair_bf16(BF16* p, F32 a, F32 b, Tag t) {
   if (__builtin_expect(any_nan(a, b), 0)) {
     store(p, a, t);
     store(p + kLanes<float>, b, t);
   } else {
-    put_upper_halves(&p->bits, round_to_upper_half(a), round_to_upper_half(b), stream);
+    put_patterns(&p->bits, nearest_bf16(a, b), t);
   }
 }
-SI void store_pair(BF16* p, F32 a, F32 b, Full t) { store_pair_bf16(p, a, b, t, false); }
-SI void store_pair(BF16* p, F32 a, F32 b, Stream t) { store_pair_bf16(p, a, b, t, true); }
+SI void store_pair(BF16* p, F32 a, F32 b, Full t) { store_pair_bf16(p, a, b, t); }
+SI void store_pair(BF16* p, F32 a, F32 b, Stream t) { store_pair_bf16(p, a, b, t); }
 #elif defined(NORMCORE_NEON)
 using TwoU16Mem = typename VecOf<std::uint16_t, 2 * kLanes<float>>::mem;
 // Both with one choice for NaN each: to look for one first would take as many instructions.
