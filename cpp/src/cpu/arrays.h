@@ -69,8 +69,13 @@ inline void store_array(const double* values, const Tensor& t, const Walk& w,
     }
   }
   with_storage(t.dtype(), [&]<class E>(std::type_identity<E>) {
-    Index i = 0;
-    w.each([&](Index at) { static_cast<E*>(t.data())[at] = static_cast<const E*>(source)[i++]; });
+    const E* from = static_cast<const E*>(source);
+    E* to = static_cast<E*>(t.data());
+    if (Index step; w.even(&step)) {
+      for (Index i = 0; i < n; ++i) to[i * step] = from[i];
+    } else {
+      w.each([&](Index at) { to[at] = *from++; });
+    }
   });
 }
 

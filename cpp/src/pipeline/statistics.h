@@ -89,14 +89,13 @@ void fold_pieces(const Units& units, Index rows, std::initializer_list<double*> 
 }
 
 // f(entry of the block's table, entry of the whole one, its first cell of a row) for a pool.
-template <class F>
-void for_entries(const Plan& plan, const Block& b, const PoolTable& t, F f) {
-  const Index cols = plan.pool_cols(t.extent), o0 = t.row_step > 0 ? b.o0 : 0;
+template <class Backend, class F>
+void for_entries(const Backend& be, const Block& b, const PoolTable& t, F f) {
+  const Index cols = be.plan().pool_cols(t.extent), o0 = t.row_step > 0 ? b.o0 : 0;
+  const Index first = b.k0 / t.cell_div, cell_div = t.cell_div;
   for (Index o = 0; o < t.rows; ++o) {
-    for (Index j = 0; j < t.cols; ++j) {
-      const Index col = b.k0 / t.cell_div + j;
-      f(o * t.cols + j, (o0 + o) * cols + col, col * t.cell_div);
-    }
+    be.each_cell(t.cols, [=, here = o * t.cols, there = (o0 + o) * cols + first](Index j)
+                             NORMCORE_INLINED { f(here + j, there + j, (first + j) * cell_div); });
   }
 }
 
@@ -248,10 +247,11 @@ void block_statistics(const Backend& be, const Args& args, const Block& b,
   out.center = scope.template take<C>(rows * b.kn);
 
   auto take = [&](PoolTable& t, const double* mean, const double* var, Index step) {
-    for_entries(plan, b, t, [=, mean_to = t.mean, var_to = t.var](Index e, Index from, Index) {
-      mean_to[e] = mean[from * step];
-      var_to[e] = var[from * step];
-    });
+    for_entries(be, b, t,
+                [=, mean_to = t.mean, var_to = t.var](Index e, Index from, Index) NORMCORE_INLINED {
+                  mean_to[e] = mean[from * step];
+                  var_to[e] = var[from * step];
+                });
   };
   PoolTable& finest = out.pools[P - 1];
   if (computed) take(out.pools[0], args.given_mean, args.given_var, args.given_step);
@@ -327,18 +327,23 @@ void export_statistics(const Backend& be, const Args& args, const typename Metho
   constexpr int P = kPoolCount<Method>;
   if (args.mean) {
     const PoolTable& t = s.pools[args.given_mean && P > 1 ? 1 : 0];
-    for_entries(be.plan(), b, t, [&](Index e, Index to, Index channel) {
-      args.mean[to] = t.mean[e];
-      args.var[to] = t.var[e];
-      args.rstd[to] = Method::rstd({0, t.var[e], t.count}, params, channel);
-    });
+    for_entries(be, b, t,
+                [=, pool_mean = t.mean, pool_var = t.var, count = t.count, mean = args.mean,
+                 var = args.var, rstd = args.rstd](Index e, Index to, Index channel)
+                    NORMCORE_INLINED {
+                      mean[to] = pool_mean[e];
+                      var[to] = pool_var[e];
+                      rstd[to] = Method::rstd({0, pool_var[e], count}, params, channel);
+                    });
   }
   if (args.last_mean) {
     const PoolTable& t = s.pools[P - 1];
-    for_entries(be.plan(), b, t, [&](Index e, Index to, Index) {
-      args.last_mean[to] = t.mean[e];
-      args.last_var[to] = t.var[e];
-    });
+    for_entries(be, b, t,
+                [=, pool_mean = t.mean, pool_var = t.var, mean = args.last_mean,
+                 var = args.last_var](Index e, Index to, Index) NORMCORE_INLINED {
+                  mean[to] = pool_mean[e];
+                  var[to] = pool_var[e];
+                });
   }
 }
 
