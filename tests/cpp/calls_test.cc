@@ -62,7 +62,7 @@ std::size_t stack_of(F f) {
 }
 
 TEST_P(EachOperation, NeedsLittleStack) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(NORMCORE_SANITIZED)
   GTEST_SKIP() << "AddressSanitizer's stacks are larger";
 #endif
   for (const DType t : kDTypes) {
@@ -78,7 +78,7 @@ TEST_P(EachOperation, NeedsLittleStack) {
 }
 
 TEST(Stack, AnErrorNeedsLittleToo) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(NORMCORE_SANITIZED)
   GTEST_SKIP() << "AddressSanitizer's stacks are larger";
 #endif
   Operands o(DType::kFloat32, 3, 12, 5);

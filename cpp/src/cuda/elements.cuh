@@ -254,6 +254,14 @@ struct ElementValues {
   double missing;
 };
 
+// The place of element i of an array that may be absent, where nothing is then read: to a null
+// pointer nothing may be added.
+template <class T>
+__device__ const T* place_of(const T* data, int i) {
+  return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(data) +
+                                    std::uintptr_t(i) * sizeof(T));
+}
+
 // The parameters of the elements [first, first + V) of a row of n; kWhole: whole packs.
 template <bool kWhole, class W, int V>
 __device__ void load_parameters(const ElementValues& values, int first, int n,
@@ -264,7 +272,7 @@ __device__ void load_parameters(const ElementValues& values, int first, int n,
   for (int e = 0; e < V; e += U) {
     Pack<W> pack = Pack<W>::filled(Compute<W>(values.missing));
     if (kWhole) {
-      load_words<false>(data + first + e, data && first < n, pack.bits);
+      load_words<false>(place_of(data, first + e), data && first < n, pack.bits);
     } else if (data) {
       pack = load_pack(data, first + e, n);
     }

@@ -52,7 +52,7 @@ constexpr Index kParameterRuns = 256;
 // ---- the plan as kernels take it
 
 // The distance of the cells from each other in an operand, if it is one and the same.
-bool even_rows(const Plan& plan, int operand, Index* stride) {
+inline bool even_rows(const Plan& plan, int operand, Index* stride) {
   const Access& a = plan.access[operand];
   *stride = plan.cells > 1 ? a.cell : plan.outer_dims > 0 ? a.outer[plan.outer_dims - 1] : 0;
   if (plan.outer == 1) return true;

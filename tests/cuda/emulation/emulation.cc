@@ -137,11 +137,12 @@ bool progress = false;
 [[gnu::noinline, noreturn]] void jump(void** to) { __builtin_longjmp(to, 1); }
 
 // Others run within a function that changes fibers: its callers may assume nothing of what it
-// reads, writes and leaves in registers, whatever its body shows.
+// reads, writes and leaves in registers, whatever its body shows. Clang that optimizes such a
+// function keeps values in registers over the change.
 #if __has_cpp_attribute(gnu::noipa)
 #define NORMCORE_CHANGES_FIBERS [[gnu::noipa]]
 #else
-#define NORMCORE_CHANGES_FIBERS [[gnu::noinline]]
+#define NORMCORE_CHANGES_FIBERS [[clang::optnone, gnu::noinline]]
 #endif
 
 // Lets others run.
