@@ -108,7 +108,7 @@ def main(machine: str, folder: Path) -> None:
     output(str(compiler), "-std=c++20", "-O2", "-fPIC", "-c", str(source), "-o", newer[1])
     output("ar", "x", "--output", str(folder), static, *MEMBERS)
     output("ar", "rcsD", *newer)
-    # GCC's helpers come before zig's, whose __builtin_cpu_supports says no to everything.
+    # GCC's helpers and its unwinder, which programs that it compiles share.
     print(newer[0], folder / "libstdc++.so", *libgcc)
 
 

@@ -1,6 +1,7 @@
 // Finds the probes beside the table of kernels that is in use.
 #include "cpu/dispatch.h"
 
+#include <string>
 #include <string_view>
 
 #include "normcore/errors.h"

@@ -40,36 +40,50 @@ extern const KernelTable kTable;
 namespace {
 
 #if defined(NORMCORE_X86_KERNELS)
-// Which __builtin_cpu_supports does not know before Clang 16. That the system keeps the registers
-// of AVX it says of avx2.
-bool has_f16c() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-}
+// What the CPU has and the system lets programs use. Asked of the CPU itself: zig's runtime answers
+// no to __builtin_cpu_supports, and Clang knows f16c from 16 on.
+class Features {
+ public:
+  Features() {
+    unsigned eax = 0, ebx = 0, edx = 0;
+    __get_cpuid(1, &eax, &ebx, &first_, &edx);
+    __get_cpuid_count(7, 0, &eax, &seventh_, &ebx, &edx);
+    __get_cpuid(0x80000001, &eax, &ebx, &extended_, &edx);
+    if (first_ & bit_OSXSAVE) asm("xgetbv" : "=a"(kept_), "=d"(edx) : "c"(0));
+  }
+  bool v2() const { return has(first_, bit_SSE4_2 | bit_POPCNT); }
+  bool v3() const {
+    return v2() && has(first_, bit_AVX | bit_FMA | bit_F16C | bit_MOVBE) &&
+           has(seventh_, bit_AVX2 | bit_BMI | bit_BMI2) && has(extended_, bit_LZCNT) &&
+           has(kept_, kAvxRegisters);
+  }
+  bool v4() const {
+    constexpr unsigned bits =
+        bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
+    return v3() && has(seventh_, bits) && has(kept_, kAvx512Registers);
+  }
+
+ private:
+  // Of the registers that the system saves when it changes threads.
+  static constexpr unsigned kAvxRegisters = 0x6, kAvx512Registers = 0xe6;
+  static bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
+  unsigned first_ = 0, seventh_ = 0, extended_ = 0, kept_ = 0;
+};
 #endif
 
 // Best first. Empty on a CPU below all that were built.
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
 #if defined(NORMCORE_X86_KERNELS)
-  __builtin_cpu_init();
-  [[maybe_unused]] const bool v2 =
-      __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-  [[maybe_unused]] const bool v3 = v2 && __builtin_cpu_supports("avx2") &&
-                                   __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                                   __builtin_cpu_supports("bmi2") && has_f16c();
-  [[maybe_unused]] const bool v4 =
-      v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl");
+  [[maybe_unused]] const Features cpu;
 #if defined(NORMCORE_X86_V4)
-  if (v4) tables.push_back(&v4::kTable);
+  if (cpu.v4()) tables.push_back(&v4::kTable);
 #endif
 #if defined(NORMCORE_X86_V3)
-  if (v3) tables.push_back(&v3::kTable);
+  if (cpu.v3()) tables.push_back(&v3::kTable);
 #endif
 #if defined(NORMCORE_X86_V2)
-  if (v2) tables.push_back(&v2::kTable);
+  if (cpu.v2()) tables.push_back(&v2::kTable);
 #endif
 #elif defined(NORMCORE_NEON_KERNELS)
   tables.push_back(&neon::kTable);
