@@ -93,6 +93,27 @@ def test_available_isas_are_named_and_hold_the_current_one():
     assert all(isinstance(name, str) for name in isas)
 
 
+# What each level of x86-64 adds, in the words of Linux: what its kernels are compiled for.
+LEVELS = {
+    "x86-64-v2": "sse4_2 popcnt",
+    "x86-64-v3": "avx avx2 fma f16c movbe bmi1 bmi2 abm",
+    "x86-64-v4": "avx512f avx512bw avx512cd avx512dq avx512vl",
+}
+
+
+def test_available_isas_are_those_of_the_cpu_as_the_system_sees_it():
+    if not set(nc.available_isas()) <= set(LEVELS) or not os.path.exists("/proc/cpuinfo"):
+        pytest.skip("kernels of x86-64 on Linux")
+    with open("/proc/cpuinfo") as lines:
+        flags = next(line for line in lines if line.startswith("flags")).split()
+    expected = []
+    for name, added in LEVELS.items():
+        if not set(added.split()) <= set(flags):
+            break
+        expected.insert(0, name)
+    assert list(nc.available_isas()) == expected, "for a build of all levels"
+
+
 def test_set_isa_is_read_back(isa):
     assert nc.get_isa() == isa
 
