@@ -254,12 +254,10 @@ struct ElementValues {
   double missing;
 };
 
-// The place of element i of an array that may be absent, where nothing is then read: to a null
-// pointer nothing may be added.
+// The place of element i, of an array that may be absent: to a null pointer nothing may be added.
 template <class T>
 __device__ const T* place_of(const T* data, int i) {
-  return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(data) +
-                                    std::uintptr_t(i) * sizeof(T));
+  return data ? data + i : data;
 }
 
 // The parameters of the elements [first, first + V) of a row of n; kWhole: whole packs.
