@@ -122,8 +122,11 @@ SI bool streams(Out y, Index cols) {
 
 // Sweeps the rows of an output tile: f.template operator()<R>(r, run) handles rows r .. r + R - 1,
 // R being G, kShort for rows of up to four vectors, or 1, and gives run a step for them. Rows taken
-// together share their loads of what runs along them; streamed rows can where they are aligned
-// alike.
+// together share their loads of what runs along them. Streamed rows can where they are aligned
+// alike. Without a gap, and up to kInOrder vectors, they go to memory in its order instead: what
+// runs along them is in the nearest cache then. (Columns of 64 to 256 0.55 to 0.94 of the time of
+// four rows together, of 4096 1.05; rows of 490 far apart 1.2.)
+constexpr Index kInOrder = 64;
 template <int G, class T, int kShort = G, class F>
 SI void sweep_tile(Out y, Index rows, Index cols, F f) {
   Index r = 0;
@@ -138,7 +141,9 @@ SI void sweep_tile(Out y, Index rows, Index cols, F f) {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<true>(row<T>(y, r), y.stride, cols, step);
     };
-    if (y.stride * Index(sizeof(T)) % kBytes == 0) together(run);
+    const bool alike = y.stride * Index(sizeof(T)) % kBytes == 0;
+    const bool in_order = y.stride == cols && cols <= kInOrder * kLanes<Compute<T>>;
+    if (alike && !in_order) together(run);
     take.template operator()<1>(run);
   } else {
     auto run = [&](auto step) __attribute__((always_inline)) {
