@@ -137,19 +137,19 @@ SI void sweep_tile(Out y, Index rows, Index cols, F f) {
     if (kShort > G && cols <= 4 * kLanes<Compute<T>>) take.template operator()<kShort>(run);
     take.template operator()<G>(run);
   };
+  const bool in_order = y.stride == cols && cols <= kInOrder * kLanes<Compute<T>>;
   if (streams<T>(y, cols)) {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<true>(row<T>(y, r), y.stride, cols, step);
     };
     const bool alike = y.stride * Index(sizeof(T)) % kBytes == 0;
-    const bool in_order = y.stride == cols && cols <= kInOrder * kLanes<Compute<T>>;
     if (alike && !in_order) together(run);
     take.template operator()<1>(run);
   } else {
     auto run = [&](auto step) __attribute__((always_inline)) {
       sweep<false>(row<T>(y, r), y.stride, cols, step);
     };
-    together(run);
+    if (!in_order || cols <= 4 * kLanes<Compute<T>>) together(run);
     take.template operator()<1>(run);
   }
 }
