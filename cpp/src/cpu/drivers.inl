@@ -324,14 +324,20 @@ SI void row_blocks(Index rows, Index cols, F f) {
   });
 }
 
-// Calls f.template operator()<R, J>(r, i, tag) for R rows and J vectors of columns from i on. Short
-// rows are taken whole, in the order of memory; so are, as far as registers reach, rows that share
-// their places in the nearest cache. Of others that would be more streams than a core follows.
+// Whether rows lie in the same places of the nearest cache.
+template <class T>
+SI bool share_places(In x) {
+  return x.stride * Index(sizeof(T)) % 4096 == 0;
+}
+
+// Calls f.template operator()<R, J>(r, i, tag) for R rows and J vectors of columns from i on: many
+// vectors where rows are short or the caller wants them `together`, as one vector of each row at a
+// time would be more streams than a core follows, or evict its own lines.
 template <class C, class F>
-SI void row_groups(Index row_bytes, Index rows, Index cols, F f) {
+SI void row_groups(bool together, Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;
   constexpr int kMost = kBytes == 64 ? 8 : 4;
-  const bool together = cols <= kMost * N || row_bytes % 4096 == 0;
+  together |= cols <= kMost * N;
   in_eights(rows, [&]<int R>(Index r) __attribute__((always_inline)) {
     Index i = 0;
     auto take = [&]<int J>() __attribute__((always_inline)) {

@@ -152,8 +152,9 @@ SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
     const T* xp = row<T>(x, 0) + j0;
     const T* dyp = row<T>(dy, 0) + j0;
     for (Index j = 0; j < n; ++j) products[j] = sums[j] = 0;
+    // Without a gap: backward channels-last 256 channels 0.92 to 0.97. (Moments 1.0 to 1.03.)
     row_groups<C>(
-        x.stride * Index(sizeof(T)), rows, n,
+        share_places<T>(x) || x.stride == cols, rows, n,
         [&]<int R, int J>(Index r, Index first, auto tag) __attribute__((always_inline)) {
           Vec<C> products_of[J] = {}, sums_of[J] = {};  // of these rows alone, as in moments
           const T* xr = xp + r * x.stride + first;

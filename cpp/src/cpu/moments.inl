@@ -264,7 +264,7 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       const C inverse = C(1) / C(sample);
       for (Index j = 0; j < n; ++j) center[j] *= inverse;
     }
-    row_groups<C>(x.stride * Index(sizeof(T)), rows, n,
+    row_groups<C>(share_places<T>(x), rows, n,
                   [&]<int R, int J>(Index r, Index first, auto tag) __attribute__((always_inline)) {
                     // Of these rows alone: fewer roundings at the size of the whole sums.
                     Vec<C> s[J] = {}, q[J] = {};
