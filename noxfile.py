@@ -255,7 +255,9 @@ def try_wheel(session: nox.Session, wheel: Path, python: Path, fresh: Path) -> N
     session.run(str(python), "-m", "venv", "--without-pip", str(fresh), external=True)
     own = str(fresh / "bin/python")
     packages = ("ml_dtypes", "hypothesis", "pytest", "pytest-timeout")
-    session.run("python", "-m", "pip", "--python", own, "install", str(wheel), *packages)
+    # Of some packages the newest release has no wheel for every Python, and needs a compiler.
+    pip = ("python", "-m", "pip", "--python", own, "install", "--prefer-binary")
+    session.run(*pip, str(wheel), *packages)
     smoke(session, own)
     chosen = [f"tests/test_{name}.py" for name in WHEEL_TESTS]
     session.run(own, "-m", "pytest", *chosen, external=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_folders_that_are_not_there(monkeypatch, tmp_path):
     for function in (nc.get_include, nc.get_cmake_dir):
         with pytest.raises(FileNotFoundError, match="built without its C\\+\\+ library"):
             function()
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="of a Python without the lock"
+)
+def test_the_lock_stays_off():
+    run(sys.executable, "-c", "import sys, normcore; assert not sys._is_gil_enabled()")
 
 
 def test_without_a_compiler_the_build_says_what_to_install(tmp_path):
