@@ -105,7 +105,8 @@ WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
   const int before = one_channel ? channel + 1 : channel;  // axes outside a channel
   Index samples = 1;
   for (int i = 0; i < before; ++i) samples *= x.shape(axes[i]);
-  if (w.columns == 1 || w.columns > tuning::kMostCellColumns) return {};
+  const Index plane_bytes = w.columns * static_cast<Index>(size_of(x.dtype()));
+  if (w.columns == 1 || plane_bytes > tuning::kMostPlaneBytes) return {};
   if (samples < std::max(tuning::kFewestWideSamples, w.columns / tuning::kColumnsPerWideSample)) {
     return {};
   }
