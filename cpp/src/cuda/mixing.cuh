@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kBlock, 2) product_kernel(Mixture m, MixingArr
       for (int k = 0; k < kTogether; ++k) {
         const int i = i0 + k * kBlock, p = by_channels ? i / kDepth : i % kPixels;
         const Index j = j0 + (by_channels ? i % kDepth : i / kPixels);
-        v[k] = j < n && p < left ? raw(j, p) : Raw(0.0f);
+        v[k] = j < n && p < left ? raw(j, p) : Raw{};
       }
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) {
