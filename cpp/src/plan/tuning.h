@@ -36,10 +36,10 @@ inline constexpr Index kMinTileBytes = 256;
 // Planes of up to so many bytes are the columns of a cell, where there are samples enough to pay for
 // what is done once for every column: so many, and a share of the columns. Measured: 14x14 gains
 // from 33 samples on, in 16 bits 0.8 to 0.95 at 32 and 0.5 at 128; 20x20 0.4 to 0.95; 28x28 in 16
-// bits 0.6 to 1.0, but in float32 it loses.
+// bits 0.6 to 1.0 at 128, but in float32 it loses.
 inline constexpr Index kMostPlaneBytes = 1600;
 inline constexpr Index kFewestWideSamples = 4;
-inline constexpr Index kColumnsPerWideSample = 6;
+inline constexpr double kColumnsPerWideSample = 6.25;
 // Bytes of one column tile of kColChunk rows.
 inline constexpr Index kColTileBytes = Index(1) << 18;
 // And of one that is swept once, where there are threads enough for its rows: no cache holds it,
