@@ -362,8 +362,14 @@ TEST(PlanWideCells, AreTheShortPlanesOfASampleThatIsOneRow) {
   EXPECT_EQ(plan("ncs", {16, 5, 4}, {20, -4, 1}).cell_columns, 1);
   EXPECT_EQ(plan("ncss", {16, 5, 3, 4}, {}, {60, 12, 1, 3}).cell_columns, 1);
   EXPECT_EQ(plan("ncs", {16, 5, 4}, {20, 1, 5}).cell_columns, 1);
-  EXPECT_EQ(plan("ncs", {1000, 5, 400}).cell_columns, 1);
-  EXPECT_EQ(plan("ncs", {2, 5, 4}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {1000, 5, 400}).cell_columns, 400);
+  EXPECT_EQ(plan("ncs", {1000, 5, 401}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {55, 5, 400}).cell_columns, 400);
+  EXPECT_EQ(plan("ncs", {54, 5, 400}).cell_columns, 1);
+  EXPECT_EQ(plan("ncss", {16, 5, 7, 7}).cell_columns, 49);
+  EXPECT_EQ(plan("ncss", {15, 5, 7, 7}).cell_columns, 1);
+  EXPECT_EQ(plan("ncs", {4, 5, 4}).cell_columns, 4);
+  EXPECT_EQ(plan("ncs", {3, 5, 4}).cell_columns, 1);
   EXPECT_EQ(plan("nc", {16, 5}).cell_columns, 1);
   // Pools within a sample.
   EXPECT_EQ(plan("ncs", {16, 5, 4}, {}, {}, kInstance).cell_columns, 1);

@@ -107,10 +107,7 @@ WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
   for (int i = 0; i < before; ++i) samples *= x.shape(axes[i]);
   const Index plane_bytes = w.columns * static_cast<Index>(size_of(x.dtype()));
   if (w.columns == 1 || plane_bytes > tuning::kMostPlaneBytes) return {};
-  if (samples < tuning::kFewestWideSamples ||
-      double(samples) * tuning::kColumnsPerWideSample < double(w.columns)) {
-    return {};
-  }
+  if (double(samples) < tuning::fewest_wide_samples(w.columns)) return {};
   if (merge(r, axes, before).count != 1) return {};
   for (const ConstTensor* t : r.operands) {
     if (!t) continue;
