@@ -15,7 +15,7 @@ namespace normcore {
 
 // Axes of x, negative ones from the end.
 struct Axes {
-  std::array<int, kMaxDims> values;
+  std::array<int, kMaxDims> values{};  // copied whole
   int count;
 
   Axes(std::initializer_list<int> axes) : count(static_cast<int>(axes.size())) {
