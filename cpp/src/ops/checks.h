@@ -16,7 +16,7 @@ namespace normcore {
 std::string shape_text(const Index* shape, int ndim);
 template <bool kConst>
 std::string shape_text(const BasicTensor<kConst>& t) {
-  Index shape[kMaxDims];
+  Index shape[kMaxDims] = {};
   for (int i = 0; i < t.ndim(); ++i) shape[i] = t.shape(i);
   return shape_text(shape, t.ndim());
 }
