@@ -33,12 +33,12 @@ inline constexpr Index kManyBlocks = 16;
 inline constexpr Index kSharedBytes = Index(1) << 23;
 // Narrowest column tile: shorter segments waste the memory bus.
 inline constexpr Index kMinTileBytes = 256;
-// Planes of up to so many bytes are the columns of a cell, where there are samples enough to pay for
-// what is done once for every column. Time over that of planes as rows, training forward and
+// Planes of up to so many bytes are the columns of a cell, where there are samples enough to pay
+// for what is done once for every column. Time over that of planes as rows, training forward and
 // backward, float32 and bfloat16: 5x5, 5 samples 2.0; 7x7, 8 samples 1.1 to 1.6, 16 samples 0.80 to
 // 0.93; 8x8, 16 samples 1.2 to 2.0; 10x10, 24 samples 0.84 to 1.1; 14x14, 32 samples 0.76 to 1.03,
-// 256 samples 0.37 to 0.53; 20x20, 128 samples 0.37 to 0.74. 28x28 in 16 bits, 128 samples 0.66, but
-// in float32 it loses.
+// 256 samples 0.37 to 0.53; 20x20, 128 samples 0.37 to 0.74. 28x28 in 16 bits, 128 samples 0.66,
+// but in float32 it loses.
 inline constexpr Index kMostPlaneBytes = 1600;
 constexpr double fewest_wide_samples(Index columns) {
   const double share = double(columns) / 3.2, many = 10 + double(columns) / 9;
