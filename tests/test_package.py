@@ -52,7 +52,7 @@ def test_folders_that_are_not_there(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(
-    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="of a Python without the lock"
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the interpreter lock"
 )
 def test_the_lock_stays_off():
     run(sys.executable, "-c", "import sys, normcore; assert not sys._is_gil_enabled()")

@@ -1,6 +1,9 @@
 // Sizes that only speed depends on, with what they were measured against. Nothing here may change a
-// result except the chunk and piece lengths, which fix the order of summation.
+// result except the chunk and piece lengths and which planes are columns, which fix the order of
+// summation.
 #pragma once
+
+#include <algorithm>
 
 #include "normcore/dtype.h"
 
@@ -41,8 +44,7 @@ inline constexpr Index kMinTileBytes = 256;
 // but in float32 it loses.
 inline constexpr Index kMostPlaneBytes = 1600;
 constexpr double fewest_wide_samples(Index columns) {
-  const double share = double(columns) / 3.2, many = 10 + double(columns) / 9;
-  return share < 4 ? 4 : share < many ? share : many;
+  return std::max(4.0, std::min(double(columns) / 3.2, 10 + double(columns) / 9));
 }
 // Bytes of one column tile of kColChunk rows.
 inline constexpr Index kColTileBytes = Index(1) << 18;
