@@ -18,7 +18,7 @@ double peak_flops(int threads) {
     double flops = 0;
     const double t = seconds([&] {
       std::vector<double> of(std::size_t(threads) * 8);  // a cache line for each
-      cpu::parallel_for(threads, threads, /*sticky=*/true, [&](Index i) {
+      cpu::parallel_for(threads, threads, {.sticky = true}, [&](Index i) {
         float sink = 0.5f;
         of[std::size_t(i) * 8] = probes::probes().multiply_adds(kRounds, &sink) + 0 * double(sink);
       });

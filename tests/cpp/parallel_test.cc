@@ -29,11 +29,11 @@ namespace {
 constexpr Index kHuge = Index(1) << 40;  // bytes: worth any number of threads
 
 TEST(ParallelFor, RunsEveryTaskExactlyOnce) {
-  for (const bool sticky : {false, true}) {
+  for (const Deal deal : {Deal{}, Deal{.sticky = true}, Deal{.backwards = true}}) {
     for (const int threads : {1, 2, 3, 8}) {
       for (const Index tasks : {0, 1, 2, 3, 7, 64, 1000}) {
         std::vector<std::atomic<int>> runs(std::size_t(tasks) + 1);
-        parallel_for(tasks, threads, sticky, [&](Index i) { ++runs.at(std::size_t(i)); });
+        parallel_for(tasks, threads, deal, [&](Index i) { ++runs.at(std::size_t(i)); });
         for (Index i = 0; i < tasks; ++i) ASSERT_EQ(runs[std::size_t(i)], 1) << i;
         ASSERT_EQ(runs[std::size_t(tasks)], 0);
       }
@@ -47,7 +47,7 @@ int team_of(int threads) {
   std::set<std::thread::id> seen;
   std::atomic<int> count{0};
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  parallel_for(threads, threads, true, [&](Index) {
+  parallel_for(threads, threads, {.sticky = true}, [&](Index) {
     {
       const std::lock_guard lock(mutex);
       seen.insert(std::this_thread::get_id());
@@ -72,7 +72,7 @@ TEST(ParallelFor, FindsTheRuntimeThatIsInTheProcess) {
     omp_set_num_threads(3);
     EXPECT_EQ(get_num_threads(), 3);
     std::atomic<int> team{0};
-    parallel_for(100, 3, false, [&](Index) { team = omp_get_num_threads(); });
+    parallel_for(100, 3, {}, [&](Index) { team = omp_get_num_threads(); });
     EXPECT_EQ(team, 3);
   }).join();
 #else
@@ -108,18 +108,17 @@ TEST(Crew, ManyCallersShareIt) {
 }
 
 TEST(ParallelFor, AnErrorReachesTheCallerAndTheNextCallWorks) {
-  for (const bool sticky : {false, true}) {
+  for (const Deal deal : {Deal{}, Deal{.sticky = true}, Deal{.backwards = true}}) {
     for (const int threads : {1, 2, 4}) {
-      EXPECT_THROW(parallel_for(100, threads, sticky,
+      EXPECT_THROW(parallel_for(100, threads, deal,
                                 [](Index i) {
                                   if (i == 57) throw std::runtime_error("task 57");
                                 }),
                    std::runtime_error);
-      EXPECT_THROW(
-          parallel_for(100, threads, sticky, [](Index) { throw std::runtime_error("all"); }),
-          std::runtime_error);
+      EXPECT_THROW(parallel_for(100, threads, deal, [](Index) { throw std::runtime_error("all"); }),
+                   std::runtime_error);
       std::atomic<int> runs{0};
-      parallel_for(100, threads, sticky, [&](Index) { ++runs; });
+      parallel_for(100, threads, deal, [&](Index) { ++runs; });
       EXPECT_EQ(runs, 100);
     }
   }
@@ -161,7 +160,7 @@ int in_child(F f) {
 
 int run_tasks() {
   std::atomic<int> runs{0};
-  parallel_for(100, threads_for(kHuge, 2), false, [&](Index) { ++runs; });
+  parallel_for(100, threads_for(kHuge, 2), {}, [&](Index) { ++runs; });
   return runs == 100 ? 0 : 1;
 }
 
@@ -200,7 +199,7 @@ TEST(Fork, ErrorsReachTheCallerInAChild) {
   ASSERT_EQ(run_tasks(), 0);
   EXPECT_EQ(in_child([] {
               try {
-                parallel_for(100, 3, false, [](Index i) {
+                parallel_for(100, 3, {}, [](Index i) {
                   if (i == 57) throw std::runtime_error("task 57");
                 });
               } catch (const std::runtime_error&) {

@@ -42,12 +42,14 @@ class Backend {
   int threads() const { return threads_; }
   static Workspace& workspace() { return Workspace::local(); }
 
+  // f(task) for every task, with `backwards` from the last one on.
   template <class F>
-  void parallel(Index tasks, F&& f) const {
+  void parallel(Index tasks, F&& f, bool backwards = false) const {
     // Neighbouring strips of columns share a cache line in every row: two threads that go down them
     // side by side write each in turn.
     const bool strips = !rows() && plan_.unit_cells < plan_.cells;
-    parallel_for(tasks, threads_, strips || plan_.bytes <= tuning::kStickyBytes, f);
+    const bool sticky = strips || plan_.bytes <= tuning::kStickyBytes;
+    parallel_for(tasks, threads_, {.sticky = sticky, .backwards = backwards}, f);
   }
 
   // Into how many runs of neighbours closed blocks are dealt: enough to even out the threads.
@@ -543,21 +545,20 @@ class Backend {
           double(t.sn * plan_.cell_columns), tile_mean, tile_m2);
   }
 
-  // Measured: what no core's own cache holds gains up to a third, above all past the shared one,
-  // and so do long rows and columns with elementwise parameters. Planes in cache lose a tenth, and
-  // so do runs that are so long that prefetchers follow them by themselves.
+  // Measured: what the caches hardly hold gains up to a third, and so do columns with elementwise
+  // parameters. What they hold loses up to a tenth, and so do runs that are so long that
+  // prefetchers follow them by themselves.
   bool asks_ahead() const {
-    const bool far = plan_.bytes > tuning::kStickyBytes;
-    if (plan_.affinity == Affinity::element) return !rows() || plan_.count >= 256 || far;
+    const bool far = plan_.bytes >= tuning::kAskBytes;
+    if (plan_.affinity == Affinity::element) return !rows() || far;
     return rows() && far && plan_.count * Index(sizeof(C)) <= tuning::kLongRunBytes;
   }
   // Whether backward asks for the next block's dy while it sums, and only for x while it applies:
   // memory then always has one stream to fetch. Measured with elementwise parameters: 0.80 to 0.96
-  // of the time where no core's own cache holds the data, but up to 1.1 where 16 bits are
-  // converted.
+  // of the time, but up to 1.1 where 16 bits are converted.
   static bool asks_for_dy_early(const Plan& plan, DType dtype) {
     return plan.layout == Layout::rows && plan.affinity == Affinity::element &&
-           plan.bytes > tuning::kStickyBytes && dtype == DTypeOf<C>::value;
+           plan.bytes >= tuning::kAskBytes && dtype == DTypeOf<C>::value;
   }
   // While a block in cache is applied, the next one is on its way.
   In with_prefetch(int operand, In tile) const {

@@ -140,7 +140,7 @@ void parallel_copy(const void* src, void* dst, Index bytes, bool stream) {
   const Index task_bytes = tuning::kUnitBytes;
   const KernelTable& table = kernels();
   parallel_for((bytes + task_bytes - 1) / task_bytes, threads_for(2 * bytes, 0),
-               2 * bytes <= tuning::kStickyBytes, [&](Index task) {
+               {.sticky = 2 * bytes <= tuning::kStickyBytes}, [&](Index task) {
                  const Index at = task * task_bytes;
                  table.copy(static_cast<const char*>(src) + at, static_cast<char*>(dst) + at,
                             static_cast<std::size_t>(std::min(task_bytes, bytes - at)), stream);

@@ -20,22 +20,30 @@ struct Tasks {
   void (*run)(void* f, Index task);
   void* f;
 };
-void run_in_team(const Tasks& tasks, int threads, bool sticky);
+// How threads share the tasks of a call: each begins with neighbours that are its own, the same on
+// every call.
+struct Deal {
+  // Of which others take a part only if the thread does not come: it finds its data in its own
+  // cache. Otherwise whoever is free helps those who are behind.
+  bool sticky = false;
+  // From the last task to the first: a second sweep begins where the first one ended.
+  bool backwards = false;
+};
+void run_in_team(const Tasks& tasks, int threads, Deal deal);
 
 // Calls f(task) for task in [0, tasks), unless one of them fails: then what it threw comes back,
-// and others may not have run. `sticky` gives every thread the same tasks on every call, so that it
-// finds its data in its own cache; otherwise whoever is free takes the next ones.
+// and others may not have run.
 template <class F>
-void parallel_for(Index tasks, int threads, bool sticky, F&& f) {
+void parallel_for(Index tasks, int threads, Deal deal, F&& f) {
   if (threads > 1 && tasks > 1) {
     using Function = std::remove_reference_t<F>;
     auto run = [](void* g, Index task) { (*static_cast<Function*>(g))(task); };
     return run_in_team({tasks, run, const_cast<std::remove_const_t<Function>*>(std::addressof(f))},
-                       threads, sticky);
+                       threads, deal);
   }
-  for (Index task = 0; task < tasks; ++task) {
-    if (task > 0) RunningCall::check();
-    f(task);
+  for (Index i = 0; i < tasks; ++i) {
+    if (i > 0) RunningCall::check();
+    f(deal.backwards ? tasks - 1 - i : i);
   }
 }
 

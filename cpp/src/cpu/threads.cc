@@ -29,17 +29,16 @@ namespace {
 
 std::atomic<int> thread_setting{0};
 
-// The tasks of a call, shared by a team. Threads take pieces: runs of neighbouring tasks, so that a
-// thread finds its next task where prefetching went.
+// The tasks of a call, shared by a team. Each thread has a stretch of neighbouring tasks, the same
+// on every call, so that it finds its next task where prefetching went, and what it left in its own
+// cache. It takes them in pieces from the front; who has no more helps others, from the back.
 class Region {
  public:
-  Region(RunningCall& call, const Tasks& tasks, bool sticky)
-      : call_(call), tasks_(tasks), sticky_(sticky) {}
+  Region(RunningCall& call, const Tasks& tasks, Deal deal)
+      : call_(call), tasks_(tasks), deal_(deal) {}
 
   void run(int team, const OpenMP* omp) noexcept {
-    const Index even = (tasks_.count + team - 1) / team;
-    piece_ = sticky_ ? even : std::max<Index>(even / 8, 1);
-    pieces_ = (tasks_.count + piece_ - 1) / piece_;
+    team_ = team;
     if (!omp) return Crew::of_process().run(team - 1, work, this);
     struct Both {
       Region* region;
@@ -70,28 +69,31 @@ class Region {
       Workspace::local().warm();
     } catch (const std::bad_alloc&) {
     }
-    for (Index piece; (piece = r.next_piece(index)) >= 0;) {
-      const Index end = std::min((piece + 1) * r.piece_, r.tasks_.count);
-      for (Index task = piece * r.piece_; task < end; ++task) r.guarded(task);
+    int home = index % r.team_;
+    if (r.deal_.backwards) home = r.team_ - 1 - home;
+    while (r.take(home, kFromFront)) {
+    }
+    for (int i = 1; i < r.team_; ++i) {
+      while (r.take((home + i) % r.team_, kFromBack)) {
+      }
     }
   }
 
-  // -1: all are taken. A sticky thread has the piece of its index, and of the others those that
-  // their threads have not come for.
-  Index next_piece(int index) {
-    if (!sticky_) {
-      const Index piece = next_.fetch_add(1, std::memory_order_relaxed);
-      return piece < pieces_ ? piece : -1;
-    }
-    for (Index i = 0; i < pieces_; ++i) {
-      const Index piece = (index + i) % pieces_;
-      const std::uint64_t bit = std::uint64_t(1) << (piece % 64);
-      std::atomic<std::uint64_t>& taken = taken_[static_cast<std::size_t>(piece / 64)];
-      if (taken.load(std::memory_order_relaxed) & bit) continue;
-      if (!(taken.fetch_or(bit, std::memory_order_relaxed) & bit)) return piece;
-    }
-    return -1;
+  // Runs the next piece of a stretch, if there is one.
+  bool take(int stretch, std::uint32_t side) noexcept {
+    const Index first = begin(stretch), size = begin(stretch + 1) - first;
+    const Index pieces = std::min<Index>(size, deal_.sticky ? 1 : 8);
+    const std::uint32_t taken =
+        taken_[static_cast<std::size_t>(stretch)].fetch_add(side, std::memory_order_relaxed);
+    const Index front = taken % kFromBack, back = taken / kFromBack;
+    if (front + back >= pieces) return false;
+    const Index piece = side == kFromFront ? front : pieces - 1 - back;
+    const Index end = first + size * (piece + 1) / pieces;
+    for (Index i = first + size * piece / pieces; i < end; ++i) guarded(task(i));
+    return true;
   }
+  Index begin(int stretch) const { return tasks_.count * stretch / team_; }
+  Index task(Index i) const { return deal_.backwards ? tasks_.count - 1 - i : i; }
 
   void guarded(Index task) noexcept {
     if (call_.stopped()) return;
@@ -112,10 +114,11 @@ class Region {
 
   RunningCall& call_;
   const Tasks& tasks_;
-  const bool sticky_;
-  Index piece_ = 0, pieces_ = 0;  // tasks of a piece; how many pieces
-  std::atomic<Index> next_{0};
-  std::array<std::atomic<std::uint64_t>, kMostThreads / 64> taken_{};
+  const Deal deal_;
+  int team_ = 1;
+  // Pieces of each stretch that are taken from either side, or were asked for when none was left.
+  static constexpr std::uint32_t kFromFront = 1, kFromBack = 1 << 16;
+  std::array<std::atomic<std::uint32_t>, kMostThreads> taken_{};
   std::mutex mutex_;
   std::exception_ptr error_;
 };
@@ -188,25 +191,25 @@ int own_threads() {
   return static_cast<int>(std::thread::hardware_concurrency());  // 0: not known
 }
 
-void run_alone(const Tasks& tasks) {
-  for (Index task = 0; task < tasks.count; ++task) {
+void run_alone(const Tasks& tasks, Deal deal) {
+  for (Index i = 0; i < tasks.count; ++i) {
     RunningCall::check();
-    tasks.run(tasks.f, task);
+    tasks.run(tasks.f, deal.backwards ? tasks.count - 1 - i : i);
   }
 }
 
 }  // namespace
 
-void run_in_team(const Tasks& tasks, int threads, bool sticky) {
+void run_in_team(const Tasks& tasks, int threads, Deal deal) {
   RunningCall* call = RunningCall::current();
   if (!call) {
     const RunningCall own{Context{}};
-    return run_in_team(tasks, threads, sticky);
+    return run_in_team(tasks, threads, deal);
   }
   call->ask();  // in the team the calling thread may come too late for any task
   const int team = startable(static_cast<int>(std::min<Index>(threads, tasks.count)));
-  if (team <= 1) return run_alone(tasks);
-  Region region(*call, tasks, sticky);
+  if (team <= 1) return run_alone(tasks, deal);
+  Region region(*call, tasks, deal);
   region.run(team, forked ? nullptr : OpenMP::find());
   region.finish();
 }

@@ -284,12 +284,13 @@ class Backward {
     share_out(b, s, pull_back(b, s, t, sums, to, scope), t, sums.dy_1);
     if (elementwise() && !plan_.fused) {
       // Cells share the elements' gradients: one task per stretch of the cells.
-      be_.parallel(units.space_pieces, [&](Index i) {
-        const Index s0 = (units.space_pieces - 1 - i) * plan_.piece_space;
+      auto stretch = [&](Index i) {
+        const Index s0 = i * plan_.piece_space;
         grad_range({b.o0, b.on, b.k0, b.kn, s0, std::min(plan_.piece_space, plan_.count - s0)});
-      });
+      };
+      be_.parallel(units.space_pieces, stretch, /*backwards=*/true);
     } else {
-      for_units(be_, n, [&](Index i) { grad_range(units.range(n - 1 - i)); });
+      for_units(be_, n, [&](Index i) { grad_range(units.range(i)); }, /*backwards=*/true);
     }
   }
 
@@ -433,11 +434,10 @@ class Backward {
     }
     const auto f = spread.kernel_arguments();
     const typename Backend::Table table{b.o0, b.k0, s.row_step};
-    const Index n_units = units.count();
-    for_units(be_, n_units, [&](Index i) {
-      be_.slope_grad(units.range(n_units - 1 - i), table, {t.p, t.q, t.r, {}}, f, args_.dy, args_.x,
-                     args_.dx);
-    });
+    auto grad_unit = [&](Index i) {
+      be_.slope_grad(units.range(i), table, {t.p, t.q, t.r, {}}, f, args_.dy, args_.x, args_.dx);
+    };
+    for_units(be_, units.count(), grad_unit, /*backwards=*/true);
   }
 
   // Replaces every cell's value by the sum over the cells of its pool, also in other processes.

@@ -45,8 +45,7 @@ class Forward {
     add_residual(units);
     const Coefficients f = solved(b, nullptr, scope);
     if (!args_.y) return;
-    // A second sweep begins where the first one ended, which is still in cache.
-    for_units(be_, n, [&](Index u) { apply(units.range(plan_.second_sweep ? n - 1 - u : u), f); });
+    for_units(be_, n, [&](Index u) { apply(units.range(u), f); }, plan_.second_sweep);
   }
 
   // Blocks one after the other, each of them applied while the next one is reduced.

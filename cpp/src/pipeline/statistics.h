@@ -65,12 +65,13 @@ struct Units {
 };
 
 // Within a fused block everything runs on one thread; otherwise the one block is spread over them.
+// A second sweep goes backwards: it begins where the first one ended, which is still in cache.
 template <class Backend, class F>
-void for_units(const Backend& be, Index units, F&& f) {
+void for_units(const Backend& be, Index units, F&& f, bool backwards = false) {
   if (be.plan().fused) {
-    for (Index i = 0; i < units; ++i) f(i);
+    for (Index i = 0; i < units; ++i) f(backwards ? units - 1 - i : i);
   } else {
-    be.parallel(units, f);
+    be.parallel(units, f, backwards);
   }
 }
 

@@ -186,10 +186,10 @@ class Divisive {
       }
     };
     auto together = [&](Index tasks, auto&& g) {
-      cpu::parallel_for(tasks, threads_, /*sticky=*/true, g);
+      cpu::parallel_for(tasks, threads_, {.sticky = true}, g);
     };
     if (n >= 2 * threads_ || threads_ == 1) {
-      cpu::parallel_for(n, threads_, false, [&](Index i) { f(i, alone); });
+      cpu::parallel_for(n, threads_, {}, [&](Index i) { f(i, alone); });
     } else {
       for (Index i = 0; i < n; ++i) f(i, together);
     }

@@ -560,7 +560,7 @@ void run_call(Call& call, const ConstTensor& x, const ConstTensor& dy, const Ten
   call.ahead = cut.strips > 1 ? cut.width : 0;
   const Index groups = ceil_div(call.plan.slices, cut.group);
   cpu::parallel_for(groups * cut.parts * cut.strips, cpu::threads_for(call.bytes, context.threads),
-                    call.bytes <= tuning::kStickyBytes, [&](Index task) {
+                    {.sticky = call.bytes <= tuning::kStickyBytes}, [&](Index task) {
                       const Index group = task / cut.strips / cut.parts * cut.group;
                       run_slices(call, cut, task / cut.strips % cut.parts, task % cut.strips, group,
                                  std::min(group + cut.group, call.plan.slices));

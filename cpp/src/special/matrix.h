@@ -86,8 +86,8 @@ class Matrix {
     const Index n = summed ? length(complete ? from : other(from)) : 0;
     double* shares = tasks_ == 1 ? summed : scope.template take<double>(tasks_ * n);
     const Job job{data, vector, complete ? to : nullptr, reverse};
-    cpu::parallel_for(tasks_, threads_, plan_.bytes <= tuning::kStickyBytes, [&](Index i) {
-      const Index task = reverse ? tasks_ - 1 - i : i, at = task * task_;
+    cpu::parallel_for(tasks_, threads_, deal(reverse), [&](Index task) {
+      const Index at = task * task_;
       double* share = summed ? shares + task * n : nullptr;
       std::fill_n(share, n, 0.0);
       if (by_columns_) {
@@ -118,11 +118,14 @@ class Matrix {
   }
   template <class F>
   void for_panels(const Cut& c, bool reverse, F&& f) const {
-    cpu::parallel_for(c.count, threads_, plan_.bytes <= tuning::kStickyBytes, [&](Index i) {
-      const Index number = reverse ? c.count - 1 - i : i;
+    cpu::parallel_for(c.count, threads_, deal(reverse), [&](Index number) {
       const Index r = number / c.across * c.row_step, col = number % c.across * c.col_step;
       f(Panel{r, std::min(c.row_step, rows_ - r), col, std::min(c.col_step, cols_ - col)}, number);
     });
+  }
+
+  cpu::Deal deal(bool reverse) const {
+    return {.sticky = plan_.bytes <= tuning::kStickyBytes, .backwards = reverse};
   }
 
   TileRange range(const Panel& p) const {

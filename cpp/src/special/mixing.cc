@@ -220,7 +220,9 @@ int threads_of(const Pixels& pixels, const Context& context) {
   const Index weight = 1 + pixels.channels() / 16;
   return cpu::threads_for(pixels.plan().bytes * weight, context.threads);
 }
-bool sticky(const Pixels& pixels) { return pixels.plan().bytes <= tuning::kStickyBytes; }
+cpu::Deal deal(const Pixels& pixels) {
+  return {.sticky = pixels.plan().bytes <= tuning::kStickyBytes};
+}
 
 // How many tiles are read and written together; but there should be work for many threads.
 template <class C>
@@ -245,7 +247,7 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
   const Index element = static_cast<Index>(size_of(dtype));
   const Index tile_bytes = pixels.scratch() * element;
   const Schedule schedule{pixels.tiles(), std::max<Index>(1, tuning::kUnitBytes / tile_bytes)};
-  cpu::parallel_for(schedule.tasks(), threads, sticky(pixels), [&](Index i) {
+  cpu::parallel_for(schedule.tasks(), threads, deal(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
     const Buffers<C> b(f.rows, stride, false, task_scope);
     void* x_scratch = task_scope.take<char>(tile_bytes);
@@ -398,7 +400,7 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, stride, scope);
   const MixingGradients parts = take_gradients(gradients, n, schedule.tasks(), scope);
-  cpu::parallel_for(schedule.tasks(), threads, sticky(pixels), [&](Index i) {
+  cpu::parallel_for(schedule.tasks(), threads, deal(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
     const Buffers<C> b(f.rows, stride, true, task_scope);
     void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
