@@ -183,10 +183,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
         (many_blocks && (p->extent != Extent::column || closed_bytes <= tuning::kSharedBytes));
     const Index wanted =
         p->extent == Extent::column ? tuning::kColumnBlockBytes : tuning::kBlockBytes;
-    p->block_cells = std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes));
-    if (p->extent == Extent::column) {
-      p->block_cells = evened(p->cells, p->block_cells, closure, closed_rows * cell_bytes);
-    }
+    p->block_cells =
+        evened(p->cells, std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes)),
+               closure, closed_rows * cell_bytes);
   } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes. A sample
     // that the shared cache holds is better taken whole, if not all samples are closed together.

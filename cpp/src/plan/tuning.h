@@ -18,8 +18,10 @@ inline constexpr Index kColChunksPerPiece = 2;
 
 // What a block may read and still find in a core's own cache when it applies.
 inline constexpr Index kFusedBytes = Index(1) << 19;
-// Blocks are made this large where they are free to be larger than closure asks.
-inline constexpr Index kBlockBytes = Index(1) << 16;
+// Blocks are made this large where they are free to be larger than closure asks. Over 64 KB: layer
+// norm backward, rows of 768 to 4096, 0.89 to 0.94 of the time, forward 0.95 to 0.99; with 192 KB
+// rows of 256 take 1.04.
+inline constexpr Index kBlockBytes = Index(1) << 17;
 // One task of a sweep over more than the cache holds.
 inline constexpr Index kUnitBytes = Index(1) << 18;
 // Channel blocks reach over all samples, a short run of memory in each: they are made wider.
