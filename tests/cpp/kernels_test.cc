@@ -458,7 +458,7 @@ TEST_P(Kernels, AnElementDoesNotDependOnItsTileStreamingOrPrefetching) {
 
 TEST_P(Kernels, TwoPhasesInOneLoopGiveTheBitsOfEach) {
   with_set([&]<class C>(const KernelSet<C>& set) {
-    each_problem<C>([&](const Problem<C>& p) {
+    auto check = [&](const Problem<C>& p) {
       if (p.orientation != kRows) return;
       const std::size_t n = std::size_t(p.rows);
       const std::size_t bytes = std::size_t(p.cols) * size_of(p.dtype);
@@ -494,7 +494,15 @@ TEST_P(Kernels, TwoPhasesInOneLoopGiveTheBitsOfEach) {
           }
         }
       }
-    });
+    };
+    each_problem<C>(check);
+    // Long enough for strips.
+    for (const Index cols : {1536, 3072, 3101, 4133}) {
+      for (const Index rows : {4, 9}) {
+        for (const Index offset : {0, 3}) check(Problem<C>(dtype(), kRows, rows, cols, 0, offset));
+        if (HasFatalFailure()) return;
+      }
+    }
   });
 }
 

@@ -55,11 +55,12 @@ struct Sweep {
   T* y;
   Index stride, n;
   F f;
-  Index i = 0;
+  Index i;
 
-  SI Sweep(T* to, Index to_next_row, Index count, F of_element)
-      : y(to), stride(to_next_row), n(count), f(of_element) {
-    if (!kStream && n < kAlignVectors * N) return;
+  // With what was written before.
+  SI Sweep(T* to, Index to_next_row, Index count, F of_element, Index written = 0)
+      : y(to), stride(to_next_row), n(count), f(of_element), i(written) {
+    if (i > 0 || (!kStream && n < kAlignVectors * N)) return;
     // Elements before the first one whose vector is aligned.
     Index head = Index((0 - reinterpret_cast<std::uintptr_t>(y)) / sizeof(T)) & (N - 1);
     if (head > n) head = n;
@@ -295,6 +296,12 @@ SI void sum_rows(const Vec<C> (&v)[R], C (&out)[R]) {
     for (int r = 0; r < R; ++r) out[r] = hsum<C>(v[r]);
   }
 }
+
+// Long rows are taken strip by strip, several rows each, where parameters run along them: these
+// then stay in the nearest cache. A page of each row, which is as far as prefetchers look.
+template <class C>
+constexpr Index kRowStrip = 4096 / Index(sizeof(C));
+constexpr Index kManyStrips = 3;
 
 // Columns per call of a kernel that keeps sums per column: their arrays live on the stack.
 constexpr Index kStrip = 512;

@@ -137,8 +137,8 @@ SI void finish_rows(In x, Index r, Index cols, const Compute<T> (&center)[R],
 }
 
 // The sums of R rows of more than four vectors each, around centres taken from their first
-// elements. One row is summed after the other; what is done with the lanes in the end is done for
-// all of them.
+// elements, row by row or strip by strip; what is done with the lanes in the end is done for all of
+// them.
 template <class T, bool kCentred, int R>
 struct RowMoments {
   using C = Compute<T>;
@@ -165,28 +165,39 @@ struct RowMoments {
     }
   }
 
-  // Sums row k, four vectors after each call of beside() that is true, and what is left at the end.
+  // Of a row so far.
+  struct Sums {
+    Vec<C> rest[4] = {}, squares[4] = {};
+  };
+  // Adds what is in [i, end) of row k: four vectors after each call of beside() that is true, and
+  // what is then left; whole fours but for the end of the row.
   template <class F>
-  SI void sum(int k, F beside) {
+  SI void add(int k, Index i, Index end, Sums& sums, F beside) const {
     const T* p = row<T>(x, r + k);
     const Vec<C> c = splat(center[k]);
-    Vec<C> d_sum[4] = {}, d_squares[4] = {};
     auto add = [&](Index i, int j, auto tag) __attribute__((always_inline)) {
       if (x.ahead != 0) prefetch(p + i + x.ahead);
       Vec<C> d = load(p + i, tag);
       if constexpr (kCentred) {
         d = keep<C>(d - c, tag);
-        d_sum[j] += d;
+        sums.rest[j] += d;
       }
-      d_squares[j] = fma<C>(d, d, d_squares[j]);
+      sums.squares[j] = fma<C>(d, d, sums.squares[j]);
     };
-    Index i = 0;
-    for (; i + 4 * N <= cols && beside(); i += 4 * N) {
+    for (; i + 4 * N <= end && beside(); i += 4 * N) {
       for (int j = 0; j < 4; ++j) add(i + j * N, j, Full{});
     }
-    fold_from<C>(i, cols, add);
-    rest[k] = join<C>(d_sum);
-    squares[k] = join<C>(d_squares);
+    fold_from<C>(i, end, add);
+  }
+  SI void take(int k, const Sums& sums) {
+    rest[k] = join<C>(sums.rest);
+    squares[k] = join<C>(sums.squares);
+  }
+  template <class F>
+  SI void sum(int k, F beside) {
+    Sums sums;
+    add(k, 0, cols, sums, beside);
+    take(k, sums);
   }
 
   SI void finish(double* mean, double* m2) {

@@ -27,18 +27,43 @@ void affine_moments(In x, Out y, Index rows, Index cols, Affine<Compute<T>> f,
     return;
   }
   auto run = [&]<bool kStream>() __attribute__((always_inline)) {
+    using Step = AffineRows<T, kRows, kWeighted, 1>;
+    using Rows4 = RowMoments<T, kCentred, 4>;
+    auto sweep_of = [&](Index r, Index written) __attribute__((always_inline)) {
+      return Sweep<kStream, T, Step>(row<T>(y, r), y.stride, cols, Step(x, r, f, weight, bias),
+                                     written);
+    };
     auto group = [&]<int R>(Index r) __attribute__((always_inline)) {
       RowMoments<T, kCentred, R> moments(next, r, cols);
       for (int k = 0; k < R; ++k) {
-        using Step = AffineRows<T, kRows, kWeighted, 1>;
-        Sweep<kStream, T, Step> sweep(row<T>(y, r + k), y.stride, cols,
-                                      Step(x, r + k, f, weight, bias));
+        auto sweep = sweep_of(r + k, 0);
         moments.sum(k, [&] { return sweep.template steps<4>(); });
         sweep.finish();
       }
       moments.finish(mean, m2);
     };
+    auto in_strips = [&](Index r) __attribute__((always_inline)) {
+      Rows4 moments(next, r, cols);
+      typename Rows4::Sums sums[4];
+      Index written[4] = {};
+      for (Index i = 0, end; i < cols; i = end) {
+        end = cols - i > kRowStrip<C> ? i + kRowStrip<C> : cols;
+        for (int k = 0; k < 4; ++k) {
+          auto sweep = sweep_of(r + k, written[k]);
+          typename Rows4::Sums so_far = sums[k];
+          moments.add(k, i, end, so_far, [&] { return sweep.template steps<4>(); });
+          sums[k] = so_far;
+          if (end == cols) sweep.finish();
+          written[k] = sweep.i;
+        }
+      }
+      for (int k = 0; k < 4; ++k) moments.take(k, sums[k]);
+      moments.finish(mean, m2);
+    };
     Index r = 0;
+    if (kWeighted && cols >= kManyStrips * kRowStrip<C>) {
+      for (; r + 4 <= rows; r += 4) in_strips(r);
+    }
     for (; r + 4 <= rows; r += 4) group.template operator()<4>(r);
     for (; r < rows; ++r) group.template operator()<1>(r);
   };

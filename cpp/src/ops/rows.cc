@@ -149,9 +149,12 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
         // What is normalized lies where h lies.
         std::swap(plan.access[kX], plan.access[kXIn]);
       }
-      args.element_weight =
-          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
-      args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, context, memory);
+      // Ones and zeros along long rows would cost a third of what is in cache.
+      if (call.weight || call.bias || context.device != Device::kCpu) {
+        args.element_weight =
+            call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
+        args.element_bias = call.load_parameter<C>(plan, call.bias, 0, 0, context, memory);
+      }
       StatsTable table;
       const bool wanted = stats.mean || stats.rstd || stats.pooled;
       if (wanted && !columns_of(plan, stats, context, &args.columns)) {
@@ -201,8 +204,13 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
       args.dy = dy.data();
       args.dx = g.dx.data();
       args.dh = dh ? dh.data() : nullptr;
-      args.element_weight =
-          call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
+      // As forward does, where no mean is subtracted: else it is the kernels with weights that
+      // leave nothing of equal gradients.
+      const bool scaled = call.weight || g.dweight || g.dbias || dh || !Method::raw;
+      if (scaled || context.device != Device::kCpu) {
+        args.element_weight =
+            call.load_parameter<C>(plan, call.weight, 1, call.weight_offset, context, memory);
+      }
       if (g.dweight || g.dbias) {
         call.place_gradient(plan, g.dweight, context, memory, &args.dweight, &args.dweight_here,
                             &args.dweight_column);
