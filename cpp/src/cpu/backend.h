@@ -145,6 +145,58 @@ class Backend {
     });
   }
 
+  // Whether cells are solved as soon as they are reduced: short rows in place, a few of which the
+  // nearest cache holds. Measured: 0.74 to 0.95 of the time of blocks, but 1.0 to 1.15 where 16
+  // bits are converted.
+  bool takes_turns() const {
+    return overlaps() && plan_.fused && plan_.count <= plan_.chunk && turn_cells() >= 4 &&
+           tiles_.element_bytes() == Index(sizeof(C));
+  }
+  // Cells are reduced, solved and applied a few at a time, these while the next ones are reduced:
+  // tiles(f) calls f for their ranges in turn, and solve(tile, mean, m2, f) fills the coefficients.
+  template <class Tiles, class Solve>
+  void apply_in_turn(Tiles tiles, Solve solve, ElementParameter<C> weight, ElementParameter<C> bias,
+                     const void* x, void* y, bool raw) const {
+    Scope scope(workspace());
+    const Index most = turn_cells();
+    double* mean = scope.take<double>(most);
+    double* m2 = scope.take<double>(most);
+    const Solution f{scope.take<C>(most), scope.take<C>(most), scope.take<C>(most)};
+    const Affine<C> at{f.a, f.center, f.shift};
+    const C* weights = weight ? weight.at(0, 0) : nullptr;
+    const C* biases = weight ? bias.at(0, 0) : nullptr;
+    auto kernel = set_.affine_moments[bool(weight)][raw];
+    auto reduce = raw ? set_.squares[kRows] : set_.moments[kRows];
+    auto apply = [&](const TileRange& t) {
+      const In xt = tiles_.in(kX, x, t, nullptr);
+      const Out yt = tiles_.out(kY, y, t, nullptr);
+      if (weight) {
+        set_.weighted_affine[kRows](xt, yt, t.kn, t.sn, at, weights, biases);
+      } else {
+        set_.affine[kRows](xt, yt, t.kn, t.sn, at);
+      }
+    };
+    TileRange now{};
+    tiles(most, [&](const TileRange& next) {
+      In nt = tiles_.in(kX, x, next, nullptr);
+      if (asks_ahead()) nt.ahead = most * plan_.access[kX].cell;
+      if (now.kn == next.kn) {
+        kernel(tiles_.in(kX, x, now, nullptr), tiles_.out(kY, y, now, nullptr), now.kn, now.sn, at,
+               weights, biases, nt, mean, m2);
+      } else {
+        if (now.kn > 0) apply(now);
+        reduce(nt, next.kn, next.sn, mean, m2);
+      }
+      solve(next, mean, m2, f);
+      now = next;
+    });
+    if (now.kn > 0) apply(now);
+  }
+  // What the elements of cells are multiplied by, from where they count, and what is added.
+  struct Solution {
+    C *a, *center, *shift;
+  };
+
   // h = x + residual; h is then what is normalized.
   void add(const Range& range, const void* x, const void* residual, void* h) const {
     Scope scope(workspace());
@@ -581,6 +633,12 @@ class Backend {
   In with_rows_ahead(int operand, In tile) const {
     if (rows_ahead_ && plan_.access[operand].direct) tile.ahead = tuning::kRowsAhead * tile.stride;
     return tile;
+  }
+
+  // Rows that are applied while as many are reduced; less than four where they are long.
+  Index turn_cells() const {
+    const Index fit = tuning::kTurnBytes / std::max<Index>(1, plan_.count * tiles_.element_bytes());
+    return std::min(fit / 4 * 4, plan_.block_cells);
   }
 
   // f(tile) over a range, in memory order or against it.

@@ -22,6 +22,7 @@ class TileAccess {
   TileAccess(const Plan& plan, DType dtype)
       : plan_(plan), size_(static_cast<Index>(size_of(dtype))) {}
 
+  Index element_bytes() const { return size_; }
   // Bytes of scratch that an operand needs: none where it is used in place.
   Index scratch_bytes(int operand) const {
     if (plan_.access[operand].direct) return 0;

@@ -24,7 +24,13 @@ class Forward {
       block(block_at(plan_, 0));
     } else if (args_.y && !args_.population.mask && be_.overlaps()) {
       const Index runs = std::min(n, be_.runs());
-      be_.parallel(runs, [&](Index i) { blocks(i * n / runs, (i + 1) * n / runs); });
+      be_.parallel(runs, [&](Index i) {
+        const Index first = i * n / runs, last = (i + 1) * n / runs;
+        if constexpr (kAlone) {
+          if (in_turn()) return cells_in_turn(first, last);
+        }
+        blocks(first, last);
+      });
     } else {
       be_.parallel(n, [&](Index i) { block(block_at(plan_, i)); });
     }
@@ -37,6 +43,51 @@ class Forward {
     C *a, *shift;
     const C* center;
   };
+
+  // Whether every cell may be a pool of its own that needs no other, and whether it is here.
+  static constexpr bool kAlone = P == 1 && !MeasuresSpread<Method>;
+  bool in_turn() const {
+    return extent_of(Method::pools[0], plan_.affinity) == Extent::cell && !args_.given_mean &&
+           !args_.last_mean && !args_.residual && !plan_.parameters_by_row && be_.takes_turns();
+  }
+  void cells_in_turn(Index first, Index last) const {
+    auto tiles = [&](Index most, auto f) {
+      for (Index i = first; i < last; ++i) {
+        be_.check();
+        const Block b = block_at(plan_, i);
+        for (Index o = b.o0; o < b.o0 + b.on; ++o) {
+          for (Index k = 0; k < b.kn; k += most) {
+            f({o, b.k0 + k, std::min(most, b.kn - k), 0, plan_.count});
+          }
+        }
+      }
+    };
+    const double count = plan_.cell_elements();
+    auto solve = [&](const auto& tile, const double* mean, const double* m2, const auto& to) {
+      const Index k0 = tile.k0, at = tile.o * plan_.cells + k0;
+      be_.each_cell(
+          tile.kn, [=, params = params_, weight = args_.channel_weight, bias = args_.channel_bias,
+                    a = to.a, center = to.center, shift = to.shift](Index j) NORMCORE_INLINED {
+            const double var = m2[j] / count;
+            const Stats stats = counted_from_center<Method::raw>(mean[j], var, count, center + j);
+            const Applied<C> y = applied<C>(Method::coefficients({stats}, params, k0 + j),
+                                            weight ? weight[k0 + j] : 1, bias ? bias[k0 + j] : 0);
+            a[j] = y.a;
+            shift[j] = y.shift;
+          });
+      if (!args_.mean) return;
+      be_.each_cell(tile.kn,
+                    [=, params = params_, mean_to = args_.mean + at, var_to = args_.var + at,
+                     rstd_to = args_.rstd + at](Index j) NORMCORE_INLINED {
+                      const double var = m2[j] / count;
+                      mean_to[j] = mean[j];
+                      var_to[j] = var;
+                      rstd_to[j] = Method::rstd({0, var, count}, params, k0 + j);
+                    });
+    };
+    be_.apply_in_turn(tiles, solve, args_.element_weight, args_.element_bias, args_.x, args_.y,
+                      Method::raw);
+  }
 
   void block(const Block& b) {
     const Units units(plan_, b);

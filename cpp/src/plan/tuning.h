@@ -22,6 +22,8 @@ inline constexpr Index kFusedBytes = Index(1) << 19;
 // norm backward, rows of 768 to 4096, 0.89 to 0.94 of the time, forward 0.95 to 0.99; with 192 KB
 // rows of 256 take 1.04.
 inline constexpr Index kBlockBytes = Index(1) << 17;
+// Rows that are written, and those that are reduced meanwhile, where four are not more than this.
+inline constexpr Index kTurnBytes = Index(1) << 14;
 // One task of a sweep over more than the cache holds.
 inline constexpr Index kUnitBytes = Index(1) << 18;
 // Channel blocks reach over all samples, a short run of memory in each: they are made wider.
