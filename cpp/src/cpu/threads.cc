@@ -83,11 +83,13 @@ class Region {
   bool take(int stretch, std::uint32_t side) noexcept {
     const Index first = begin(stretch), size = begin(stretch + 1) - first;
     const Index pieces = std::min<Index>(size, deal_.sticky ? 1 : 8);
-    const std::uint32_t taken =
-        taken_[static_cast<std::size_t>(stretch)].fetch_add(side, std::memory_order_relaxed);
-    const Index front = taken % kFromBack, back = taken / kFromBack;
-    if (front + back >= pieces) return false;
-    const Index piece = side == kFromFront ? front : pieces - 1 - back;
+    std::atomic<std::uint32_t>& taken = taken_[static_cast<std::size_t>(stretch)];
+    auto left = [=](std::uint32_t t) { return t % kFromBack + t / kFromBack < pieces; };
+    // Many threads look at what has long been taken: they only read.
+    if (!left(taken.load(std::memory_order_relaxed))) return false;
+    const std::uint32_t before = taken.fetch_add(side, std::memory_order_relaxed);
+    if (!left(before)) return false;
+    const Index piece = side == kFromFront ? before % kFromBack : pieces - 1 - before / kFromBack;
     const Index end = first + size * (piece + 1) / pieces;
     for (Index i = first + size * piece / pieces; i < end; ++i) guarded(task(i));
     return true;
