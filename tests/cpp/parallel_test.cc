@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -38,6 +39,15 @@ TEST(ParallelFor, RunsEveryTaskExactlyOnce) {
         ASSERT_EQ(runs[std::size_t(tasks)], 0);
       }
     }
+  }
+}
+
+TEST(ParallelFor, OneThreadGoesForwardsOrBackwards) {
+  for (const bool backwards : {false, true}) {
+    std::vector<Index> order, want{0, 1, 2, 3, 4};
+    if (backwards) std::reverse(want.begin(), want.end());
+    parallel_for(5, 1, {.backwards = backwards}, [&](Index i) { order.push_back(i); });
+    EXPECT_EQ(order, want);
   }
 }
 

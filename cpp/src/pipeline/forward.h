@@ -50,6 +50,8 @@ class Forward {
     return extent_of(Method::pools[0], plan_.affinity) == Extent::cell && !args_.given_mean &&
            !args_.last_mean && !args_.residual && !plan_.parameters_by_row && be_.takes_turns();
   }
+  // The cells of blocks, a tile at a time: what block_statistics, export_statistics and solve do
+  // for a block is here two loops, as a tile is a few rows and every call counts.
   void cells_in_turn(Index first, Index last) const {
     auto tiles = [&](Index most, auto f) {
       for (Index i = first; i < last; ++i) {
