@@ -220,6 +220,7 @@ class Backward {
     // Where threads have units of the same cells the elements' gradients are summed in the end.
     const typename Backend::ParameterGradients parameters{{t.a_c, t.center, t.b_c}, dw, db};
     const typename Backend::ParameterGradients nowhere;
+    const bool reduced = computed() < P && !args_.saved_mean();
     auto sum_unit = [&](Index i) {
       const Range range = units.range(i);
       const CellSums to = sums.from(units.first_entry(i, range));
@@ -227,7 +228,7 @@ class Backward {
         be_.total(range, table, zeros, args_.dy, to.dy_u, to.dy_1);
       } else {
         be_.sums(range, table, {t.center, t.unit_c}, args_.element_weight,
-                 plan_.fused ? parameters : nowhere, args_.dy, args_.x, to.dy_u, to.dy_1);
+                 plan_.fused ? parameters : nowhere, reduced, args_.dy, args_.x, to.dy_u, to.dy_1);
       }
     };
     auto grad_range = [&](const Range& range) {
@@ -241,7 +242,7 @@ class Backward {
         return;
       }
       be_.grad(range, table, {t.p, t.q, t.r, {t.center, t.unit_c}}, args_.element_weight,
-               plan_.fused ? nowhere : parameters, args_.dy, args_.x, args_.dh, args_.dx);
+               plan_.fused ? nowhere : parameters, reduced, args_.dy, args_.x, args_.dh, args_.dx);
     };
 
     const Index n = units.count();

@@ -80,6 +80,9 @@ inline constexpr Index kLongRunBytes = Index(1) << 17;
 inline constexpr Index kSerialBytes = Index(1) << 19;
 // Rows of a column tile that are asked for while those before them are summed.
 inline constexpr Index kRowsAhead = 16;
+// And how far ahead rows do that are summed one after the other. Layer norm backward: with 4 KB 1.0
+// to 1.2 of the time, with 8 KB 0.96 to 1.07, with 64 KB up to 1.2.
+inline constexpr Index kBytesAhead = 6144;
 // Data that the cores' own caches hold between calls.
 inline constexpr Index kStickyBytes = Index(1) << 22;
 // Row blocks over which the gradients of elementwise parameters are summed separately.
