@@ -225,7 +225,9 @@ void plan_work(const PlanRequest& r, Plan* p) {
     // Rows that stay in the first-level cache from one kernel to the next, four at a time.
     p->tile_cells = p->fused ? p->block_cells : p->unit_cells;
     if (p->count > p->chunk) {
-      p->tile_cells = 1;
+      // Rows that go chunk by chunk share what runs along them.
+      const Index most = r.affinity == Affinity::element ? tuning::kRowsOfChunks : 1;
+      p->tile_cells = std::min(p->tile_cells, most);
     } else if (p->tile_cells * cell_bytes > tuning::kRowTileBytes) {
       p->tile_cells = std::min(p->tile_cells, round_down(tuning::kRowTileBytes / cell_bytes, 4));
     }

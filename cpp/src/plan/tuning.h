@@ -59,6 +59,10 @@ inline constexpr Index kSweptTileBytes = Index(1) << 21;
 inline constexpr Index kStripColumns = 512;
 // Bytes of one tile of short rows.
 inline constexpr Index kRowTileBytes = Index(1) << 14;
+// Rows of a tile of longer ones with elementwise parameters, over those of one row: layer norm
+// 1024x8192 0.72 to 0.84 of the time, backward 0.87 to 0.91 (512x8192 bfloat16 0.76 to 0.82),
+// 256x16384 0.95 to 0.99, backward 0.87; with blocks of four rows of 262144 up to 1.4.
+inline constexpr Index kRowsOfChunks = 4;
 // Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time,
 // and of the tile that is made of such runs.
 inline constexpr Index kGatherRun = 256;
