@@ -78,6 +78,8 @@ inline constexpr Index kStreamBytes = Index(5) << 22;
 // backward that does not ask, one and two threads: 1 to 6 MB 0.90 to 0.99 of the time, 8 MB 1.07
 // and 0.97, 12 MB 1.3 and 1.0, 18 MB 1.2 and 1.06, 25 MB 1.16 with two.
 inline constexpr Index kAskBytes = Index(1) << 23;
+// As far as prefetchers look, and from where on a plane is a run to them.
+inline constexpr Index kPage = Index(1) << 12;
 // A run of memory that prefetchers follow by themselves.
 inline constexpr Index kLongRunBytes = Index(1) << 17;
 // Less data than this is not worth a second thread.
