@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support import DTYPES, bits, channel_methods, stat_dtype
+from support import DTYPES, bfloat16, bits, channel_methods, stat_dtype
 
 import normcore as nc
 
@@ -226,3 +226,24 @@ def test_rows(rng, order, width, dtype):
         assert_same((got,), (want,), f"normalize {ord}")
     got, want = nc.moments(tall, axis=1), nc.moments(x, axis=1)
     assert_same(tuple(got)[1:], tuple(want)[1:], "moments")
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [(np.float32, 2111), (bfloat16, 4203)])
+@pytest.mark.parametrize("method", ["batch_norm", "weight_norm"])
+def test_a_tall_column_does_not_know_how_many_there_are(rng, method, dtype, columns):
+    """Many are taken tile by tile, few in two sweeps over all of them."""
+    x, dy = (numbers(rng, (1031, columns), dtype) for _ in range(2))
+    weight = numbers(rng, columns, dtype)
+
+    def results(some):
+        v, dv, w = (np.ascontiguousarray(a[..., some]) for a in (x, dy, weight))
+        if method == "weight_norm":
+            backward = nc.weight_norm_backward(dv, v, w, axis=1)
+            return nc.weight_norm(v, w, axis=1), *backward
+        y, stats = nc.batch_norm(v, w, training=True, return_stats=True)
+        backward = nc.batch_norm_backward(dv, v, w, training=True)
+        return y, stats.mean, stats.rstd, backward.dx, backward.dweight
+
+    whole = results(slice(None))
+    for some in (slice(0, 5), slice(100, 300), slice(columns - 70, columns)):
+        assert_same([r[..., some] for r in whole], results(some), f"{some}")

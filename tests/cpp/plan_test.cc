@@ -395,6 +395,29 @@ TEST(PlanFusion, ABatchPoolBeyondAnyCacheTakesTwoSweeps) {
   }
 }
 
+TEST(PlanFusion, TallColumnsAreTakenTileByTileWhereThereAreManyAndTheSharedCacheKeepsThem) {
+  auto width = [](Index rows, Index columns, DType dtype = DType::kFloat32) -> Index {
+    Request r{"nc", {rows, columns}, {}, {}, kBatch};
+    r.dtype = dtype;
+    const Plan p = plan_of(r);
+    return p.fused ? p.block_cells : 0;
+  };
+  EXPECT_EQ(width(4096, 4096), 128);
+  EXPECT_EQ(width(1031, 2111), 128);
+  EXPECT_EQ(width(4096, 4096, DType::kBFloat16), 256);
+  EXPECT_EQ(width(1024, 8192, DType::kBFloat16), 256);
+  EXPECT_EQ(width(256, 1 << 16), 128);
+  EXPECT_EQ(width(4097, 4096), 0);  // a tile that is too large
+  EXPECT_EQ(width(4096, 2047), 0);  // too few tiles for the threads
+  EXPECT_EQ(width(1024, 2048), 0);  // nothing that leaves the shared cache
+}
+
+TEST(PlanWork, LongRowsThatShareParametersAreTakenTogether) {
+  EXPECT_EQ(plan_of({"ns", {64, 8192}, {}, {}, {Pool::sample}, kElement}).tile_cells, 4);
+  EXPECT_EQ(plan_of({"ns", {3, 8192}, {}, {}, {Pool::sample}, kElement}).tile_cells, 3);
+  EXPECT_EQ(plan_of({"ncs", {4, 16, 8192}, {}, {}, kInstance}).tile_cells, 1);
+}
+
 TEST(PlanFusion, ManySamplesAreWorkedOnOneByOneHoweverLongTheyAre) {
   EXPECT_TRUE(plan_of({"ns", {1000, 1 << 22}, {}, {}, {Pool::sample}, kElement}).fused);
   EXPECT_TRUE(plan_of({"ncs", {1000, 32, 1 << 16}, {}, {}, kGroup}).fused);

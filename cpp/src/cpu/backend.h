@@ -224,8 +224,8 @@ class Backend {
     explicit operator bool() const { return dweight != nullptr; }
   };
 
-  // sum dy * u and sum dy of the cells of a range, over its rows too; weight as in apply. `reduced`,
-  // here and in grad: this x was reduced just before.
+  // sum dy * u and sum dy of the cells of a range, over its rows too; weight as in apply.
+  // `reduced`, here and in grad: this x was reduced just before.
   void sums(const Range& range, const Table& table, Centering<C> f, ElementParameter<C> weight,
             const ParameterGradients& parameters, bool reduced, const void* dy, const void* x,
             double* dy_u, double* dy_1) const {

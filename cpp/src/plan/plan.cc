@@ -189,10 +189,16 @@ void plan_work(const PlanRequest& r, Plan* p) {
   } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes. A sample
     // that the shared cache holds is better taken whole, if not all samples are closed together.
-    const Index narrow = round_down(tuning::kMinTileBytes / column_bytes, closure);
     const Index tile_bytes = closed_rows * cell_bytes;
     const bool tiled = closed_rows > 1 || row_bytes > tuning::kSharedBytes;
-    if (tiled && narrow * tile_bytes <= tuning::kFusedBytes / 2) {
+    Index narrow = round_down(tuning::kTallTileRun / column_bytes, closure);
+    bool fits =
+        narrow * tile_bytes <= tuning::kTallTileBytes && p->cells >= tuning::kManyBlocks * narrow;
+    if (!fits) {
+      narrow = round_down(tuning::kMinTileBytes / column_bytes, closure);
+      fits = narrow * tile_bytes <= tuning::kFusedBytes / 2;
+    }
+    if (tiled && fits) {
       // Whole lines, where groups allow.
       const Index width = round_down(tuning::kTileBytes / tile_bytes, narrow);
       p->block_cells = evened(p->cells, std::min(p->cells, width), narrow, tile_bytes);
