@@ -232,9 +232,8 @@ class Backend {
     Scope scope(workspace());
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
-    const CellSums tile_u(*this, scope), tile_1(*this, scope);
+    const CellSums of_u(*this, scope, range, dy_u), of_1(*this, scope, range, dy_1);
     CellValues of(*this, scope);
-    for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In x_here = tiles_.in(kX, x, t, scratch_x);
       const In xt = x_is_near(reduced) ? x_here : with_what_follows(kX, x_here);
@@ -245,17 +244,16 @@ class Backend {
       if (parameters) {
         const Index s = first_parameter(t);
         set_.sums_and_parameters[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0),
-                                          tile_u.out(), tile_1.out(), from(parameters.xhat, i),
+                                          of_u.at(t), of_1.at(t), from(parameters.xhat, i),
                                           parameters.dweight + s, parameters.dbias + s);
       } else if (weight) {
         set_.weighted_sums[layout_](dyt, xt, height(t), width(t), at, weight.at(t.o, t.s0),
-                                    tile_u.out(), tile_1.out());
+                                    of_u.at(t), of_1.at(t));
       } else {
-        set_.sums[layout_](dyt, xt, height(t), width(t), at, tile_u.out(), tile_1.out());
+        set_.sums[layout_](dyt, xt, height(t), width(t), at, of_u.at(t), of_1.at(t));
       }
-      const Index k = t.k0 - range.k0;
-      tile_u.add_to(dy_u + k, t.kn);
-      tile_1.add_to(dy_1 + k, t.kn);
+      of_u.join(t);
+      of_1.join(t);
     });
   }
 
@@ -268,9 +266,8 @@ class Backend {
     void* scratch_x = scope.take<char>(tiles_.scratch_bytes(kX));
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
     const TileMoments tile(*this, scope, /*raw=*/true);
-    const CellSums tile_u(*this, scope), tile_1(*this, scope);
+    const CellSums of_u(*this, scope, range, dy_u), of_1(*this, scope, range, dy_1);
     CellValues of(*this, scope);
-    for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
     const Index columns = plan_.cell_columns;
     const Index strip = std::max<Index>(1, tuning::kStripColumns / columns);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& whole) {
@@ -286,10 +283,10 @@ class Backend {
           xt.ahead = k + t.kn < range.kn ? t.kn * columns : t.sn * xt.stride - k * columns;
         }
         of.move_to(table, t);
-        set_.sums[layout_](dyt, xt, height(t), width(t), {of(f.center), of(f.unit)}, tile_u.out(),
-                           tile_1.out());
-        tile_u.add_to(dy_u + k, t.kn);
-        tile_1.add_to(dy_1 + k, t.kn);
+        set_.sums[layout_](dyt, xt, height(t), width(t), {of(f.center), of(f.unit)}, of_u.at(t),
+                           of_1.at(t));
+        of_u.join(t);
+        of_1.join(t);
       });
     });
   }
@@ -299,16 +296,17 @@ class Backend {
              double* dy_1) const {
     Scope scope(workspace());
     void* scratch_dy = scope.take<char>(tiles_.scratch_bytes(kDy));
-    const CellSums unused(*this, scope), tile_1(*this, scope);
+    const CellSums of_1(*this, scope, range, dy_1);
+    double* unused = scope.take<double>(plan_.tile_cells * plan_.cell_columns);
     CellValues of(*this, scope);
-    for (Index k = 0; k < range.kn; ++k) dy_u[k] = dy_1[k] = 0;
+    std::fill_n(dy_u, range.kn, 0.0);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In dyt = with_what_follows(kDy, tiles_.in(kDy, dy, t, scratch_dy));
       of.move_to(table, t);
       const C* zero = of(zeros);
       // One stream of memory, and times zero: what the kernel sums beside it is of no use.
-      set_.sums[layout_](dyt, dyt, height(t), width(t), {zero, zero}, unused.out(), tile_1.out());
-      tile_1.add_to(dy_1 + (t.k0 - range.k0), t.kn);
+      set_.sums[layout_](dyt, dyt, height(t), width(t), {zero, zero}, unused, of_1.at(t));
+      of_1.join(t);
     });
   }
 
@@ -323,19 +321,16 @@ class Backend {
     const int count = f.order == 0 ? kLargestSums : kOrderSums;
     Scope scope(workspace());
     void* scratch = scope.take<char>(tiles_.scratch_bytes(kX));
-    CellSums tile[kLargestSums];
-    double* out[kLargestSums];
-    for (int i = 0; i < count; ++i) {
-      tile[i] = CellSums(*this, scope);
-      out[i] = tile[i].out();
-      for (Index k = 0; k < range.kn; ++k) sums[i][k] = 0;
-    }
+    CellSums of_each[kLargestSums];
+    for (int i = 0; i < count; ++i) of_each[i] = CellSums(*this, scope, range, sums[i]);
     CellValues of(*this, scope);
     for_tiles(range, /*reverse=*/false, [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, scratch);
       of.move_to(table, t);
+      double* out[kLargestSums];
+      for (int i = 0; i < count; ++i) out[i] = of_each[i].at(t);
       set_.tally[layout_](xt, height(t), width(t), of(f), out);
-      for (int i = 0; i < count; ++i) tile[i].add_to(sums[i] + (t.k0 - range.k0), t.kn);
+      for (int i = 0; i < count; ++i) of_each[i].join(t);
     });
   }
   // max |u| of kPeakParts parts of each cell of a range: largest[part * next + cell], 0 where a
@@ -538,22 +533,38 @@ class Backend {
     Index next_ = 0, first_ = 0, cells_ = 0, used_ = 0;
   };
 
-  // Sums of a tile's cells: what kernels write, by column, and where it goes.
+  // Sums over the cells of a range, [kn]. Kernels leave those of a cell's first tile in their
+  // place; what follows, and what comes by column, is joined to them.
   class CellSums {
    public:
     CellSums() = default;
-    CellSums(const Backend& be, Scope& scope)
+    CellSums(const Backend& be, Scope& scope, const Range& range, double* sums)
         : be_(&be),
+          range_(range),
+          sums_(sums),
           cells_(scope.take<double>(be.plan_.tile_cells)),
           columns_(be.by_column(scope)) {}
-    double* out() const { return columns_ ? columns_ : cells_; }
-    void add_to(double* sums, Index cells) const {
-      if (columns_) be_->table_.join_sums(cells, be_->plan_.cell_columns, columns_, cells_);
-      for (Index j = 0; j < cells; ++j) sums[j] += cells_[j];
+    // Where a kernel writes.
+    double* at(const TileRange& t) const {
+      return columns_ ? columns_ : is_first(t) ? place(t) : cells_;
+    }
+    void join(const TileRange& t) const {
+      const bool first = is_first(t);
+      double* to = place(t);
+      if (columns_) {
+        double* joined = first ? to : cells_;
+        be_->table_.join_sums(t.kn, be_->plan_.cell_columns, columns_, joined);
+      }
+      for (Index j = 0; !first && j < t.kn; ++j) to[j] += cells_[j];
     }
 
    private:
+    bool is_first(const TileRange& t) const { return t.o == range_.o0 && t.s0 == range_.s0; }
+    double* place(const TileRange& t) const { return sums_ + (t.k0 - range_.k0); }
+
     const Backend* be_ = nullptr;
+    Range range_{};
+    double* sums_ = nullptr;
     double* cells_ = nullptr;
     double* columns_ = nullptr;
   };

@@ -184,12 +184,15 @@ class Backward {
     constexpr Index kStrip = 1024;
     be_.parallel((n + kStrip - 1) / kStrip, [&](Index strip) {
       const Index first = strip * kStrip, last = std::min(n, first + kStrip);
-      double sums[kStrip];
-      for (Index j = first; j < last; ++j) sums[j - first] = double(table[j]);
+      double room[kStrip];
+      be_.each_cell(last - first, [sums = room, from = table + first](Index j)
+                                      NORMCORE_INLINED { sums[j] = double(from[j]); });
       for (Index i = 1; i < rows; ++i) {
-        for (Index j = first; j < last; ++j) sums[j - first] += double(table[i * n + j]);
+        be_.each_cell(last - first, [sums = room, from = table + i * n + first](Index j)
+                                        NORMCORE_INLINED { sums[j] += double(from[j]); });
       }
-      for (Index j = first; j < last; ++j) out[j] = Out(sums[j - first]);
+      be_.each_cell(last - first, [sums = room, to = out + first](Index j)
+                                      NORMCORE_INLINED { to[j] = Out(sums[j]); });
     });
   }
 
