@@ -39,6 +39,15 @@ inline void check_samples(const ChannelCall& call, const Context& context) {
   }
 }
 
+// What a call is known by beside its operands (kept_plan.h); `down`: in backward.
+template <class Method>
+Operands operands_of(const ChannelCall& call, bool down, const Context& context) {
+  return Operands(
+      kMethodName<Method>,
+      {down, static_cast<Index>(context.device), call.channel_axis, call.has_samples, call.groups,
+       static_cast<Index>(call.computed().size()), exchange_of(call, context) != nullptr});
+}
+
 // What forward and backward read.
 inline void declare_reads(const ChannelCall& call, std::span<const OwnParameter> own, bool buffers,
                           Operands& operands) {
@@ -52,10 +61,32 @@ inline void declare_reads(const ChannelCall& call, std::span<const OwnParameter>
   }
   for (const OwnParameter& p : own) operands.reads(p.name, p.value);
 }
+inline void declare_forward(const ChannelCall& call, const Tensor& y,
+                            std::span<const BufferUpdate> updates, const StatsOut& stats,
+                            std::span<const OwnParameter> own, Operands& operands) {
+  declare_reads(call, own, /*buffers=*/updates.empty(), operands);
+  operands.writes("out", y, {&call.x});
+  for (const BufferUpdate& u : updates) operands.updates(u.name, u.buffer);
+  declare_stats(stats, operands);
+}
+inline void declare_backward(const ChannelCall& call, const ConstTensor& dy, const Gradients& g,
+                             const SavedStats& stats, std::span<const OwnParameter> own,
+                             Operands& operands) {
+  declare_reads(call, own, /*buffers=*/true, operands);
+  operands.reads(call.names.dy, dy);
+  operands.reads("stats.pooled", stats.pooled);
+  operands.reads("stats.given", stats.given);
+  operands.writes("out", g.dx, {&call.x, &dy});
+  operands.writes(call.names.dweight, g.dweight);
+  operands.writes("dbias", g.dbias);
+  for (const OwnParameter& p : own) {
+    if (p.gradient) operands.writes(p.gradient_name, *p.gradient);
+  }
+}
 
 inline void check_channel_forward(const ChannelCall& call, const Tensor& y,
                                   std::span<const BufferUpdate> updates, const StatsOut& stats,
-                                  const Context& context, std::span<const OwnParameter> own) {
+                                  const Context& context, const Operands& operands) {
   check_device(context);
   check_output("out", y, call.x, call.names.x);
   for (const BufferUpdate& u : updates) {
@@ -71,18 +102,13 @@ inline void check_channel_forward(const ChannelCall& call, const Tensor& y,
     ExpectedShape pairs = call.channel_shape;
     check_pooled(stats.given, pairs, "stats.given");
   }
-  Operands operands;
-  declare_reads(call, own, /*buffers=*/updates.empty(), operands);
-  operands.writes("out", y, {&call.x});
-  for (const BufferUpdate& u : updates) operands.updates(u.name, u.buffer);
-  declare_stats(stats, operands);
   operands.check();
   check_samples(call, context);
 }
 
 inline void check_channel_backward(const ChannelCall& call, const ConstTensor& dy,
                                    const Gradients& g, const SavedStats& stats,
-                                   const Context& context, std::span<const OwnParameter> own) {
+                                   const Context& context, const Operands& operands) {
   check_device(context);
   check_like(call.names.dy, dy, call.x, call.names.x);
   check_output("out", g.dx, call.x, call.names.x);
@@ -94,17 +120,6 @@ inline void check_channel_backward(const ChannelCall& call, const ConstTensor& d
   if (g.dbias) check_shape("dbias", g.dbias, call.channel_shape);
   check_pooled(stats.pooled, call.stats_shape());
   check_pooled(stats.given, call.channel_shape, "stats.given");
-  Operands operands;
-  declare_reads(call, own, /*buffers=*/true, operands);
-  operands.reads(call.names.dy, dy);
-  operands.reads("stats.pooled", stats.pooled);
-  operands.reads("stats.given", stats.given);
-  operands.writes("out", g.dx, {&call.x, &dy});
-  operands.writes(call.names.dweight, g.dweight);
-  operands.writes("dbias", g.dbias);
-  for (const OwnParameter& p : own) {
-    if (p.gradient) operands.writes(p.gradient_name, *p.gradient);
-  }
   operands.check();
   check_samples(call, context);
 }

@@ -15,14 +15,21 @@ void channel_forward(const ChannelCall& call, const MakeParams& make_params, con
                      const Context& context, std::span<const OwnParameter> own = {}) {
   static_assert(!MeasuresSpread<Method> || kSpreadOfChannels<Method>,
                 "over the channels of a sample or group no spread is measured");
-  check_channel_forward(call, y, updates, stats, context, own);
-  const bool together = exchange_of(call, context) != nullptr;
-  if (call.empty() && !together) return finish_empty(stats, context);
-
-  Plan plan;
-  const ConstTensor y_view = y;
-  call.plan({&call.x, &y_view, nullptr, call.mask ? &call.mask : nullptr}, context, together,
-            &plan);
+  Operands operands = operands_of<Method>(call, /*down=*/false, context);
+  declare_forward(call, y, updates, stats, own, operands);
+  for (const BufferUpdate& u : updates) operands.is_with(u.buffer.writable());
+  KeptPlan kept(operands.key());
+  if (!kept || !operands.check_addresses()) {
+    check_channel_forward(call, y, updates, stats, context, operands);
+    const bool together = exchange_of(call, context) != nullptr;
+    if (call.empty() && !together) return finish_empty(stats, context);
+    kept.plan([&](Plan* plan) {
+      const ConstTensor y_view = y;
+      call.plan({&call.x, &y_view, nullptr, call.mask ? &call.mask : nullptr}, context, together,
+                plan);
+    });
+  }
+  const Plan& plan = *kept;
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
@@ -115,23 +122,32 @@ void channel_backward(const ChannelCall& call, const MakeParams& make_params, co
                       const OwnGradients& own, const WriteOwn& write_own) {
   static_assert(!MeasuresSpread<Method> || kSpreadOfChannels<Method>,
                 "over the channels of a sample or group no spread is measured");
-  check_channel_backward(call, dy, g, stats, context, own.of);
-  const bool together = exchange_of(call, context) != nullptr;
+  Operands operands = operands_of<Method>(call, /*down=*/true, context);
+  declare_backward(call, dy, g, stats, own.of, operands);
+  KeptPlan kept(operands.key());
+  const Index channels = call.channels();
+  if (!kept || !operands.check_addresses()) {
+    check_channel_backward(call, dy, g, stats, context, operands);
+    const bool together = exchange_of(call, context) != nullptr;
+    if (call.empty() && !together) {
+      return on_device_of<Method>(context, call.x, [&] {
+        CallMemory memory(context);
+        finish_empty(g, context);
+        if (!own.wanted) return;
+        const Index numbers = kParameterCount<Method> * channels;
+        write_own(memory.get().template take_filled<double>(numbers, 0), memory.get());
+      });
+    }
+    kept.plan([&](Plan* plan) {
+      const ConstTensor dx_view = g.dx;
+      call.plan({&call.x, &dy, &dx_view, call.mask ? &call.mask : nullptr}, context, together,
+                plan);
+    });
+  }
+  const Plan& plan = *kept;
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
-    const Index channels = call.channels();
-    if (call.empty() && !together) {
-      finish_empty(g, context);
-      if (own.wanted) {
-        write_own(memory.take_filled<double>(kParameterCount<Method> * channels, 0), memory);
-      }
-      return;
-    }
-
-    Plan plan;
-    const ConstTensor dx_view = g.dx;
-    call.plan({&call.x, &dy, &dx_view, call.mask ? &call.mask : nullptr}, context, together, &plan);
     const typename Method::Params params = make_params(memory);
     double* dweight = nullptr;
     double* dbias = nullptr;

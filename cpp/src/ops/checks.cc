@@ -27,16 +27,28 @@ std::string number(double v) {
 struct Bytes {
   std::intptr_t first, end;
 };
+// f(size, stride) sees every axis.
+template <bool kConst, class F>
+Bytes bytes_of(const BasicTensor<kConst>& t, F f) {
+  // Unsigned: a view that has not been checked yet may reach anywhere.
+  const auto size = static_cast<std::uintptr_t>(size_of(t.dtype()));
+  const auto data = reinterpret_cast<std::uintptr_t>(t.data());
+  std::uintptr_t below = 0, above = 1;
+  bool empty = false;
+  for (int i = 0; i < t.ndim(); ++i) {
+    const Index n = t.shape(i), stride = t.stride(i);
+    f(n, stride);
+    const auto reach = static_cast<std::uintptr_t>(n - 1) * static_cast<std::uintptr_t>(stride);
+    (stride < 0 ? below : above) += reach;
+    empty = empty || n == 0;
+  }
+  if (empty) below = above = 0;
+  return {static_cast<std::intptr_t>(data + below * size),
+          static_cast<std::intptr_t>(data + above * size)};
+}
 template <bool kConst>
 Bytes bytes_of(const BasicTensor<kConst>& t) {
-  const auto size = static_cast<std::intptr_t>(size_of(t.dtype()));
-  std::intptr_t first = reinterpret_cast<std::intptr_t>(t.data()), end = first + size;
-  for (int i = 0; i < t.ndim(); ++i) {
-    if (t.shape(i) == 0) return {first, first};
-    const std::intptr_t reach = (t.shape(i) - 1) * t.stride(i) * size;
-    (reach < 0 ? first : end) += reach;
-  }
-  return {first, end};
+  return bytes_of(t, [](Index, Index) {});
 }
 
 // A place in memory is a sum of such terms: c * stride with c in [low, high].
@@ -280,29 +292,31 @@ bool overlap(const ConstTensor& a, const ConstTensor& b) {
 }
 
 template <bool kConst>
-Operands::Operand& Operands::add(const char* name, const BasicTensor<kConst>& t,
-                                 std::initializer_list<const ConstTensor*> over) {
+Operands::Operand& Operands::add(const char* name, const BasicTensor<kConst>& t) {
   if (count_ == kMost) throw value_error("a call has more operands than kMost");
+  Index* word = key_.take(2 + 2 * t.ndim());
+  *word++ = CallKey::word(name);
+  *word++ = static_cast<Index>(t.dtype()) + (Index{t.ndim()} << 8);
+  const Bytes bytes = bytes_of(t, [&](Index n, Index stride) {
+    *word++ = n;
+    *word++ = stride;
+  });
   Operand& o = operands_[count_++];
-  const Bytes bytes = bytes_of(t);
   o.name = name;
   o.first = bytes.first;
   o.end = bytes.end;
+  o.addressable = aligned(t.data(), t.dtype()) && 0 < o.first && o.first < o.end;
   o.in = nullptr;
   o.out = nullptr;
-  int n = 0;
-  for (const ConstTensor* other : over) o.over[n++] = other;
-  for (; n < kMostOver; ++n) o.over[n] = nullptr;
-  o.written = !kConst;
+  o.written = false;
+  o.over_count = 0;
   return o;
 }
-template Operands::Operand& Operands::add(const char*, const ConstTensor&,
-                                          std::initializer_list<const ConstTensor*>);
-template Operands::Operand& Operands::add(const char*, const Tensor&,
-                                          std::initializer_list<const ConstTensor*>);
+template Operands::Operand& Operands::add(const char*, const ConstTensor&);
+template Operands::Operand& Operands::add(const char*, const Tensor&);
 
 bool Operands::Operand::may_be(const Operand& other) const {
-  return std::find(over, over + kMostOver, other.in) != over + kMostOver;
+  return std::find(over, over + over_count, other.in) != over + over_count;
 }
 
 void Operands::check_pair(const Operand& written, const Operand& other) const {
@@ -324,12 +338,26 @@ void Operands::check() const {
     } else {
       check_own_memory(o.name, *o.in);
     }
-    for (int j = 0; j < count_; ++j) {
-      const Operand& other = operands_[j];
-      // Most lie apart. A pair that is written is looked at once.
-      if (o.end <= other.first || other.end <= o.first || i == j) continue;
-      if (!other.written || j < i) check_pair(o, other);
-    }
+    check_pairs(o);
+  }
+}
+
+bool Operands::check_addresses() const {
+  for (int i = 0; i < count_; ++i) {
+    if (!operands_[i].addressable) return false;
+  }
+  for (int i = 0; i < count_; ++i) {
+    if (operands_[i].written) check_pairs(operands_[i]);
+  }
+  return true;
+}
+
+void Operands::check_pairs(const Operand& o) const {
+  for (int j = 0; j < count_; ++j) {
+    const Operand& other = operands_[j];
+    // Most lie apart. A pair that is written is looked at once.
+    if (o.end <= other.first || other.end <= o.first || &o == &other) continue;
+    if (!other.written || &other < &o) check_pair(o, other);
   }
 }
 

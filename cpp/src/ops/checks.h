@@ -9,6 +9,7 @@
 #include <string>
 
 #include "normcore/ops.h"
+#include "ops/kept_plan.h"
 #include "ops/view.h"
 
 namespace normcore {
@@ -108,41 +109,60 @@ bool same_memory(const ConstTensor& a, const ConstTensor& b);
 class Operands {
  public:
   Operands() {}  // and so Operands{} clears no array
+  // Of a call whose plan is kept: whose it is, and all that its checks and its plan follow from
+  // beside its operands.
+  explicit Operands(const char* op, std::initializer_list<Index> settings) {
+    key_.add(CallKey::word(op));
+    for (const Index s : settings) key_.add(s);
+  }
+  void is_with(Index setting) { key_.add(setting); }
   void reads(const char* name, const ConstTensor& t) {
-    if (t) add(name, t, {}).in = &t;
+    if (t) add(name, t).in = &t;
   }
   // `over`: operands that are read, each of which it may be, element by element.
   void writes(const char* name, const Tensor& t,
               std::initializer_list<const ConstTensor*> over = {}) {
-    if (t) add(name, t, over).out = &t;
+    if (!t) return;
+    Operand& o = add(name, t);
+    o.out = &t;
+    o.written = true;
+    for (const ConstTensor* other : over) o.over[o.over_count++] = other;
   }
   // A running buffer, which is read before.
   void updates(const char* name, const ConstTensor& t) {
     if (!t) return;
-    Operand& o = add(name, t, {});
+    Operand& o = add(name, t);
     o.in = &t;
     o.written = true;
   }
   void check() const;
 
+  // What the call is known by, and, where one that was alike has passed its checks, whether the
+  // addresses of this one can be those of its operands. Throws where they overlap as check does.
+  const CallKey& key() const { return key_; }
+  bool check_addresses() const;
+
  private:
   static constexpr int kMost = 24, kMostOver = 3;
   struct Operand {
     const char* name;
-    std::intptr_t first, end;  // bytes, see bytes_of
+    std::intptr_t first, end;  // bytes, from the first element to the end of the last
+    bool addressable;          // and not empty
     const ConstTensor* in;
     const Tensor* out;
-    const ConstTensor* over[kMostOver];
     bool written;
+    int over_count;
+    const ConstTensor* over[kMostOver];
 
     ConstTensor view() const { return in ? *in : ConstTensor(*out); }
     bool may_be(const Operand& other) const;
   };
   template <bool kConst>
-  Operand& add(const char* name, const BasicTensor<kConst>& t,
-               std::initializer_list<const ConstTensor*> over);
+  Operand& add(const char* name, const BasicTensor<kConst>& t);
+  void check_pairs(const Operand& written) const;
   void check_pair(const Operand& written, const Operand& other) const;
 
+  CallKey key_;
   int count_ = 0;
   Operand operands_[kMost];
 };

@@ -130,7 +130,9 @@ struct GroupRows {
 
 inline void forward_by_rows(const ChannelCall& call, double eps, const Tensor& y,
                             const StatsOut& stats, const Context& context) {
-  check_channel_forward(call, y, {}, stats, context, {});
+  Operands operands;
+  declare_forward(call, y, {}, stats, {}, operands);
+  check_channel_forward(call, y, {}, stats, context, operands);
   CallMemory memory(context);
   const GroupRows as{call, memory.get()};
   const StatsOut of_groups{
@@ -142,7 +144,9 @@ inline void forward_by_rows(const ChannelCall& call, double eps, const Tensor& y
 inline void backward_by_rows(const ChannelCall& call, double eps, const ConstTensor& dy,
                              const Gradients& gradients, const SavedStats& stats,
                              const Context& context) {
-  check_channel_backward(call, dy, gradients, stats, context, {});
+  Operands operands;
+  declare_backward(call, dy, gradients, stats, {}, operands);
+  check_channel_backward(call, dy, gradients, stats, context, operands);
   CallMemory memory(context);
   const GroupRows as{call, memory.get()};
   const Gradients of_groups{as.rows(gradients.dx), as.gradient(gradients.dweight),

@@ -11,29 +11,39 @@ namespace normcore {
 namespace {
 
 const ConstTensor kAbsent{};
-template <class Method>
-constexpr std::type_identity<Method> kMethod{};
-
 // Arguments and geometry: every kept position of x is a cell.
 struct ElementCall {
   const ConstTensor& x;
   const ConstTensor& weight;
   const ConstTensor& bias;
+  const Axes& axes;
   int parameter_axis;  // kept, along which parameters differ too; none: -1
   double weight_offset = 0;
   bool normalized[kMaxDims];
   ExpectedShape parameter_shape, stats_shape;
 
-  template <class Method>
-  ElementCall(std::type_identity<Method>, const ConstTensor& x_in, const ConstTensor& w,
-              const ConstTensor& b, const typename Signature<Method>::Options& o,
+  template <class Options>
+  ElementCall(const ConstTensor& x_in, const ConstTensor& w, const ConstTensor& b, const Options& o,
               int parameters_along = -1)
-      : x(x_in), weight(w), bias(b), parameter_axis(parameters_along) {
+      : x(x_in), weight(w), bias(b), axes(o.axes), parameter_axis(parameters_along) {
+    if constexpr (requires { o.weight_offset; }) weight_offset = o.weight_offset;
+  }
+
+  // What a call is known by beside its operands; `down`: in backward.
+  template <class Method>
+  Operands operands(bool down, const Context& context) const {
+    Operands operands(kMethodName<Method>,
+                      {down, static_cast<Index>(context.device), parameter_axis, axes.count});
+    for (int i = 0; i < std::min(axes.count, kMaxDims); ++i) operands.is_with(axes.values[i]);
+    return operands;
+  }
+
+  template <class Method>
+  void check(const typename Signature<Method>::Options& o) {
     check_view("x", x);
     if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
-    check_axes(o.axes, x.ndim(), normalized);
+    check_axes(axes, x.ndim(), normalized);
     check_options<Method>(o);
-    if constexpr (requires { o.weight_offset; }) weight_offset = o.weight_offset;
     for (int a = 0; a < x.ndim(); ++a) {
       if (of_parameters(a)) parameter_shape.append(x.shape(a));
       stats_shape.append(normalized[a] ? 1 : x.shape(a));
@@ -41,6 +51,16 @@ struct ElementCall {
     parameter_shape.rule = "x's shape over axis";
     if (weight) check_shape("weight", weight, parameter_shape);
     if (bias) check_shape("bias", bias, parameter_shape);
+  }
+  // The same of a call that is like an earlier one.
+  template <class Method>
+  void check_again(const typename Signature<Method>::Options& o) {
+    check_options<Method>(o);
+    std::fill_n(normalized, x.ndim(), false);
+    for (int i = 0; i < axes.count; ++i) {
+      const int a = axes.values[i];
+      normalized[a < 0 ? a + x.ndim() : a] = true;
+    }
   }
 
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
@@ -109,18 +129,13 @@ struct ElementCall {
   }
 };
 
-template <class Method>
-void element_forward(const ElementCall& call, const typename Method::Params& params,
-                     const Tensor& y, const ConstTensor& residual, const Tensor& h,
-                     const StatsOut& stats, const Context& context) {
-  check_device(context);
-  check_output("out", y, call.x);
-  if (residual) {
-    check_like("residual", residual, call.x);
-    check_output("h", h, call.x);
-  }
-  check_stats_out(stats, call.stats_shape);
-  Operands operands;
+// `Named`: whose options they are.
+template <class Method, class Named = Method>
+void element_forward(ElementCall call, const typename Signature<Named>::Options& o,
+                     const typename Method::Params& params, const Tensor& y,
+                     const ConstTensor& residual, const Tensor& h, const StatsOut& stats,
+                     const Context& context) {
+  Operands operands = call.operands<Method>(/*down=*/false, context);
   operands.reads("x", call.x);
   operands.reads("weight", call.weight);
   operands.reads("bias", call.bias);
@@ -130,12 +145,28 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
     operands.writes("h", h, {&call.x, &residual});
   }
   declare_stats(stats, operands);
-  operands.check();
-  if (call.x.size() == 0) return finish_empty(stats, context);
-
-  Plan plan;
-  const ConstTensor y_view = y, h_view = h;
-  call.plan({&call.x, &y_view, &residual, residual ? &h_view : nullptr}, &plan);
+  KeptPlan kept(operands.key());
+  if (kept && operands.check_addresses()) {
+    call.check_again<Named>(o);
+  } else {
+    call.check<Named>(o);
+    check_device(context);
+    check_output("out", y, call.x);
+    if (residual) {
+      check_like("residual", residual, call.x);
+      check_output("h", h, call.x);
+    }
+    check_stats_out(stats, call.stats_shape);
+    operands.check();
+    if (call.x.size() == 0) return finish_empty(stats, context);
+    kept.plan([&](Plan* plan) {
+      const ConstTensor y_view = y, h_view = h;
+      call.plan({&call.x, &y_view, &residual, residual ? &h_view : nullptr}, plan);
+      // What is normalized lies where h lies.
+      if (residual) std::swap(plan->access[kX], plan->access[kXIn]);
+    });
+  }
+  const Plan& plan = *kept;
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
@@ -146,8 +177,6 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
       if (residual) {
         args.x_in = call.x.data();
         args.residual = residual.data();
-        // What is normalized lies where h lies.
-        std::swap(plan.access[kX], plan.access[kXIn]);
       }
       // Ones and zeros along long rows would cost a third of what is in cache.
       if (call.weight || call.bias || context.device != Device::kCpu) {
@@ -169,18 +198,12 @@ void element_forward(const ElementCall& call, const typename Method::Params& par
   });
 }
 
-template <class Method>
-void element_backward(const ElementCall& call, const typename Method::Params& params,
-                      const ConstTensor& dy, const Gradients& g, const ConstTensor& dh,
-                      const ConstTensor& pooled, const Context& context) {
-  check_device(context);
-  check_like("dy", dy, call.x);
-  if (dh) check_like("dh", dh, call.x);
-  check_output("out", g.dx, call.x);
-  if (g.dweight) check_shape("dweight", g.dweight, call.parameter_shape);
-  if (g.dbias) check_shape("dbias", g.dbias, call.parameter_shape);
-  check_pooled(pooled, call.stats_shape);
-  Operands operands;
+template <class Method, class Named = Method>
+void element_backward(ElementCall call, const typename Signature<Named>::Options& o,
+                      const typename Method::Params& params, const ConstTensor& dy,
+                      const Gradients& g, const ConstTensor& dh, const ConstTensor& pooled,
+                      const Context& context) {
+  Operands operands = call.operands<Method>(/*down=*/true, context);
   operands.reads("x", call.x);
   operands.reads("dy", dy);
   operands.reads("dh", dh);
@@ -189,12 +212,26 @@ void element_backward(const ElementCall& call, const typename Method::Params& pa
   operands.writes("out", g.dx, {&call.x, &dy, &dh});
   operands.writes("dweight", g.dweight);
   operands.writes("dbias", g.dbias);
-  operands.check();
-  if (call.x.size() == 0) return finish_empty(g, context);
-
-  Plan plan;
-  const ConstTensor dx_view = g.dx;
-  call.plan({&call.x, &dy, &dx_view, &dh}, &plan);
+  KeptPlan kept(operands.key());
+  if (kept && operands.check_addresses()) {
+    call.check_again<Named>(o);
+  } else {
+    call.check<Named>(o);
+    check_device(context);
+    check_like("dy", dy, call.x);
+    if (dh) check_like("dh", dh, call.x);
+    check_output("out", g.dx, call.x);
+    if (g.dweight) check_shape("dweight", g.dweight, call.parameter_shape);
+    if (g.dbias) check_shape("dbias", g.dbias, call.parameter_shape);
+    check_pooled(pooled, call.stats_shape);
+    operands.check();
+    if (call.x.size() == 0) return finish_empty(g, context);
+    kept.plan([&](Plan* plan) {
+      const ConstTensor dx_view = g.dx;
+      call.plan({&call.x, &dy, &dx_view, &dh}, plan);
+    });
+  }
+  const Plan& plan = *kept;
   on_device_of<Method>(context, call.x, [&] {
     CallMemory call_memory(context);
     Memory& memory = call_memory.get();
@@ -234,31 +271,29 @@ void layer_norm(const ConstTensor& x, const ConstTensor& weight, const ConstTens
                 const Tensor& y, const LayerNormOptions& o, const StatsOut& stats,
                 const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(kMethod<LayerNorm>, x, weight, bias, o);
-  element_forward<LayerNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
+  element_forward<LayerNorm>({x, weight, bias, o}, o, {o.eps}, y, o.residual, o.h, stats, context);
 }
 
 void layer_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                          const Gradients& gradients, const LayerNormOptions& o,
                          const ConstTensor& dh, const SavedStats& stats, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(kMethod<LayerNorm>, x, weight, kAbsent, o);
-  element_backward<LayerNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
+  element_backward<LayerNorm>({x, weight, kAbsent, o}, o, {o.eps}, dy, gradients, dh, stats.pooled,
+                              context);
 }
 
 void rms_norm(const ConstTensor& x, const ConstTensor& weight, const Tensor& y,
               const RMSNormOptions& o, const StatsOut& stats, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(kMethod<RMSNorm>, x, weight, kAbsent, o);
-  element_forward<RMSNorm>(call, {o.eps}, y, o.residual, o.h, stats, context);
+  element_forward<RMSNorm>({x, weight, kAbsent, o}, o, {o.eps}, y, o.residual, o.h, stats, context);
 }
 
 void rms_norm_backward(const ConstTensor& dy, const ConstTensor& x, const ConstTensor& weight,
                        const Gradients& gradients, const RMSNormOptions& o, const ConstTensor& dh,
                        const SavedStats& stats, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(kMethod<RMSNorm>, x, weight, kAbsent, o);
-  element_backward<RMSNorm>(call, {o.eps}, dy, gradients, dh, stats.pooled, context);
+  element_backward<RMSNorm>({x, weight, kAbsent, o}, o, {o.eps}, dy, gradients, dh, stats.pooled,
+                            context);
 }
 
 namespace {
@@ -272,17 +307,17 @@ LayerNormOptions within_groups(const ConstTensor& x, double eps) {
 
 void normalize_groups(const ConstTensor& x, const ConstTensor& weight, const ConstTensor& bias,
                       const Tensor& y, double eps, const StatsOut& stats, const Context& context) {
-  const ElementCall call(kMethod<LayerNorm>, x, weight, bias, within_groups(x, eps),
-                         /*parameters_along=*/1);
-  element_forward<LayerNorm>(call, {eps}, y, kAbsent, {}, stats, context);
+  const LayerNormOptions o = within_groups(x, eps);
+  element_forward<LayerNorm>({x, weight, bias, o, /*parameters_along=*/1}, o, {eps}, y, kAbsent, {},
+                             stats, context);
 }
 
 void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
                                const ConstTensor& weight, const Gradients& gradients, double eps,
                                const ConstTensor& pooled, const Context& context) {
-  const ElementCall call(kMethod<LayerNorm>, x, weight, kAbsent, within_groups(x, eps),
-                         /*parameters_along=*/1);
-  element_backward<LayerNorm>(call, {eps}, dy, gradients, kAbsent, pooled, context);
+  const LayerNormOptions o = within_groups(x, eps);
+  element_backward<LayerNorm>({x, weight, kAbsent, o, /*parameters_along=*/1}, o, {eps}, dy,
+                              gradients, kAbsent, pooled, context);
 }
 
 namespace {
@@ -299,20 +334,20 @@ void with_norm(const NormalizeOptions& o, DType dtype, F&& f) {
 void normalize(const ConstTensor& x, const Tensor& y, const NormalizeOptions& o,
                const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(kMethod<Normalize>, x, kAbsent, kAbsent, o);
   with_norm(o, x.dtype(),
             [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
-              element_forward<Method>(call, p, y, kAbsent, {}, {}, context);
+              element_forward<Method, Normalize>({x, kAbsent, kAbsent, o}, o, p, y, kAbsent, {}, {},
+                                                 context);
             });
 }
 
 void normalize_backward(const ConstTensor& dy, const ConstTensor& x, const Tensor& dx,
                         const NormalizeOptions& o, const Context& context) {
   const cpu::RunningCall running(context);
-  const ElementCall call(kMethod<Normalize>, x, kAbsent, kAbsent, o);
   with_norm(o, x.dtype(),
             [&]<class Method>(std::type_identity<Method>, const typename Method::Params& p) {
-              element_backward<Method>(call, p, dy, {dx, {}, {}}, kAbsent, kAbsent, context);
+              element_backward<Method, Normalize>({x, kAbsent, kAbsent, o}, o, p, dy, {dx, {}, {}},
+                                                  kAbsent, kAbsent, context);
             });
 }
 
