@@ -166,15 +166,15 @@ class Backend {
     double* m2 = scope.take<double>(most);
     const Solution f{scope.take<C>(most), scope.take<C>(most), scope.take<C>(most)};
     const Affine<C> at{f.a, f.center, f.shift};
-    const C* weights = weight ? weight.at(0, 0) : nullptr;
-    const C* biases = weight ? bias.at(0, 0) : nullptr;
+    auto weights = [&](const TileRange& t) { return weight ? weight.at(t.o, 0) : nullptr; };
+    auto biases = [&](const TileRange& t) { return weight ? bias.at(t.o, 0) : nullptr; };
     auto kernel = set_.affine_moments[bool(weight)][raw];
     auto reduce = raw ? set_.squares[kRows] : set_.moments[kRows];
     auto apply = [&](const TileRange& t) {
       const In xt = tiles_.in(kX, x, t, nullptr);
       const Out yt = tiles_.out(kY, y, t, nullptr);
       if (weight) {
-        set_.weighted_affine[kRows](xt, yt, t.kn, t.sn, at, weights, biases);
+        set_.weighted_affine[kRows](xt, yt, t.kn, t.sn, at, weights(t), biases(t));
       } else {
         set_.affine[kRows](xt, yt, t.kn, t.sn, at);
       }
@@ -185,7 +185,7 @@ class Backend {
       if (asks_ahead()) nt.ahead = most * plan_.access[kX].cell;
       if (now.kn == next.kn) {
         kernel(tiles_.in(kX, x, now, nullptr), tiles_.out(kY, y, now, nullptr), now.kn, now.sn, at,
-               weights, biases, nt, mean, m2);
+               weights(now), biases(now), nt, mean, m2);
       } else {
         if (now.kn > 0) apply(now);
         reduce(nt, next.kn, next.sn, mean, m2);

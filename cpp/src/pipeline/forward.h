@@ -48,7 +48,7 @@ class Forward {
   static constexpr bool kAlone = P == 1 && !MeasuresSpread<Method>;
   bool in_turn() const {
     return extent_of(Method::pools[0], plan_.affinity) == Extent::cell && !args_.given_mean &&
-           !args_.last_mean && !args_.residual && !plan_.parameters_by_row && be_.takes_turns();
+           !args_.last_mean && !args_.residual && be_.takes_turns();
   }
   // The cells of blocks, a tile at a time: what block_statistics, export_statistics and solve do
   // for a block is here two loops, as a tile is a few rows and every call counts.
