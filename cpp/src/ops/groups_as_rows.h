@@ -19,9 +19,8 @@ void normalize_groups_backward(const ConstTensor& dy, const ConstTensor& x,
                                const ConstTensor& weight, const Gradients& gradients, double eps,
                                const ConstTensor& pooled, const Context& context);
 
-// The fewest elements of a group that are a row, and the most of a plane. What is repeated is as
-// large as a sample: no more than a core's own cache holds.
-inline constexpr Index kGroupRow = 8;
+// The most elements of a plane. What is repeated is as large as a sample: no more than a core's own
+// cache holds.
 inline constexpr Index kGroupPlane = 50;
 inline constexpr Index kGroupSampleBytes = Index(1) << 20;
 
@@ -30,7 +29,7 @@ inline constexpr Index kGroupSampleBytes = Index(1) << 20;
 inline bool groups_are_rows(const ChannelCall& call, const Context& context) {
   if (context.device != Device::kCpu || call.empty() || call.x.ndim() + 2 > kMaxDims) return false;
   const Index plane = call.space(), n = call.channels() / call.groups;
-  if (n == 1 || n * plane < kGroupRow || plane > kGroupPlane) return false;
+  if (n == 1 || plane > kGroupPlane) return false;
   if (call.channels() * plane * Index(sizeof(double)) > kGroupSampleBytes) return plane == 1;
   // Channels-last, the elements of a group do not follow each other.
   auto step = [&](int a) { return std::abs(call.x.stride(a)); };
