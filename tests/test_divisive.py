@@ -139,6 +139,24 @@ def test_shapes(rng, method, options, shape, dtype, isa):
     check(method, *make(rng, method, last, dtype, channel_axis=-1), {**options, "channel_axis": -1})
 
 
+@each_case
+@each_dtype
+def test_rows_in_place_are_as_gathered_ones(rng, method, options, dtype, isa):
+    """Runs of pixels that end anywhere in a tile; of some pixels what is squared leaves float."""
+    channels, run = int(rng.integers(1, 40)), int(rng.integers(260, 400))
+    x, _, own = make(rng, method, (3, channels, run), dtype)
+    if dtype in (np.float32, bfloat16):
+        odd = rng.random((3, 1, run)) < 0.02
+        x = np.where(odd, x.astype(np.float64) * rng.choice([1e25, 1e-30]), x).astype(dtype)
+    want = getattr(nc, method)(arrange(x, "sliced"), **own, **options)
+    assert bits(getattr(nc, method)(x, **own, **options)) == bits(want)
+    guarded = GuardedOut(x)
+    getattr(nc, method)(x, **own, **options, out=guarded.view)
+    assert bits(guarded.view) == bits(want) and guarded.guards_intact()
+    getattr(nc, method)(x, **own, **options, out=x)
+    assert bits(x) == bits(want)
+
+
 @each_method
 @given(data=st.data())
 def test_any_shape(method, options, data):

@@ -129,12 +129,25 @@ struct MixingKernels {
   // columns = ceil(rows / pixels). The scratch holds (rows + columns * pixels) * pixels.
   void (*outer_product)(const C* t, const C* u, Index rows, C* dw, C* scratch);
 };
+// A tile of `count` pixels in such buffers: x and u, [rows][pixels], and the ends of x,
+// [2][pixels]. None: count 0.
+template <class C>
+struct MixingTile {
+  Index count = 0;
+  C* x;
+  C* u;
+  C* ends;
+};
 // Between a tile of pixels and such a buffer, `stride` wide: the tile's rows are channels (kRows)
 // or pixels, which pass through a scratch of 4 * rows. The last `pixels` are filled up with `pad`.
 template <class C>
 struct PixelKernels {
   void (*load[2])(In x, Index channels, Index pixels, C pad, C* buffer, Index stride, C* scratch);
   void (*store[2])(const C* buffer, Index stride, Out y, Index channels, Index pixels, C* scratch);
+  // Of rows that are channels, in one loop: y of a tile, and `next`, which is read from x. Products
+  // are enough to wait for both. True where something of y left the range: it is to be done again.
+  bool (*mix)(const Mixture<C>& f, const MixingTile<C>& tile, Out y, const MixingTile<C>& next,
+              In x);
 };
 
 // ---- windows: sums over neighbours, and what divides by them

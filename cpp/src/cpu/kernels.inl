@@ -42,7 +42,8 @@ constexpr KernelSet<Compute<T>> kSet = {
     store_array<T>,
     kMatrix<T>,
     {{load_pixels<T, kRows>, load_pixels<T, kCols>},
-     {store_pixels<T, kRows>, store_pixels<T, kCols>}},
+     {store_pixels<T, kRows>, store_pixels<T, kCols>},
+     mix_tile<T>},
     kWindowKernels<T>,
 };
 

@@ -108,7 +108,7 @@ void store_pixels(const Compute<T>* buffer, Index stride, Out y, Index channels,
 
 // ---- matrix products
 
-// out [rows][P] = start_i + sum over k of a[k][i] * b[k][p], i being one of kMixRows.
+// sum += a b: a[k][i] for kMixRows rows i, b[k][p] for P pixels.
 template <class C>
 SI void multiply_block(const C* a, const C* b, Index depth, Vec<C> (&sum)[kMixRows][kMixVectors]) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
@@ -121,20 +121,27 @@ SI void multiply_block(const C* a, const C* b, Index depth, Vec<C> (&sum)[kMixRo
     }
   }
 }
-
-// out = start + W in, for W packed by blocks of kMixRows of its rows: [block][depth][kMixRows].
+// out [kMixRows][P] = start + a b. Not inlined: all registers are for the sums, and compilers would
+// keep what surrounds a product in some.
 template <class C>
-SI void mix(const C* packed, const C* start, Index rows, Index depth, const C* in, C* out) {
+[[gnu::noinline]] void mix_block(const C* a, const C* start, const C* b, Index depth, C* out) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
-  for (Index i0 = 0; i0 < rows; i0 += kMixRows, packed += depth * kMixRows) {
-    Vec<C> sum[kMixRows][kMixVectors];
-    for (int i = 0; i < kMixRows; ++i) {
-      for (int j = 0; j < kMixVectors; ++j) sum[i][j] = start ? splat(start[i0 + i]) : Vec<C>{};
-    }
-    multiply_block<C>(packed, in, depth, sum);
-    for (int i = 0; i < kMixRows; ++i) {
-      for (int j = 0; j < kMixVectors; ++j) store(out + (i0 + i) * P + j * N, sum[i][j], Full{});
-    }
+  Vec<C> sum[kMixRows][kMixVectors];
+  for (int i = 0; i < kMixRows; ++i) {
+    for (int j = 0; j < kMixVectors; ++j) sum[i][j] = start ? splat(start[i]) : Vec<C>{};
+  }
+  multiply_block<C>(a, b, depth, sum);
+  for (int i = 0; i < kMixRows; ++i) {
+    for (int j = 0; j < kMixVectors; ++j) store(out + i * P + j * N, sum[i][j], Full{});
+  }
+}
+
+// out [rows][P] = start + W in, for W packed by blocks of kMixRows of its rows:
+// [block][depth][kMixRows].
+template <class C>
+void mix(const C* packed, const C* start, Index rows, Index depth, const C* in, C* out) {
+  for (Index i = 0; i < rows; i += kMixRows, packed += depth * kMixRows) {
+    mix_block<C>(packed, start ? start + i : nullptr, in, depth, out + i * kPixels<C>);
   }
 }
 
@@ -234,19 +241,27 @@ SI Words<float> gradients_leave(const Mixture<float>& f, Span x, Span dy, Span d
   return any | leaves(of_x + factor, 120);
 }
 
+SI Words<float> outside_range(const MixingRange& range, const Ends& x, const Ends& d) {
+  return bitcast<Words<float>>(x.low <= range.least_x) |
+         bitcast<Words<float>>(x.high >= range.most_x) |
+         bitcast<Words<float>>(d.low <= range.least_d) |
+         bitcast<Words<float>>(d.high >= range.most_d);
+}
+SI bool any_of(Words<float> words) {
+  bool any = false;
+  for (Index l = 0; l < kLanes<float>; ++l) any |= words[l] != 0;
+  return any;
+}
+
 // Which pixels have values that may have overflowed, or lost terms to underflow; whether any has.
 SI bool find_outside(const Mixture<float>& f, const Ends (&x)[kMixVectors], const float* dy,
                      const float* d, bool* outside) {
   constexpr Index N = kLanes<float>, P = kPixels<float>;
-  const MixingRange& range = f.range;
   Words<float> any{};
   for (Index p = 0; p < P; p += N) {
     const Ends& x_ends = x[p / N];
     const Ends d_ends = ends_of<Zeros::kCount>(d + p, f.channels, P);
-    Words<float> found = bitcast<Words<float>>(x_ends.low <= range.least_x) |
-                         bitcast<Words<float>>(x_ends.high >= range.most_x) |
-                         bitcast<Words<float>>(d_ends.low <= range.least_d) |
-                         bitcast<Words<float>>(d_ends.high >= range.most_d);
+    Words<float> found = outside_range(f.range, x_ends, d_ends);
     if (dy) {
       const Ends dy_ends = ends_of<Zeros::kDoNot>(dy + p, f.channels, f.stride);
       const Words<float> leave =
@@ -256,9 +271,7 @@ SI bool find_outside(const Mixture<float>& f, const Ends (&x)[kMixVectors], cons
     for (Index l = 0; l < N; ++l) outside[p + l] = found[l] != 0;
     any |= found;
   }
-  bool result = false;
-  for (Index l = 0; l < N; ++l) result |= any[l] != 0;
-  return result;
+  return any_of(any);
 }
 
 template <class C>
@@ -280,6 +293,132 @@ bool denominators(const Mixture<C>& f, const C* x, const C* dy, C* u, C* d, bool
   } else {
     return false;  // no power of a number of the other types leaves the range of double
   }
+}
+
+// Rows [first, first + kMixRows) of the next tile: read, their powers, and the ends of their sizes.
+template <class T>
+SI void bring_rows(const Mixture<Compute<T>>& f, Compute<T> a, In x, Index first,
+                   const MixingTile<Compute<T>>& tile) {
+  using C = Compute<T>;
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  const Index end = first + kMixRows < f.channels ? first + kMixRows : f.channels;
+  // What comes two blocks later, of the tile behind this one in the end.
+  for (Index r = end + kMixRows; r < end + 2 * kMixRows; ++r) {
+    const bool wraps = r >= f.channels;
+    const Index here = wraps ? r - f.channels : r;
+    if (here >= f.channels) break;
+    const T* line = row<T>(x, here) + (wraps ? x.ahead : 0);
+    for (Index i = 0; i < P; i += 64 / Index(sizeof(T))) prefetch(line + i);
+  }
+  for (Index i = 0; i < P; i += N) {
+    [[maybe_unused]] Ends ends;
+    if constexpr (sizeof(C) == 4) {
+      ends = {load(tile.ends + i, Full{}), load(tile.ends + P + i, Full{})};
+    }
+    auto bring = [&](auto read) __attribute__((always_inline)) {
+      for (Index r = first; r < end; ++r) {
+        const Vec<C> v = read(row<T>(x, r) + i), size = abs_of<C>(v);
+        store(tile.x + r * P + i, v, Full{});
+        store(tile.u + r * P + i, power<C>(size, a), Full{});
+        if constexpr (sizeof(C) == 4) extend<Zeros::kDoNot>(&ends, size);
+      }
+    };
+    if (i + N <= tile.count) {
+      bring([](const T* from) __attribute__((always_inline)) { return load(from, Full{}); });
+    } else if (i < tile.count) {
+      const Part part{int(tile.count - i)};
+      Words<C> holds{};
+      for (int l = 0; l < part.lanes; ++l) holds[l] = -1;
+      bring([=](const T* from) __attribute__((always_inline)) {
+        const Vec<C> v = load(from, part), one = splat(C(1));
+        return holds ? v : one;
+      });
+    } else {
+      bring([](const T*) __attribute__((always_inline)) { return splat(C(1)); });
+    }
+    if constexpr (sizeof(C) == 4) {
+      store(tile.ends + i, ends.low, Full{});
+      store(tile.ends + P + i, ends.high, Full{});
+    }
+  }
+}
+
+// `kUsual`: the exponents are those of GDN as it is meant, known when this is compiled.
+template <class T, bool kUsual>
+bool mix_tile_of(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& tile, Out y,
+                 const MixingTile<Compute<T>>& next, In x) {
+  using C = Compute<T>;
+  const C a = kUsual ? C(2) : f.a, p = kUsual ? C(1) : f.p, e = kUsual ? C(0.5) : f.e;
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  if constexpr (sizeof(C) == 4) {
+    const Ends none;
+    for (Index i = 0; next.count > 0 && i < P; i += N) {
+      store(next.ends + i, none.low, Full{});
+      store(next.ends + P + i, none.high, Full{});
+    }
+  }
+  [[maybe_unused]] Ends d_ends[kMixVectors];
+  alignas(64) C room[kMixRows * P];
+  const C* packed = f.weights;
+  for (Index i0 = 0; i0 < f.rows; i0 += kMixRows, packed += f.channels * kMixRows) {
+    if (next.count > 0) bring_rows<T>(f, a, x, i0, next);
+    if (tile.count == 0) continue;
+    mix_block<C>(packed, f.offset + i0, tile.u, f.channels, room);
+    const Index n = i0 + kMixRows < f.channels ? kMixRows : f.channels - i0;
+    for (Index i = 0; i < n; ++i) {
+      const Vec<C> gain = splat(f.gain[i0 + i]);
+      for (int j = 0; j < kMixVectors; ++j) {
+        C* d = room + i * P + j * N;
+        const Vec<C> v = load(tile.x + (i0 + i) * P + j * N, Full{}), den = load(d, Full{});
+        store(d, mixing::y<VectorMath<C>>(v, den, gain, p, e), Full{});
+        if constexpr (sizeof(C) == 4) extend<Zeros::kCount>(&d_ends[j], abs_of<float>(den));
+      }
+    }
+    const Out to{row<T>(y, i0), y.stride, y.stream};
+    if (tile.count == P) {
+      auto store_rows = [&](auto tag) __attribute__((always_inline)) {
+        for (Index i = 0; i < n; ++i) {
+          const C* from = room + i * P;
+          int j = 0;
+          for (; j + 2 <= kMixVectors; j += 2) {
+            store_pair(row<T>(to, i) + j * N, load(from + j * N, Full{}),
+                       load(from + (j + 1) * N, Full{}), tag);
+          }
+          if (j < kMixVectors) store(row<T>(to, i) + j * N, load(from + j * N, Full{}), Full{});
+        }
+      };
+      if (streams<T>(to, P)) {
+        store_rows(Stream{});
+      } else {
+        store_rows(Full{});
+      }
+    } else {
+      sweep_tile<1, T>(
+          to, n, tile.count, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+            const C* from = room + r * P;
+            run([=](Index i, auto tag)
+                    __attribute__((always_inline)) { return one(load(from + i, tag)); });
+          });
+    }
+  }
+  if constexpr (sizeof(C) == 4) {
+    Words<float> any{};
+    for (int j = 0; tile.count > 0 && j < kMixVectors; ++j) {
+      const Ends x_ends{load(tile.ends + j * N, Full{}), load(tile.ends + P + j * N, Full{})};
+      any |= outside_range(f.range, x_ends, d_ends[j]);
+    }
+    return any_of(any);
+  } else {
+    return false;
+  }
+}
+
+template <class T>
+bool mix_tile(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& tile, Out y,
+              const MixingTile<Compute<T>>& next, In x) {
+  const bool usual = f.a == 2 && f.p == 1 && f.e == Compute<T>(0.5);
+  return usual ? mix_tile_of<T, true>(f, tile, y, next, x)
+               : mix_tile_of<T, false>(f, tile, y, next, x);
 }
 
 template <class C>

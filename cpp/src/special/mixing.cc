@@ -116,6 +116,8 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope&
 template <class C>
 struct Buffers {
   C *x, *dy, *u, *d, *scratch;
+  Buffers(C* x_, C* dy_, C* u_, C* d_, C* scratch_)
+      : x(x_), dy(dy_), u(u_), d(d_), scratch(scratch_) {}
   Buffers(Index rows, Index stride, bool backward, Scope& scope) {
     const Index n = rows * mixing_kernels<C>().pixels;
     x = scope.take_filled<C>(rows * stride, C(1));
@@ -231,11 +233,56 @@ Index tiles_together(const MixingCall& call, Index most) {
   return std::clamp<Index>(tiles / tuning::kMixingTasks, 1, most);
 }
 
+// Tile by tile of a product's pixels, each of them read while the one before is mixed: the cores
+// never wait for memory alone.
+template <class C>
+void forward_in_place(const MixingCall& call, const Pixels& pixels, const Tensor& y,
+                      const Context& context) {
+  const auto& k = mixing_kernels<C>();
+  const DType dtype = call.x.dtype();
+  const auto& kernels = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
+  const int threads = threads_of(pixels, context);
+  explain(call.op, pixels.plan(), threads);
+  Scope scope(Workspace::local());
+  const cpu::Mixture<C> f = pack<C>(call, false, k.pixels, scope);
+  const Index element = static_cast<Index>(size_of(dtype));
+  const Schedule schedule{pixels.tiles(),
+                          std::max<Index>(1, tuning::kUnitBytes / (pixels.scratch() * element))};
+  const bool whole_lines = k.pixels * element % 64 == 0;
+  cpu::parallel_for(schedule.tasks(), threads, deal(pixels), [&](Index i) {
+    Scope task_scope(Workspace::local());
+    const Buffers<C> b(f.rows, k.pixels, false, task_scope),
+        other(f.rows, k.pixels, false, task_scope);
+    C* ends = task_scope.take<C>(4 * k.pixels);
+    cpu::MixingTile<C> now{0, b.x, b.u, ends}, next{0, other.x, other.u, ends + 2 * k.pixels};
+    Pixels::Tile at{};
+    const Task task = schedule[i];
+    for (Index j = task.first; j <= task.last; ++j) {
+      cpu::RunningCall::check();  // of thousands of channels a task takes seconds
+      const Pixels::Tile coming = j < task.last ? pixels.tile(j) : Pixels::Tile{at.first, 0};
+      next.count = coming.count;
+      cpu::Out out = pixels.out(kY, y.data(), dtype, at, nullptr);
+      out.stream = out.stream && whole_lines;
+      const cpu::In in = pixels.in(kX, call.x.data(), dtype, coming, nullptr);
+      if (kernels.mix(f, now, out, next, in)) {
+        forward_tile(call, f, Buffers<C>(now.x, nullptr, now.u, b.d, b.scratch));
+        kernels.store[cpu::kRows](now.x, k.pixels, out, f.channels, now.count, b.scratch);
+      }
+      std::swap(now, next);
+      at = coming;
+    }
+  });
+}
+
 template <class C>
 void forward(const MixingCall& call, const Tensor& y, const Context& context) {
   const auto& k = mixing_kernels<C>();
   const ConstTensor y_view = y;
   const DType dtype = call.x.dtype();
+  {
+    const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, /*together=*/1);
+    if (pixels.rows_in_place(2)) return forward_in_place<C>(call, pixels, y, context);
+  }
   const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels,
                       tiles_together<C>(call, tuning::kMixingTilesForward));
   const Index stride = pixels.most();

@@ -39,6 +39,7 @@ class Pixels {
   Pixels(const Pixels&) = delete;
 
   const Plan& plan() const { return plan_; }
+  bool rows() const { return plan_.layout == Layout::rows; }
   Index most() const { return most_; }
   Index channels() const { return plan_.cells; }
   Index count() const { return plan_.count; }
@@ -48,6 +49,13 @@ class Pixels {
     return {i / tiles_per_run_ * run_ + in_run, std::min(most_, run_ - in_run)};
   }
   int orientation() const { return static_cast<int>(plan_.layout); }
+
+  // Whether the channels of all operands are rows where they lie.
+  bool rows_in_place(int operands) const {
+    bool all = rows();
+    for (int i = 0; i < operands; ++i) all = all && direct(i);
+    return all;
+  }
 
   // Elements of scratch that a gathered tile takes.
   Index scratch() const { return channels() * most_; }
@@ -69,7 +77,6 @@ class Pixels {
   }
 
  private:
-  bool rows() const { return plan_.layout == Layout::rows; }
   Index pixel_stride(const Access& a) const {
     return plan_.space_dims > 0 ? a.space[plan_.space_dims - 1] : 1;
   }
