@@ -128,6 +128,7 @@ def test_many_pixels(rng, method, options, layout, isa):
 
 
 SHAPES = [(5, 3), (1, 1), (40, 70), (2, 3, 200), (2, 37, 4, 4), (2, 5, 3, 4, 5), (1, 13, 64, 3)]
+SHAPES += [(3, 40, 250)]  # of few pixels for so many channels, but more than one wave of them
 
 
 @each_method
@@ -139,17 +140,35 @@ def test_shapes(rng, method, options, shape, dtype, isa):
     check(method, *make(rng, method, last, dtype, channel_axis=-1), {**options, "channel_axis": -1})
 
 
+def at_offset(x, offset):
+    """A copy of x that begins so many bytes behind a line of memory."""
+    room = np.empty(x.nbytes + 128, np.uint8)
+    first = (offset - room.ctypes.data) % 64
+    view = room[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
 @each_case
 @each_dtype
-def test_rows_in_place_are_as_gathered_ones(rng, method, options, dtype, isa):
-    """Runs of pixels that end anywhere in a tile; of some pixels what is squared leaves float."""
-    channels, run = int(rng.integers(1, 40)), int(rng.integers(260, 400))
+@pytest.mark.parametrize("offset", [0, 16])
+def test_rows_in_place_are_as_gathered_ones(rng, method, options, dtype, offset, isa):
+    """Runs of pixels that begin and end anywhere; of some what is squared leaves float."""
+    channels = int(rng.integers(1, 40 if offset == 0 else 8))
+    run = 32 * int(rng.integers(1, 12)) + int(rng.integers(260, 300))
+    run = run // 32 * 32 if rng.random() < 0.7 else run
+    if offset > 0:
+        run += 64 * 64
     x, _, own = make(rng, method, (3, channels, run), dtype)
     if dtype in (np.float32, bfloat16):
         odd = rng.random((3, 1, run)) < 0.02
         x = np.where(odd, x.astype(np.float64) * rng.choice([1e25, 1e-30]), x).astype(dtype)
     want = getattr(nc, method)(arrange(x, "sliced"), **own, **options)
-    assert bits(getattr(nc, method)(x, **own, **options)) == bits(want)
+    x = at_offset(x, offset)
+    for to in (offset, 0, 16, 48):
+        y = at_offset(np.full_like(x, np.nan), to)
+        getattr(nc, method)(x, **own, **options, out=y)
+        assert bits(y) == bits(want)
     guarded = GuardedOut(x)
     getattr(nc, method)(x, **own, **options, out=guarded.view)
     assert bits(guarded.view) == bits(want) and guarded.guards_intact()
@@ -312,8 +331,14 @@ def test_broadcast_gradients_and_strided_parameters(rng, method, options):
 
 @each_method
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-def test_any_number_of_threads_gives_the_same_bits(rng, threads, method, options, layout, isa):
-    x, dy, own = make(rng, method, (9, 24, 31, 17), np.float32, layout)
+@pytest.mark.parametrize("shape", [(9, 24, 31, 17), (3, 40, 25, 10)], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(
+    rng, threads, method, options, layout, shape, isa
+):
+    x, dy, own = make(rng, method, shape, np.float32, layout)
+    if shape[1] == 40:  # and pixels that are done in double
+        x[0, :, 3] *= np.float32(1e25)
+        dy[2, :, :, 4] *= np.float32(1e-30)
     threads(1)
     y, gradients = both(method, x, dy, own, options)
     for count in (2, 3, 7):

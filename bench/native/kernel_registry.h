@@ -194,5 +194,7 @@ class Group {
 // In kernels_mixing.cc.
 template <class C>
 void add_mixing(KernelRegistry& registry, const cpu::MixingKernels<C>& kernels);
+template <class C>
+void add_mix(KernelRegistry& registry, DType dtype, const cpu::PixelKernels<C>& kernels);
 
 }  // namespace normcore::bench

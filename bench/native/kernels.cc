@@ -115,6 +115,7 @@ void add_pixels(KernelRegistry& registry, DType dtype, const cpu::KernelSet<C>& 
   group.add("store", &Set::store, {1, 1}, [=](auto f, T& t) {
     f(t.buffer(0), stride(t), t.y, channels(t), pixels(t), t.buffer(1));
   });
+  add_mix<C>(registry, dtype, set.pixels);
 }
 
 template <class C>

@@ -77,13 +77,48 @@ void add_mixing(KernelRegistry& registry, const cpu::MixingKernels<C>& kernels) 
     k.gradient(t.f, t.start.data(), t.start.data(), t.fresh(0), t.fresh(1), t.scratch.data(),
                {t.sums.data(), t.sums.data(), nullptr, nullptr});
   });
+  registry.cover(kernels.turn);
   registry.cover(kernels.outer_product);
   add<C>(registry, "outer_product", place, 2, 1, [](const Kernels& k, T& t) {
-    k.outer_product(t.start.data(), t.start.data(), t.rows, t.dw.data(), t.scratch.data());
+    k.turn(t.start.data(), t.start.data(), t.rows, t.scratch.data());
+    k.outer_product(t.scratch.data(), t.rows, 0, t.rows, t.dw.data());
+  });
+}
+
+template <class C>
+void add_mix(KernelRegistry& registry, DType dtype, const cpu::PixelKernels<C>& kernels) {
+  registry.cover(kernels.mix);
+  bool wanted = false;
+  for (const DType t : registry.options().dtypes) wanted = wanted || t == dtype;
+  if (!wanted) return;
+  using Kernel = decltype(kernels.mix);
+  const std::size_t place = KernelRegistry::place_of(kernels.mix);
+  registry.add(std::string("mixing/tile/") + short_name(dtype), [=](benchmark::State& state) {
+    const auto& mix = KernelRegistry::at<Kernel>(place);
+    const cpu::KernelTable& table = cpu::kernels();
+    const auto& k = [&]() -> const cpu::MixingKernels<C>& {
+      if constexpr (sizeof(C) == 8) {
+        return table.mixing64;
+      } else {
+        return table.mixing32;
+      }
+    }();
+    MixingTile<C> t(k);
+    const Index pixels = k.pixels, element = Index(size_of(dtype));
+    const Memory x(t.size * element / 2, DType::kBFloat16),
+        y(t.size * element / 2, DType::kBFloat16);
+    std::vector<C> ends(std::size_t(4 * pixels), C(1));
+    const cpu::MixingTile<C> now{pixels, t.buffers[0].data(), t.buffers[1].data(), ends.data()};
+    const cpu::MixingTile<C> next{pixels, t.buffers[2].data(), t.buffers[3].data(),
+                                  ends.data() + 2 * pixels};
+    run_kernel(state, double(2 * t.size * element), t.flops(),
+               [&] { mix(t.f, now, {y.get(), pixels, false}, next, {x.get(), pixels, 0}); });
   });
 }
 
 template void add_mixing(KernelRegistry&, const cpu::MixingKernels<float>&);
 template void add_mixing(KernelRegistry&, const cpu::MixingKernels<double>&);
+template void add_mix(KernelRegistry&, DType, const cpu::PixelKernels<float>&);
+template void add_mix(KernelRegistry&, DType, const cpu::PixelKernels<double>&);
 
 }  // namespace normcore::bench

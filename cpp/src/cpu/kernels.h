@@ -125,9 +125,11 @@ struct MixingKernels {
   // dy becomes dx, d becomes t = dL/dD.
   void (*gradient)(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C* scratch,
                    const MixingSums<C>& sums);
-  // dw += t u^T, summed over the pixels, in blocks [rows / block][columns][block][pixels], with
-  // columns = ceil(rows / pixels). The scratch holds (rows + columns * pixels) * pixels.
-  void (*outer_product)(const C* t, const C* u, Index rows, C* dw, C* scratch);
+  // dw += t u^T, summed over the pixels, of rows [first, last), which are whole blocks: in blocks
+  // [rows / block][columns][block][pixels], with columns = ceil(rows / pixels). `turn` first puts t
+  // and u beside each other for it, in (rows + columns * pixels) * pixels.
+  void (*turn)(const C* t, const C* u, Index rows, C* turned);
+  void (*outer_product)(const C* turned, Index rows, Index first, Index last, C* dw);
 };
 // A tile of `count` pixels in such buffers: x and u, [rows][pixels], and the ends of x,
 // [2][pixels]. None: count 0.

@@ -145,15 +145,12 @@ void mix(const C* packed, const C* start, Index rows, Index depth, const C* in, 
   }
 }
 
-// dw += t u^T, summed over the pixels, in blocks [block of rows][block of columns][kMixRows][P].
-// `scratch` holds both transposed.
+// Both transposed: t in [block of rows][pixel][kMixRows], then u in [block of columns][pixel][P].
 template <class C>
-void outer_product(const C* t, const C* u, Index rows, C* dw, C* scratch) {
-  constexpr Index N = kLanes<C>, P = kPixels<C>;
-  const Index columns = (rows + P - 1) / P;
-  C* left = scratch;              // [block of rows][pixel][kMixRows]
-  C* right = scratch + rows * P;  // [block of columns][pixel][P]
-  for (Index i = 0; i < columns * P; i += 4) {
+void turn(const C* t, const C* u, Index rows, C* turned) {
+  constexpr Index P = kPixels<C>;
+  C *left = turned, *right = turned + rows * P;
+  for (Index i = 0; i < (rows + P - 1) / P * P; i += 4) {
     C* to_right = right + i / P * (P * P) + i % P;
     C* to_left = left + i / kMixRows * (P * kMixRows) + i % kMixRows;
     for (Index p = 0; p < P; p += 4) {
@@ -165,7 +162,15 @@ void outer_product(const C* t, const C* u, Index rows, C* dw, C* scratch) {
       }
     }
   }
-  for (Index i = 0; i < rows; i += kMixRows) {
+}
+// dw += t u^T, summed over the pixels, in blocks [block of rows][block of columns][kMixRows][P].
+template <class C>
+void outer_product(const C* turned, Index rows, Index first, Index last, C* dw) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  const Index columns = (rows + P - 1) / P;
+  const C *left = turned, *right = turned + rows * P;
+  dw += first * columns * P;
+  for (Index i = first; i < last; i += kMixRows) {
     for (Index j = 0; j < columns; ++j, dw += kMixRows * P) {
       Vec<C> sum[kMixRows][kMixVectors];
       for (int r = 0; r < kMixRows; ++r) {
@@ -309,6 +314,7 @@ SI void bring_rows(const Mixture<Compute<T>>& f, Compute<T> a, In x, Index first
     if (here >= f.channels) break;
     const T* line = row<T>(x, here) + (wraps ? x.ahead : 0);
     for (Index i = 0; i < P; i += 64 / Index(sizeof(T))) prefetch(line + i);
+    prefetch(line + P - 1);
   }
   for (Index i = 0; i < P; i += N) {
     [[maybe_unused]] Ends ends;
@@ -479,9 +485,8 @@ void mixed_gradient(const Mixture<C>& f, const C* x, const C* u, C* d, C* dy, C*
 }
 
 template <class C>
-constexpr MixingKernels<C> kMixing = {kMixRows,        kLanes<C>, kPixels<C>,
-                                      denominators<C>, divide<C>, mixed_gradient<C>,
-                                      outer_product<C>};
+constexpr MixingKernels<C> kMixing = {kMixRows,  kLanes<C>,         kPixels<C>, denominators<C>,
+                                      divide<C>, mixed_gradient<C>, turn<C>,    outer_product<C>};
 
 }  // namespace
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "cpu/arrays.h"
 #include "cpu/dispatch.h"
@@ -248,7 +249,6 @@ void forward_in_place(const MixingCall& call, const Pixels& pixels, const Tensor
   const Index element = static_cast<Index>(size_of(dtype));
   const Schedule schedule{pixels.tiles(),
                           std::max<Index>(1, tuning::kUnitBytes / (pixels.scratch() * element))};
-  const bool whole_lines = k.pixels * element % 64 == 0;
   cpu::parallel_for(schedule.tasks(), threads, deal(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
     const Buffers<C> b(f.rows, k.pixels, false, task_scope),
@@ -261,8 +261,7 @@ void forward_in_place(const MixingCall& call, const Pixels& pixels, const Tensor
       cpu::RunningCall::check();  // of thousands of channels a task takes seconds
       const Pixels::Tile coming = j < task.last ? pixels.tile(j) : Pixels::Tile{at.first, 0};
       next.count = coming.count;
-      cpu::Out out = pixels.out(kY, y.data(), dtype, at, nullptr);
-      out.stream = out.stream && whole_lines;
+      const cpu::Out out = pixels.out(kY, y.data(), dtype, at, nullptr);
       const cpu::In in = pixels.in(kX, call.x.data(), dtype, coming, nullptr);
       if (kernels.mix(f, now, out, next, in)) {
         forward_tile(call, f, Buffers<C>(now.x, nullptr, now.u, b.d, b.scratch));
@@ -280,8 +279,10 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
   const ConstTensor y_view = y;
   const DType dtype = call.x.dtype();
   {
-    const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, /*together=*/1);
-    if (pixels.rows_in_place(2)) return forward_in_place<C>(call, pixels, y, context);
+    Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, /*together=*/1);
+    if (pixels.rows_in_place(2) && pixels.begin_on_lines(kY, y.data(), dtype)) {
+      return forward_in_place<C>(call, pixels, y, context);
+    }
   }
   const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels,
                       tiles_together<C>(call, tuning::kMixingTilesForward));
@@ -315,25 +316,55 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
 
 // ---- backward
 
+// Rows of blocks of dW, as outer_product leaves them in the compute type, move on to doubles
+// [channels][channels] and begin again.
+template <class C>
+void move_products(const cpu::Mixture<C>& f, Index first, Index last, C* from, double* to) {
+  const auto& k = mixing_kernels<C>();
+  const Index columns = ceil_div(f.rows, k.pixels);
+  from += first * columns * k.pixels;
+  for (Index i = first; i < last; i += k.block) {
+    for (Index j = 0; j < columns * k.pixels; j += k.pixels) {
+      const Index width = std::clamp<Index>(f.channels - j, 0, k.pixels);
+      for (Index r = i; r < i + k.block; ++r, from += k.pixels) {
+        double* out = to + r * f.channels + j;
+        for (Index c = 0; r < f.channels && c < width; ++c) out[c] += double(from[c]);
+        std::fill_n(from, k.pixels, C(0));
+      }
+    }
+  }
+}
+template <class C>
+Index products_size(const cpu::Mixture<C>& f) {
+  const Index pixels = mixing_kernels<C>().pixels;
+  return f.rows * ceil_div(f.rows, pixels) * pixels;
+}
+template <class C>
+Index turned_size(const cpu::Mixture<C>& f) {
+  const Index pixels = mixing_kernels<C>().pixels;
+  return (f.rows + ceil_div(f.rows, pixels) * pixels) * pixels;
+}
+
 // What the gradients of the parameters are summed in over a run of tiles: numbers of the compute
 // type, and every so many pixels doubles.
 template <class C>
 class Sums {
  public:
-  Sums(const cpu::Mixture<C>& f, const MixingGradients& wanted, Scope& scope)
-      : k_(mixing_kernels<C>()), f_(f) {
+  // `turned`: products are only made ready, there.
+  Sums(const cpu::Mixture<C>& f, const MixingGradients& wanted, Scope& scope, C* turned = nullptr)
+      : k_(mixing_kernels<C>()), f_(f), turned_(turned) {
     const Index n = f.rows * k_.lanes;
     auto take = [&](const double* w) { return w ? scope.take_filled<C>(n, C(0)) : nullptr; };
     rows_ = {take(wanted.offset), take(wanted.gain), take(wanted.a), take(wanted.e)};
-    if (!wanted.weights) return;
-    columns_ = ceil_div(f.rows, k_.pixels);
-    weights_ = scope.take_filled<C>(f.rows * columns_ * k_.pixels, C(0));
-    scratch_ = scope.take<C>((f.rows + columns_ * k_.pixels) * k_.pixels);
+    if (turned || !wanted.weights) return;
+    weights_ = scope.take_filled<C>(products_size(f), C(0));
+    turned_ = scope.take<C>(turned_size(f));
   }
   const cpu::MixingSums<C>& rows() const { return rows_; }
 
   void add_products(const C* t, const C* u) {
-    if (weights_) k_.outer_product(t, u, f_.rows, weights_, scratch_);
+    if (turned_) k_.turn(t, u, f_.rows, turned_);
+    if (weights_) k_.outer_product(turned_, f_.rows, 0, f_.rows, weights_);
   }
   // Moves on to doubles, and begins again.
   void flush(const MixingGradients& to) {
@@ -351,32 +382,21 @@ class Sums {
     move(rows_.gain, to.gain, 1);
     move(rows_.a, to.a, 0);
     move(rows_.e, to.e, 0);
-    if (!weights_) return;
-    C* from = weights_;
-    for (Index i = 0; i < f_.rows; i += k_.block) {
-      for (Index j = 0; j < columns_ * k_.pixels; j += k_.pixels) {
-        const Index width = std::clamp<Index>(f_.channels - j, 0, k_.pixels);
-        for (Index r = i; r < i + k_.block; ++r, from += k_.pixels) {
-          double* out = to.weights + r * f_.channels + j;
-          for (Index c = 0; r < f_.channels && c < width; ++c) out[c] += double(from[c]);
-          std::fill_n(from, k_.pixels, C(0));
-        }
-      }
-    }
+    if (weights_) move_products(f_, 0, f_.rows, weights_, to.weights);
   }
 
  private:
   const cpu::MixingKernels<C>& k_;
   const cpu::Mixture<C>& f_;
   cpu::MixingSums<C> rows_;
-  Index columns_ = 0;
   C* weights_ = nullptr;
-  C* scratch_ = nullptr;
+  C* turned_;
 };
 
-template <class C>
+// `totals`(): where pixels that are done in double leave their gradients of the parameters.
+template <class C, class Totals>
 void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffers<C>& b,
-                   Sums<C>& sums, const MixingGradients& totals) {
+                   Sums<C>& sums, const Totals& totals) {
   const auto& k = mixing_kernels<C>();
   bool outside[kMostPixels];
   const bool any = k.denominators(f, b.x, b.dy, b.u, b.d, outside);
@@ -390,7 +410,8 @@ void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffe
       const cpu::Mixture<double> wide =
           pack<double>(call, true, mixing_kernels<double>().pixels, scope);
       const Buffers<double> w(wide.rows, wide.stride, true, scope);
-      Sums<double> wide_sums(wide, totals, scope);
+      const MixingGradients to = totals();
+      Sums<double> wide_sums(wide, to, scope);
       float* results = scope.take<float>(f.channels * k.pixels);
       for_halves([&](Index first) {
         widen(b.x, f.stride, outside, f.channels, first, 1, w.x);
@@ -398,7 +419,7 @@ void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffe
         backward_tile(call, wide, w, wide_sums, totals);
         narrow(w.dy, f.channels, first, results);
       });
-      wide_sums.flush(totals);
+      wide_sums.flush(to);
       // In their place stands what has no gradient, and no value that could spoil a sum.
       fill_pixels(b.x, f.stride, outside, f.channels, 1);
       fill_pixels(b.dy, f.stride, outside, f.channels, 0);
@@ -426,6 +447,86 @@ MixingGradients of_run(const MixingGradients& all, Index channels, Index run) {
           at(all.a, 1), at(all.e, 1)};
 }
 
+// In the order of the runs, whoever worked on them.
+void add_runs(double* to, const double* from, Index runs, Index size) {
+  if (!to) return;
+  std::fill_n(to, size, 0.0);
+  for (Index r = 0; r < runs; ++r) {
+    for (Index i = 0; i < size; ++i) to[i] += from[r * size + i];
+  }
+}
+void add_vectors(const MixingGradients& parts, Index runs, Index channels,
+                 const MixingGradients& to) {
+  add_runs(to.offset, parts.offset, runs, channels);
+  add_runs(to.gain, parts.gain, runs, channels);
+  add_runs(to.a, parts.a, runs, 1);
+  add_runs(to.e, parts.e, runs, 1);
+}
+
+// Of too few pixels for runs with a dW of their own: in waves of tiles, each of which has a place
+// for its part of the products, so that all threads work on the tiles of a wave, and then on the
+// rows of dW.
+template <class C>
+void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
+                       const MixingGradients& gradients, const Context& context) {
+  const auto& k = mixing_kernels<C>();
+  const ConstTensor dx_view = dx;
+  const DType dtype = call.x.dtype();
+  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels, /*together=*/1);
+  const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
+  const int o = pixels.orientation(), threads = threads_of(pixels, context);
+  explain(call.op, pixels.plan(), threads);
+  const Index n = call.channels(), element = static_cast<Index>(size_of(dtype));
+  const Index places = std::min(pixels.tiles(), tuning::kMixingWave);
+  Scope scope(Workspace::local());
+  const cpu::Mixture<C> f = pack<C>(call, true, k.pixels, scope);
+  C* turned = scope.take<C>(places * turned_size(f));
+  C* products = scope.take_filled<C>(products_size(f), C(0));
+  MixingGradients vectors = gradients;
+  vectors.weights = nullptr;
+  const MixingGradients parts = take_gradients(vectors, n, places, scope);
+  std::fill_n(gradients.weights, n * n, 0.0);
+  // Of pixels that are done in double, in the order of their tiles.
+  std::vector<std::vector<double>> wide(static_cast<std::size_t>(places));
+  for (Index first = 0; first < pixels.tiles(); first += places) {
+    const Index tiles = std::min(places, pixels.tiles() - first);
+    cpu::parallel_for(tiles, threads, deal(pixels), [&](Index i) {
+      Scope task_scope(Workspace::local());
+      const Buffers<C> b(f.rows, k.pixels, true, task_scope);
+      void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
+      void* dy_scratch = task_scope.take<char>(pixels.scratch() * element);
+      MixingGradients part = of_run(parts, n, i);
+      Sums<C> sums(f, part, task_scope, turned + i * turned_size(f));
+      const Pixels::Tile t = pixels.tile(first + i);
+      transfer.load[o](pixels.in(kX, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
+                       k.pixels, b.scratch);
+      transfer.load[o](pixels.in(kDy, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
+                       k.pixels, b.scratch);
+      backward_tile(call, f, b, sums, [&] {
+        auto& own = wide[static_cast<std::size_t>(i)];
+        own.resize(static_cast<std::size_t>(n * n));
+        part.weights = own.data();
+        return part;
+      });
+      const cpu::Out out = pixels.out(kDx, dx.data(), dtype, t, x_scratch);
+      transfer.store[o](b.dy, k.pixels, out, n, t.count, b.scratch);
+      pixels.commit(kDx, dx.data(), dtype, t, out);
+      sums.flush(part);
+    });
+    cpu::parallel_for(f.rows / k.block, threads, deal(pixels), [&](Index block) {
+      const Index row = block * k.block;
+      for (Index i = 0; i < tiles; ++i) {
+        k.outer_product(turned + i * turned_size(f), f.rows, row, row + k.block, products);
+      }
+      move_products(f, row, row + k.block, products, gradients.weights);
+    });
+  }
+  for (const auto& own : wide) {
+    for (std::size_t i = 0; i < own.size(); ++i) gradients.weights[i] += own[i];
+  }
+  add_vectors(parts, places, n, gradients);
+}
+
 template <class C>
 void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
               const MixingGradients& gradients, const Context& context) {
@@ -440,9 +541,12 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
   explain(call.op, pixels.plan(), threads);
   const Index n = call.channels(), element = static_cast<Index>(size_of(dtype));
   // The sums of all runs together are kept far smaller than the tensor.
-  const Index runs = std::clamp<Index>(pixels.count() / (tuning::kMixingRunPixels * n), 1,
-                                       tuning::kParameterTasks);
-  const Schedule schedule{pixels.tiles(), ceil_div(pixels.tiles(), runs)};
+  const Index runs =
+      std::min(pixels.count() / (tuning::kMixingRunPixels * n), tuning::kParameterTasks);
+  if (gradients.weights && runs < tuning::kMixingFewestRuns) {
+    return backward_in_waves<C>(call, dy, dx, gradients, context);
+  }
+  const Schedule schedule{pixels.tiles(), ceil_div(pixels.tiles(), std::max<Index>(1, runs))};
   const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / stride);
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, stride, scope);
@@ -463,7 +567,7 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
       transfer.load[o](pixels.in(kDy, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
                        stride, b.scratch);
       for (Index p = 0; p < t.count; p += k.pixels) {
-        backward_tile(call, f, b.from(p), sums, part);
+        backward_tile(call, f, b.from(p), sums, [&] { return part; });
       }
       const cpu::Out out = pixels.out(kDx, dx.data(), dtype, t, x_scratch);
       transfer.store[o](b.dy, stride, out, n, t.count, b.scratch);
@@ -472,19 +576,8 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
     }
     sums.flush(part);
   });
-  // In the order of the runs, whoever worked on them.
-  auto add = [&](double* to, const double* from, Index size) {
-    if (!to) return;
-    std::fill_n(to, size, 0.0);
-    for (Index r = 0; r < schedule.tasks(); ++r) {
-      for (Index i = 0; i < size; ++i) to[i] += from[r * size + i];
-    }
-  };
-  add(gradients.weights, parts.weights, n * n);
-  add(gradients.offset, parts.offset, n);
-  add(gradients.gain, parts.gain, n);
-  add(gradients.a, parts.a, 1);
-  add(gradients.e, parts.e, 1);
+  add_runs(gradients.weights, parts.weights, schedule.tasks(), n * n);
+  add_vectors(parts, schedule.tasks(), n, gradients);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 #include "cpu/kernels.h"
 #include "cpu/tiles.h"
@@ -45,8 +46,10 @@ class Pixels {
   Index count() const { return plan_.count; }
   Index tiles() const { return plan_.count / run_ * tiles_per_run_; }
   Tile tile(Index i) const {
-    const Index in_run = i % tiles_per_run_ * most_;
-    return {i / tiles_per_run_ * run_ + in_run, std::min(most_, run_ - in_run)};
+    const auto [run, j] = split(i, tiles_per_run_);
+    const Index first = head_ > 0 && j > 0 ? head_ + (j - 1) * most_ : j * most_;
+    const Index most = head_ > 0 && j == 0 ? head_ : most_;
+    return {run * run_ + first, std::min(most, run_ - first)};
   }
   int orientation() const { return static_cast<int>(plan_.layout); }
 
@@ -55,6 +58,22 @@ class Pixels {
     bool all = rows();
     for (int i = 0; i < operands; ++i) all = all && direct(i);
     return all;
+  }
+
+  // Where channels are rows: the first tile of a run ends where a line of the operand does, so that
+  // the others are whole lines. False where no tile can be such, or some rows' could not.
+  bool begin_on_lines(int operand, const void* base, DType dtype) {
+    const Index element = static_cast<Index>(size_of(dtype)), line = 64 / element;
+    const Access& a = plan_.access[operand];
+    bool alike = most_ % line == 0 && a.cell % line == 0;
+    for (int d = 0; d + 1 < plan_.space_dims; ++d) alike = alike && a.space[d] % line == 0;
+    if (!alike) return false;
+    const auto beyond = static_cast<Index>(reinterpret_cast<std::uintptr_t>(base) % 64) / element;
+    // A tile more than before costs as much as a full one: runs of 32 tiles would lose by it.
+    if (beyond > 0 && run_ < 64 * most_) return false;
+    head_ = beyond > 0 ? line - beyond : 0;
+    tiles_per_run_ = (head_ > 0) + ceil_div(run_ - head_, most_);
+    return true;
   }
 
   // Elements of scratch that a gathered tile takes.
@@ -101,6 +120,7 @@ class Pixels {
 
   Plan plan_;
   Index most_, run_, tiles_per_run_;
+  Index head_ = 0;  // of a run: elements of a first tile that is shorter
   bool in_memory_;  // no tile lies across runs
 };
 
