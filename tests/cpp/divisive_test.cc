@@ -122,7 +122,8 @@ TEST_P(Divisive, MatchesItsFormulaInEveryShape) {
   const DType t = GetParam().dtype;
   // Sums of some hundred rounded terms.
   const double slack = 60 * testing::compute_rounding(t);
-  const Index shapes[][3] = {{1, 1, 1}, {2, 3, 50}, {3, 13, 4}, {1, 40, 137}, {5, 25, 7}};
+  const Index shapes[][3] = {{1, 1, 1},    {2, 3, 50}, {3, 13, 4},
+                             {1, 40, 137}, {5, 25, 7}, {1, 20, 600}};
   for (const auto& [n, c, s] : shapes) {
     for (const bool last : {false, true}) {
       Problem f(t, n, c, s, last);
@@ -174,6 +175,27 @@ TEST_P(Divisive, InferenceAllocatesNothingInTheSteadyState) {
                 }),
                 0);
     }
+  }
+}
+
+TEST_P(Divisive, GradientsDoNotKnowWhichOthersAreWanted) {
+  // Few pixels, and enough for runs of them.
+  for (const Index space : {137, 2100}) {
+    Problem f(GetParam().dtype, 1, 20, space, false);
+    auto run = [&](const Tensor& doffset, const Tensor& dmixing) {
+      gdn_backward(f.dy.tensor(), f.x.tensor(), f.offset.tensor(), f.mixing.tensor(),
+                   {f.dx.tensor(), doffset, dmixing});
+    };
+    run(f.doffset.tensor(), f.dmixing.tensor());
+    const auto dx = f.dx.read(), doffset = f.doffset.read(), dmixing = f.dmixing.read();
+    run({}, f.dmixing.tensor());
+    EXPECT_EQ(f.dx.read(), dx);
+    EXPECT_EQ(f.dmixing.read(), dmixing);
+    run(f.doffset.tensor(), {});
+    EXPECT_EQ(f.dx.read(), dx);
+    EXPECT_EQ(f.doffset.read(), doffset);
+    run({}, {});
+    EXPECT_EQ(f.dx.read(), dx);
   }
 }
 

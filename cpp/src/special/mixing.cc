@@ -480,12 +480,13 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
   const Index places = std::min(pixels.tiles(), tuning::kMixingWave);
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, k.pixels, scope);
-  C* turned = scope.take<C>(places * turned_size(f));
-  C* products = scope.take_filled<C>(products_size(f), C(0));
+  const bool wanted = gradients.weights != nullptr;
+  C* turned = wanted ? scope.take<C>(places * turned_size(f)) : nullptr;
+  C* products = wanted ? scope.take_filled<C>(products_size(f), C(0)) : nullptr;
   MixingGradients vectors = gradients;
   vectors.weights = nullptr;
   const MixingGradients parts = take_gradients(vectors, n, places, scope);
-  std::fill_n(gradients.weights, n * n, 0.0);
+  if (wanted) std::fill_n(gradients.weights, n * n, 0.0);
   // Of pixels that are done in double, in the order of their tiles.
   std::vector<std::vector<double>> wide(static_cast<std::size_t>(places));
   for (Index first = 0; first < pixels.tiles(); first += places) {
@@ -496,13 +497,14 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
       void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
       void* dy_scratch = task_scope.take<char>(pixels.scratch() * element);
       MixingGradients part = of_run(parts, n, i);
-      Sums<C> sums(f, part, task_scope, turned + i * turned_size(f));
+      Sums<C> sums(f, part, task_scope, wanted ? turned + i * turned_size(f) : nullptr);
       const Pixels::Tile t = pixels.tile(first + i);
       transfer.load[o](pixels.in(kX, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
                        k.pixels, b.scratch);
       transfer.load[o](pixels.in(kDy, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
                        k.pixels, b.scratch);
       backward_tile(call, f, b, sums, [&] {
+        if (!wanted) return part;
         auto& own = wide[static_cast<std::size_t>(i)];
         own.resize(static_cast<std::size_t>(n * n));
         part.weights = own.data();
@@ -513,6 +515,7 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
       pixels.commit(kDx, dx.data(), dtype, t, out);
       sums.flush(part);
     });
+    if (!wanted) continue;
     cpu::parallel_for(f.rows / k.block, threads, deal(pixels), [&](Index block) {
       const Index row = block * k.block;
       for (Index i = 0; i < tiles; ++i) {
@@ -543,10 +546,10 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
   // The sums of all runs together are kept far smaller than the tensor.
   const Index runs =
       std::min(pixels.count() / (tuning::kMixingRunPixels * n), tuning::kParameterTasks);
-  if (gradients.weights && runs < tuning::kMixingFewestRuns) {
+  if (runs < tuning::kMixingFewestRuns) {
     return backward_in_waves<C>(call, dy, dx, gradients, context);
   }
-  const Schedule schedule{pixels.tiles(), ceil_div(pixels.tiles(), std::max<Index>(1, runs))};
+  const Schedule schedule{pixels.tiles(), ceil_div(pixels.tiles(), runs)};
   const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / stride);
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, stride, scope);
