@@ -174,3 +174,20 @@ def test_import_is_light():
     loaded = set(run_python(code).stdout.split())
     assert "normcore" in loaded
     assert not loaded & {"torch", "jax", "tensorflow", "scipy", "pandas"}
+
+
+def test_verbose_prints_one_line_for_each_call():
+    code = """if True:
+        import numpy as np, normcore as nc
+        for shape in ((1, 64, 10), (8, 8, 4000)):  # backward of few pixels, and of many
+            x = np.ones(shape, np.float32)
+            beta, gamma = np.ones(shape[1], np.float32), np.full((shape[1],) * 2, 0.1, np.float32)
+            nc.gdn(x, beta, gamma)
+            nc.gdn_backward(x, x, beta, gamma)
+            for _ in range(2):  # the second one finds its plan
+                nc.layer_norm(x)
+                nc.group_norm(x, 2)
+                nc.batch_norm_backward(x, x, training=True)
+    """
+    lines = run_python(code, NORMCORE_VERBOSE="1").stderr.splitlines()
+    assert len(lines) == 2 * (2 + 2 * 3) and all("normcore" in line for line in lines), lines

@@ -349,7 +349,8 @@ SI void bring_rows(const Mixture<Compute<T>>& f, Compute<T> a, In x, Index first
   }
 }
 
-// `kUsual`: the exponents are those of GDN as it is meant, known when this is compiled.
+// `kUsual`: the exponents are those of GDN as it is meant, known when this is compiled: 0.96 to
+// 0.99 of the time.
 template <class T, bool kUsual>
 bool mix_tile_of(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& tile, Out y,
                  const MixingTile<Compute<T>>& next, In x) {
@@ -381,7 +382,7 @@ bool mix_tile_of(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& til
       }
     }
     const Out to{row<T>(y, i0), y.stride, y.stream};
-    if (tile.count == P) {
+    if (tile.count == P) {  // tails and heads that are not there cost up to a twentieth
       auto store_rows = [&](auto tag) __attribute__((always_inline)) {
         for (Index i = 0; i < n; ++i) {
           const C* from = room + i * P;

@@ -38,12 +38,16 @@ struct ElementCall {
     return operands;
   }
 
+  // `known`: but for the options that are numbers, it has passed already.
   template <class Method>
-  void check(const typename Signature<Method>::Options& o) {
-    check_view("x", x);
-    if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
+  void check(const typename Signature<Method>::Options& o, bool known) {
+    if (!known) {
+      check_view("x", x);
+      if (x.ndim() == 0) throw value_error("x has shape (), expected at least one axis");
+    }
     check_axes(axes, x.ndim(), normalized);
     check_options<Method>(o);
+    if (known) return;
     for (int a = 0; a < x.ndim(); ++a) {
       if (of_parameters(a)) parameter_shape.append(x.shape(a));
       stats_shape.append(normalized[a] ? 1 : x.shape(a));
@@ -51,16 +55,6 @@ struct ElementCall {
     parameter_shape.rule = "x's shape over axis";
     if (weight) check_shape("weight", weight, parameter_shape);
     if (bias) check_shape("bias", bias, parameter_shape);
-  }
-  // The same of a call that is like an earlier one.
-  template <class Method>
-  void check_again(const typename Signature<Method>::Options& o) {
-    check_options<Method>(o);
-    std::fill_n(normalized, x.ndim(), false);
-    for (int i = 0; i < axes.count; ++i) {
-      const int a = axes.values[i];
-      normalized[a < 0 ? a + x.ndim() : a] = true;
-    }
   }
 
   void plan(std::initializer_list<const ConstTensor*> operands, Plan* out) const {
@@ -146,10 +140,9 @@ void element_forward(ElementCall call, const typename Signature<Named>::Options&
   }
   declare_stats(stats, operands);
   KeptPlan kept(operands.key());
-  if (kept && operands.check_addresses()) {
-    call.check_again<Named>(o);
-  } else {
-    call.check<Named>(o);
+  const bool known = kept && operands.check_addresses();
+  call.check<Named>(o, known);
+  if (!known) {
     check_device(context);
     check_output("out", y, call.x);
     if (residual) {
@@ -213,10 +206,9 @@ void element_backward(ElementCall call, const typename Signature<Named>::Options
   operands.writes("dweight", g.dweight);
   operands.writes("dbias", g.dbias);
   KeptPlan kept(operands.key());
-  if (kept && operands.check_addresses()) {
-    call.check_again<Named>(o);
-  } else {
-    call.check<Named>(o);
+  const bool known = kept && operands.check_addresses();
+  call.check<Named>(o, known);
+  if (!known) {
     check_device(context);
     check_like("dy", dy, call.x);
     if (dh) check_like("dh", dh, call.x);

@@ -432,6 +432,52 @@ void backward_tile(const MixingCall& call, const cpu::Mixture<C>& f, const Buffe
   run();
 }
 
+// What a task of backward needs to read a tile, do it, and write its dx.
+template <class C>
+class BackwardTask {
+ public:
+  BackwardTask(const MixingCall& call, const cpu::Mixture<C>& f, const Pixels& pixels,
+               const ConstTensor& dy, const Tensor& dx, Scope& scope)
+      : call_(call),
+        f_(f),
+        pixels_(pixels),
+        dy_(dy),
+        dx_(dx),
+        b_(f.rows, f.stride, true, scope),
+        x_scratch_(scope.take<char>(scratch_bytes())),
+        dy_scratch_(scope.take<char>(scratch_bytes())) {}
+
+  template <class Totals>
+  void run(const Pixels::Tile& t, Sums<C>& sums, const Totals& totals) const {
+    const DType dtype = call_.x.dtype();
+    const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
+    const int o = pixels_.orientation();
+    transfer.load[o](pixels_.in(kX, call_.x.data(), dtype, t, x_scratch_), f_.channels, t.count,
+                     C(1), b_.x, f_.stride, b_.scratch);
+    transfer.load[o](pixels_.in(kDy, dy_.data(), dtype, t, dy_scratch_), f_.channels, t.count, C(0),
+                     b_.dy, f_.stride, b_.scratch);
+    for (Index p = 0; p < t.count; p += mixing_kernels<C>().pixels) {
+      backward_tile(call_, f_, b_.from(p), sums, totals);
+    }
+    const cpu::Out out = pixels_.out(kDx, dx_.data(), dtype, t, x_scratch_);
+    transfer.store[o](b_.dy, f_.stride, out, f_.channels, t.count, b_.scratch);
+    pixels_.commit(kDx, dx_.data(), dtype, t, out);
+  }
+
+ private:
+  Index scratch_bytes() const {
+    return pixels_.scratch() * static_cast<Index>(size_of(call_.x.dtype()));
+  }
+
+  const MixingCall& call_;
+  const cpu::Mixture<C>& f_;
+  const Pixels& pixels_;
+  const ConstTensor& dy_;
+  const Tensor& dx_;
+  const Buffers<C> b_;
+  void *x_scratch_, *dy_scratch_;
+};
+
 // Gradients of a run, or of the call.
 MixingGradients take_gradients(const MixingGradients& wanted, Index channels, Index runs,
                                Scope& scope) {
@@ -445,6 +491,11 @@ MixingGradients of_run(const MixingGradients& all, Index channels, Index run) {
   auto at = [&](double* p, Index n) { return p ? p + run * n : nullptr; };
   return {at(all.weights, channels * channels), at(all.offset, channels), at(all.gain, channels),
           at(all.a, 1), at(all.e, 1)};
+}
+
+// Tiles of so many pixels whose sums the compute type holds before they move on to double.
+Index tiles_until_flush(Index pixels) {
+  return std::max<Index>(1, tuning::kParameterFlushCells / pixels);
 }
 
 // In the order of the runs, whoever worked on them.
@@ -471,12 +522,10 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
                        const MixingGradients& gradients, const Context& context) {
   const auto& k = mixing_kernels<C>();
   const ConstTensor dx_view = dx;
-  const DType dtype = call.x.dtype();
   const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels, /*together=*/1);
-  const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
-  const int o = pixels.orientation(), threads = threads_of(pixels, context);
+  const int threads = threads_of(pixels, context);
   explain(call.op, pixels.plan(), threads);
-  const Index n = call.channels(), element = static_cast<Index>(size_of(dtype));
+  const Index n = call.channels(), flush = tiles_until_flush(k.pixels);
   const Index places = std::min(pixels.tiles(), tuning::kMixingWave);
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, k.pixels, scope);
@@ -493,26 +542,16 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
     const Index tiles = std::min(places, pixels.tiles() - first);
     cpu::parallel_for(tiles, threads, deal(pixels), [&](Index i) {
       Scope task_scope(Workspace::local());
-      const Buffers<C> b(f.rows, k.pixels, true, task_scope);
-      void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
-      void* dy_scratch = task_scope.take<char>(pixels.scratch() * element);
       MixingGradients part = of_run(parts, n, i);
       Sums<C> sums(f, part, task_scope, wanted ? turned + i * turned_size(f) : nullptr);
-      const Pixels::Tile t = pixels.tile(first + i);
-      transfer.load[o](pixels.in(kX, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
-                       k.pixels, b.scratch);
-      transfer.load[o](pixels.in(kDy, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
-                       k.pixels, b.scratch);
-      backward_tile(call, f, b, sums, [&] {
+      const BackwardTask<C> task(call, f, pixels, dy, dx, task_scope);
+      task.run(pixels.tile(first + i), sums, [&] {
         if (!wanted) return part;
         auto& own = wide[static_cast<std::size_t>(i)];
         own.resize(static_cast<std::size_t>(n * n));
         part.weights = own.data();
         return part;
       });
-      const cpu::Out out = pixels.out(kDx, dx.data(), dtype, t, x_scratch);
-      transfer.store[o](b.dy, k.pixels, out, n, t.count, b.scratch);
-      pixels.commit(kDx, dx.data(), dtype, t, out);
       sums.flush(part);
     });
     if (!wanted) continue;
@@ -520,8 +559,10 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
       const Index row = block * k.block;
       for (Index i = 0; i < tiles; ++i) {
         k.outer_product(turned + i * turned_size(f), f.rows, row, row + k.block, products);
+        if ((i + 1) % flush == 0 || i + 1 == tiles) {
+          move_products(f, row, row + k.block, products, gradients.weights);
+        }
       }
-      move_products(f, row, row + k.block, products, gradients.weights);
     });
   }
   for (const auto& own : wide) {
@@ -535,46 +576,32 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
               const MixingGradients& gradients, const Context& context) {
   const auto& k = mixing_kernels<C>();
   const ConstTensor dx_view = dx;
-  const DType dtype = call.x.dtype();
   const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels,
                       tiles_together<C>(call, tuning::kMixingTilesBackward));
   const Index stride = pixels.most();
-  const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
-  const int o = pixels.orientation(), threads = threads_of(pixels, context);
-  explain(call.op, pixels.plan(), threads);
-  const Index n = call.channels(), element = static_cast<Index>(size_of(dtype));
+  const Index n = call.channels();
   // The sums of all runs together are kept far smaller than the tensor.
   const Index runs =
       std::min(pixels.count() / (tuning::kMixingRunPixels * n), tuning::kParameterTasks);
   if (runs < tuning::kMixingFewestRuns) {
     return backward_in_waves<C>(call, dy, dx, gradients, context);
   }
+  const int threads = threads_of(pixels, context);
+  explain(call.op, pixels.plan(), threads);
   const Schedule schedule{pixels.tiles(), ceil_div(pixels.tiles(), runs)};
-  const Index flush = std::max<Index>(1, tuning::kParameterFlushCells / stride);
+  const Index flush = tiles_until_flush(stride);
   Scope scope(Workspace::local());
   const cpu::Mixture<C> f = pack<C>(call, true, stride, scope);
   const MixingGradients parts = take_gradients(gradients, n, schedule.tasks(), scope);
   cpu::parallel_for(schedule.tasks(), threads, deal(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
-    const Buffers<C> b(f.rows, stride, true, task_scope);
-    void* x_scratch = task_scope.take<char>(pixels.scratch() * element);
-    void* dy_scratch = task_scope.take<char>(pixels.scratch() * element);
     Sums<C> sums(f, gradients, task_scope);
     const MixingGradients part = of_run(parts, n, i);
+    const BackwardTask<C> of_task(call, f, pixels, dy, dx, task_scope);
     const Task task = schedule[i];
     for (Index j = task.first; j < task.last; ++j) {
       cpu::RunningCall::check();  // of thousands of channels a task takes seconds
-      const Pixels::Tile t = pixels.tile(j);
-      transfer.load[o](pixels.in(kX, call.x.data(), dtype, t, x_scratch), n, t.count, C(1), b.x,
-                       stride, b.scratch);
-      transfer.load[o](pixels.in(kDy, dy.data(), dtype, t, dy_scratch), n, t.count, C(0), b.dy,
-                       stride, b.scratch);
-      for (Index p = 0; p < t.count; p += k.pixels) {
-        backward_tile(call, f, b.from(p), sums, [&] { return part; });
-      }
-      const cpu::Out out = pixels.out(kDx, dx.data(), dtype, t, x_scratch);
-      transfer.store[o](b.dy, stride, out, n, t.count, b.scratch);
-      pixels.commit(kDx, dx.data(), dtype, t, out);
+      of_task.run(pixels.tile(j), sums, [&] { return part; });
       if ((j - task.first + 1) % flush == 0) sums.flush(part);
     }
     sums.flush(part);
