@@ -144,7 +144,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
   const Index cell_bytes = p->count * column_bytes;
   const Index total = p->outer * p->cells * cell_bytes;
   p->bytes = total * inputs;
-  p->stream = p->bytes >= tuning::kStreamBytes;
+  const bool two = inputs == 2 && r.affinity != Affinity::element;
+  p->stream = p->bytes >= (two ? tuning::kStreamBytesOfTwo : tuning::kStreamBytes);
   // Measured: planes gain a seventh; columns, long rows and what is swept once lose up to a half to
   // prefetchers that look ahead.
   const bool computed = !r.pools.empty();

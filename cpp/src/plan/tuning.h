@@ -77,9 +77,11 @@ inline constexpr Index kGatherBytes = Index(1) << 20;
 inline constexpr Index kPackElements = 16384;
 
 // Where all operands together are larger than a last-level cache's usual share, outputs are stored
-// past the caches. Measured with 32 MB that others use too: from 21 MB on they gain up to a third,
-// at 18 MB they lose up to a quarter.
+// past the caches. Measured with 32 MB: of three operands, or with elementwise parameters, that
+// gains up to a third from 21 MB on, and loses up to a quarter at 18 MB. Of two operands, at 25 MB,
+// what stays in the cache takes 0.5 to 1.0 of the time; at 33 MB up to 1.25.
 inline constexpr Index kStreamBytes = Index(5) << 22;
+inline constexpr Index kStreamBytesOfTwo = Index(7) << 22;
 // From so many bytes of inputs on the next block is asked for while one is worked on. Layer norm
 // backward that does not ask, one and two threads: 1 to 6 MB 0.90 to 0.99 of the time, 8 MB 1.07
 // and 0.97, 12 MB 1.3 and 1.0, 18 MB 1.2 and 1.06, 25 MB 1.16 with two.
