@@ -97,6 +97,7 @@ SI void short_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>>
     }
     const Rows<T, R> dyr(dy, r), xr(x, r);
     Vec<C> g_acc[R], product_acc[R];
+#pragma GCC unroll 4
     for (int k = 0; k < R; ++k) {
       const Vec<C> center = splat(f.center[r + k]), unit = splat(f.unit[r + k]);
       Vec<C> a{}, b{};
@@ -125,10 +126,10 @@ SI void short_sums_of(In dy, In x, Index rows, Index cols, Centering<Compute<T>>
     C g[R], product[R];
     sum_rows<C, R>(g_acc, g);
     sum_rows<C, R>(product_acc, product);
-    for (int k = 0; k < R; ++k) {
-      dy_u[r + k] = double(product[k]);
-      dy_1[r + k] = double(g[k]);
-    }
+#pragma GCC unroll 4
+    for (int k = 0; k < R; ++k) dy_u[r + k] = double(product[k]);
+#pragma GCC unroll 4
+    for (int k = 0; k < R; ++k) dy_1[r + k] = double(g[k]);
   });
 }
 template <class T, bool kWeighted, bool kParameters>

@@ -152,14 +152,29 @@ SI C hsum(Vec<C> v) {
   return sum_lanes<C, kLanes<C>>(v);
 }
 
-// Sums of the lanes of four vectors, in the order of hsum.
+// Sums of the lanes of four vectors, in the order of hsum: steps that halve and put side by side.
 template <class C>
 SI void hsum4(const Vec<C> (&v)[4], C (&out)[4]) {
-  if constexpr (kLanes<C> >= 4) {
+  constexpr Index N = kLanes<C>;
+  if constexpr (N == 16) {
+    auto halves = [](Vec<C> a, Vec<C> b) __attribute__((always_inline)) {
+      return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+             __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30,
+                                     31);
+    };
+    const Vec<C> a = halves(v[0], v[1]), b = halves(v[2], v[3]);
+    // A quarter of each, and in these the lanes two and one further on.
+    Vec<C> s =
+        __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+        __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    s += __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    s += __builtin_shufflevector(s, s, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    const typename VecOf<C, 4>::reg sums = __builtin_shufflevector(s, s, 0, 4, 8, 12);
+    __builtin_memcpy(out, &sums, sizeof(sums));
+  } else if constexpr (N >= 4) {
     using Quad = typename VecOf<C, 4>::reg;
     Quad q[4];
     for (int i = 0; i < 4; ++i) q[i] = to_quad<C, kLanes<C>>(v[i]);
-    // Two steps that halve and transpose at once.
     Quad lo01 = __builtin_shufflevector(q[0], q[1], 0, 1, 4, 5);
     Quad hi01 = __builtin_shufflevector(q[0], q[1], 2, 3, 6, 7);
     Quad lo23 = __builtin_shufflevector(q[2], q[3], 0, 1, 4, 5);

@@ -345,16 +345,16 @@ class Backward {
                  });
   }
 
-  static void channel_gradients(const Block& b, const Solved<P, C>& s, const GradientTable<C>& t,
-                                const CellSums& sums, double* dweight, double* dbias) {
+  void channel_gradients(const Block& b, const Solved<P, C>& s, const GradientTable<C>& table,
+                         const CellSums& sums, double* dweight, double* dbias) const {
     for (Index k = 0; k < b.kn; ++k) dweight[k] = dbias[k] = 0;
     for (Index o = 0; o < s.rows; ++o) {
-      for (Index k = 0; k < b.kn; ++k) {
-        const Index cell = o * b.kn + k;
+      be_.each_cell(b.kn, [=, t = table, first = o * b.kn](Index k) NORMCORE_INLINED {
+        const Index cell = first + k;
         const double dy_u = sums.dy_u[cell], dy_1 = sums.dy_1[cell];
         dweight[k] += weight_gradient(t.coefficients(cell), dy_u, dy_1, t.unit[cell]);
         dbias[k] += dy_1;
-      }
+      });
     }
   }
 
@@ -416,10 +416,13 @@ class Backward {
       for (C* column : {t.p, t.q, t.r}) std::fill_n(column, cells, C(0));
       return;
     }
+    std::array<double, P> parts;  // a division for each cell would be a third of the loop
+    for (int i = 0; i < P; ++i) parts[i] = 1 / stats.count[i];
     be_.each_cell(cells, [=, first = computed()](Index c) NORMCORE_INLINED {
-      const auto pools = stats.at(c);
       Share share;
-      for (int i = first; i < P; ++i) share.add<Method::raw>(d.at(i, c), pools.stats[i]);
+      for (int i = first; i < P; ++i) {
+        share.add<Method::raw>(d.at(i, c), stats.mean[i][c], parts[i]);
+      }
       t.share(c, share);
     });
   }

@@ -73,11 +73,12 @@ NORMCORE_HD Applied<C> applied(const Coef& f, double weight, double bias) {
 struct Share {
   double q = 0, r = 0;
 
+  // `part`: that of one element of the pool, 1 / count.
   template <bool kRaw>
-  NORMCORE_HD void add(const StatsGrad& d, const Stats& pool) {
-    const double share = 2 * d.var / pool.count;
+  NORMCORE_HD void add(const StatsGrad& d, double mean, double part) {
+    const double share = 2 * d.var * part;
     q += share;
-    if (!kRaw) r += d.mean / pool.count - share * pool.mean;
+    if (!kRaw) r += d.mean * part - share * mean;
   }
   // With weights by element. Moving all of x moves no y, so that dx has the mean 0: r is that of
   // weight * dy, exactly where all of them are equal, and of what u lacks to one.
