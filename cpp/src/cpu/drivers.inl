@@ -342,9 +342,10 @@ SI bool share_places(In x) {
   return x.stride * Index(sizeof(T)) % 4096 == 0;
 }
 
-// Calls f.template operator()<R, J>(r, i, tag) for R rows and J vectors of columns from i on: many
-// vectors where rows are short or the caller wants them `together`, as one vector of each row at a
-// time would be more streams than a core follows, or evict its own lines.
+// Calls f.template operator()<R, J, kRolled>(r, i, tag) for R rows and J vectors of columns from i
+// on: many vectors where rows are short or the caller wants them `together`, as one vector of each
+// row at a time would be more streams than a core follows, or evict its own lines. Rows are then
+// taken in a loop (kRolled): to find the addresses of all would be as much work as what they hold.
 template <class C, class F>
 SI void row_groups(bool together, Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;
@@ -352,19 +353,32 @@ SI void row_groups(bool together, Index rows, Index cols, F f) {
   together |= cols <= kMost * N;
   in_eights(rows, [&]<int R>(Index r) __attribute__((always_inline)) {
     Index i = 0;
-    auto take = [&]<int J>() __attribute__((always_inline)) {
-      for (; i + J * N <= cols; i += J * N) f.template operator()<R, J>(r, i, Full{});
+    auto take = [&]<int J, bool kRolled>() __attribute__((always_inline)) {
+      for (; i + J * N <= cols; i += J * N) f.template operator()<R, J, kRolled>(r, i, Full{});
     };
     if constexpr (R > 1) {
       if (together) {
-        take.template operator()<kMost>();
-        take.template operator()<kMost / 2>();
-        if constexpr (kMost > 4) take.template operator()<kMost / 4>();
+        take.template operator()<kMost, true>();
+        take.template operator()<kMost / 2, true>();
+        if constexpr (kMost > 4) take.template operator()<kMost / 4, true>();
+        if (i + N <= cols) {
+          f.template operator()<R, 1, true>(r, i, Full{});
+          i += N;
+        }
       }
     }
-    take.template operator()<1>();
-    if (i < cols) f.template operator()<R, 1>(r, i, Part{int(cols - i)});
+    take.template operator()<1, false>();
+    if (i < cols) f.template operator()<R, 1, true>(r, i, Part{int(cols - i)});
   });
+}
+template <int R, bool kRolled, class F>
+SI void each_row(F f) {
+  if constexpr (kRolled) {
+#pragma GCC unroll 1
+    for (int k = 0; k < R; ++k) f(k);
+  } else {
+    for (int k = 0; k < R; ++k) f(k);
+  }
 }
 
 // A coefficient of the tile over rows r .. r + R - 1: one number per row, or a vector along them.

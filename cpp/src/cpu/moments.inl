@@ -276,13 +276,15 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       for (Index j = 0; j < n; ++j) center[j] *= inverse;
     }
     row_groups<C>(share_places<T>(x), rows, n,
-                  [&]<int R, int J>(Index r, Index first, auto tag) __attribute__((always_inline)) {
+                  [&]<int R, int J, bool kRolled>(Index r, Index first, auto tag)
+                      __attribute__((always_inline)) {
                     // Of these rows alone: fewer roundings at the size of the whole sums.
                     Vec<C> s[J] = {}, q[J] = {};
-                    for (int k = 0; k < R; ++k) {
+                    const T* xr = p + r * x.stride;
+                    each_row<R, kRolled>([&](int) __attribute__((always_inline)) {
                       for (int j = 0; j < J; ++j) {
                         const Index i = first + j * kLanes<C>;
-                        const T* at = p + (r + k) * x.stride + i;
+                        const T* at = xr + i;
                         if (x.ahead != 0) prefetch(at + x.ahead);
                         Vec<C> d = load(at, tag);
                         if constexpr (kCentred) {
@@ -291,7 +293,8 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
                         }
                         q[j] = fma<C>(d, d, q[j]);
                       }
-                    }
+                      xr += x.stride;
+                    });
                     for (int j = 0; j < J; ++j) {
                       const Index i = first + j * kLanes<C>;
                       if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s[j], tag);
