@@ -6,6 +6,7 @@ for bounds that swallow a gradient.
 """
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -174,6 +175,33 @@ def test_rows_in_place_are_as_gathered_ones(rng, method, options, dtype, offset,
     assert bits(guarded.view) == bits(want) and guarded.guards_intact()
     getattr(nc, method)(x, **own, **options, out=x)
     assert bits(x) == bits(want)
+
+
+@each_case
+@each_dtype
+@pytest.mark.parametrize("channels", [(1, 24), (24, 200)], ids=["few", "many"])
+def test_channels_last_is_as_channels_first(rng, method, options, dtype, channels, isa):
+    """The same sums in the same order; of some pixels what is squared leaves float."""
+    channels, pixels = int(rng.integers(*channels)), int(rng.integers(1, 300))
+    x, _, own = make(rng, method, (2, channels, pixels), dtype)
+    if dtype in (np.float32, bfloat16):
+        odd = rng.random((2, 1, pixels)) < 0.02
+        x = np.where(odd, x.astype(np.float64) * rng.choice([1e25, 1e-30]), x).astype(dtype)
+    want = np.moveaxis(getattr(nc, method)(x, **own, **options), 1, -1)
+    run = functools.partial(getattr(nc, method), **own, **{**options, "channel_axis": -1})
+    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    assert bits(run(last)) == bits(want)
+    for layout in ("sliced", "reversed"):
+        assert bits(run(arrange(last, layout))) == bits(want)
+    gaps = np.full((2, pixels, channels + 3), np.nan, dtype)
+    gaps[..., :channels] = last
+    guarded = GuardedOut(last)
+    run(gaps[..., :channels], out=guarded.view)
+    assert bits(guarded.view) == bits(want) and guarded.guards_intact()
+    for offset in (0, 16):
+        y = at_offset(last, offset)
+        run(y, out=y)
+        assert bits(y) == bits(want)
 
 
 @each_method

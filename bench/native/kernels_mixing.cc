@@ -87,33 +87,49 @@ void add_mixing(KernelRegistry& registry, const cpu::MixingKernels<C>& kernels) 
 
 template <class C>
 void add_mix(KernelRegistry& registry, DType dtype, const cpu::PixelKernels<C>& kernels) {
-  registry.cover(kernels.mix);
   bool wanted = false;
   for (const DType t : registry.options().dtypes) wanted = wanted || t == dtype;
-  if (!wanted) return;
-  using Kernel = decltype(kernels.mix);
-  const std::size_t place = KernelRegistry::place_of(kernels.mix);
-  registry.add(std::string("mixing/tile/") + short_name(dtype), [=](benchmark::State& state) {
-    const auto& mix = KernelRegistry::at<Kernel>(place);
-    const cpu::KernelTable& table = cpu::kernels();
-    const auto& k = [&]() -> const cpu::MixingKernels<C>& {
-      if constexpr (sizeof(C) == 8) {
-        return table.mixing64;
-      } else {
-        return table.mixing32;
-      }
-    }();
-    MixingTile<C> t(k);
-    const Index pixels = k.pixels, element = Index(size_of(dtype));
-    const Memory x(t.size * element / 2, DType::kBFloat16),
-        y(t.size * element / 2, DType::kBFloat16);
-    std::vector<C> ends(std::size_t(4 * pixels), C(1));
-    const cpu::MixingTile<C> now{pixels, t.buffers[0].data(), t.buffers[1].data(), ends.data()};
-    const cpu::MixingTile<C> next{pixels, t.buffers[2].data(), t.buffers[3].data(),
-                                  ends.data() + 2 * pixels};
-    run_kernel(state, double(2 * t.size * element), t.flops(),
-               [&] { mix(t.f, now, {y.get(), pixels, false}, next, {x.get(), pixels, 0}); });
-  });
+  using Kernel = bool (*)(const cpu::Mixture<C>&, const cpu::MixingTile<C>&, cpu::Out,
+                          const cpu::MixingTile<C>&, cpu::In);
+  for (const cpu::Orientation o : {cpu::kRows, cpu::kCols}) {
+    registry.cover(kernels.mix[o]);
+    if (!wanted) continue;
+    const std::size_t place = KernelRegistry::place_of(kernels.mix[o]);
+    const char* name = o == cpu::kRows ? "mixing/tile/rows/" : "mixing/tile/columns/";
+    registry.add(name + std::string(short_name(dtype)), [=](benchmark::State& state) {
+      const auto& mix = KernelRegistry::at<Kernel>(place);
+      const cpu::KernelTable& table = cpu::kernels();
+      const auto& k = [&]() -> const cpu::MixingKernels<C>& {
+        if constexpr (sizeof(C) == 8) {
+          return table.mixing64;
+        } else {
+          return table.mixing32;
+        }
+      }();
+      MixingTile<C> t(k);
+      // Channels are rows of as many pixels as a tile has, or columns of whole blocks of pixels.
+      const Index channels = t.kChannels, element = Index(size_of(dtype));
+      const Index pixels = o == cpu::kRows ? k.pixels : 4 * k.block;
+      const Index wide = (channels + k.pixels - 1) / k.pixels * k.pixels;
+      const Index size = o == cpu::kRows ? t.size : pixels * wide;
+      if (o == cpu::kCols) t.f.rows = wide;
+      std::vector<C> parameters(std::size_t(wide * channels), C(0.01)),
+          ones(std::size_t(wide), C(1));
+      t.f.weights = parameters.data();
+      t.f.offset = t.f.gain = ones.data();
+      const Memory x(size * element / 2, DType::kBFloat16), y(size * element / 2, DType::kBFloat16);
+      std::vector<C> buffers(std::size_t(4 * size), C(1)), ends(std::size_t(4 * k.lanes), C(1));
+      auto tile = [&](int i) {
+        C* at = buffers.data() + 2 * i * size;
+        return cpu::MixingTile<C>{pixels, at, at + size, ends.data() + 2 * i * k.lanes};
+      };
+      const cpu::MixingTile<C> now = tile(0), next = tile(1);
+      const Index stride = o == cpu::kRows ? pixels : channels;
+      const Index bytes = 2 * pixels * channels * element;
+      run_kernel(state, double(bytes), 2.0 * double(pixels * channels * channels),
+                 [&] { mix(t.f, now, {y.get(), stride, false}, next, {x.get(), stride, 0}); });
+    });
+  }
 }
 
 template void add_mixing(KernelRegistry&, const cpu::MixingKernels<float>&);

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <atomic>
+#include <cstdlib>
 
 #include "cpu/cell_loops.h"
 #include "cpu/dispatch.h"
@@ -50,8 +50,8 @@ class Backend {
     // side by side write each in turn.
     const bool strips = !rows() && plan_.unit_cells < plan_.cells;
     const bool sticky = strips || plan_.bytes <= tuning::kStickyBytes;
-    // Prefetchers follow columns down better than up: 0.61 to 0.96 of the time where the caches hold
-    // nothing of the sweep before.
+    // Prefetchers follow columns down better than up: 0.61 to 0.96 of the time where the caches
+    // hold nothing of the sweep before.
     const bool up = backwards && (rows() || plan_.bytes < 2 * tuning::kStreamBytes);
     parallel_for(tasks, threads_, {.sticky = sticky, .backwards = up}, f);
   }

@@ -97,7 +97,8 @@ template <class C>
 struct Mixture {
   Index channels, rows;
   Index stride;  // from row to row of x, y, dy and dx
-  // W and its transpose, packed by blocks of rows: [rows / block][channels][block].
+  // W and its transpose, packed by blocks of rows: [rows / block][channels][block]. For pixels that
+  // are rows (`mix`) a block is `pixels` wide, and so is what `rows` is a multiple of.
   const C* weights;
   const C* transposed;  // backward alone
   const C* offset;      // b, g: [rows], 1 beyond the channels
@@ -131,8 +132,8 @@ struct MixingKernels {
   void (*turn)(const C* t, const C* u, Index rows, C* turned);
   void (*outer_product)(const C* turned, Index rows, Index first, Index last, C* dw);
 };
-// A tile of `count` pixels in such buffers: x and u, [rows][pixels], and the ends of x,
-// [2][pixels]. None: count 0.
+// A tile of `count` pixels in the compute type: x and u, [rows][pixels] or [count][rows] where
+// pixels are rows, and the ends of x, [2][lanes]. None: count 0.
 template <class C>
 struct MixingTile {
   Index count = 0;
@@ -146,10 +147,11 @@ template <class C>
 struct PixelKernels {
   void (*load[2])(In x, Index channels, Index pixels, C pad, C* buffer, Index stride, C* scratch);
   void (*store[2])(const C* buffer, Index stride, Out y, Index channels, Index pixels, C* scratch);
-  // Of rows that are channels, in one loop: y of a tile, and `next`, which is read from x. Products
-  // are enough to wait for both. True where something of y left the range: it is to be done again.
-  bool (*mix)(const Mixture<C>& f, const MixingTile<C>& tile, Out y, const MixingTile<C>& next,
-              In x);
+  // In one loop y of a tile, and `next`, which is read from x: products are enough to wait for
+  // both. True where something of y left the range: it is to be done again. Of pixels that are rows
+  // the buffers have room for whole blocks of them.
+  bool (*mix[2])(const Mixture<C>& f, const MixingTile<C>& tile, Out y, const MixingTile<C>& next,
+                 In x);
 };
 
 // ---- windows: sums over neighbours, and what divides by them

@@ -43,7 +43,7 @@ constexpr KernelSet<Compute<T>> kSet = {
     kMatrix<T>,
     {{load_pixels<T, kRows>, load_pixels<T, kCols>},
      {store_pixels<T, kRows>, store_pixels<T, kCols>},
-     mix_tile<T>},
+     {mix_tile<T, kRows>, mix_tile<T, kCols>}},
     kWindowKernels<T>,
 };
 

@@ -108,7 +108,7 @@ void store_pixels(const Compute<T>* buffer, Index stride, Out y, Index channels,
 
 // ---- matrix products
 
-// sum += a b: a[k][i] for kMixRows rows i, b[k][p] for P pixels.
+// sum += a b: a[k][i] for kMixRows rows i, b[k][p] for P columns.
 template <class C>
 SI void multiply_block(const C* a, const C* b, Index depth, Vec<C> (&sum)[kMixRows][kMixVectors]) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
@@ -121,16 +121,43 @@ SI void multiply_block(const C* a, const C* b, Index depth, Vec<C> (&sum)[kMixRo
     }
   }
 }
-// out [kMixRows][P] = start + a b. Not inlined: all registers are for the sums, and compilers would
-// keep what surrounds a product in some.
+// The same of a[i][k], rows that are `stride` apart: of three rows two are a multiple of it behind
+// the first, so that a pointer for each three is enough.
 template <class C>
-[[gnu::noinline]] void mix_block(const C* a, const C* start, const C* b, Index depth, C* out) {
+SI void multiply_rows(const C* a, Index stride, const C* b, Index depth,
+                      Vec<C> (&sum)[kMixRows][kMixVectors]) {
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  constexpr int kPointers = (kMixRows + 2) / 3;
+  const C* at[kPointers];
+  for (int i = 0; i < kPointers; ++i) at[i] = a + 3 * i * stride;
+  for (Index k = 0; k < depth; ++k, b += P) {
+    Vec<C> v[kMixVectors];
+    for (int j = 0; j < kMixVectors; ++j) v[j] = load(b + j * N, Full{});
+    for (int i = 0; i < kMixRows; ++i) {
+      const Vec<C> w = splat(at[i / 3][i % 3 * stride]);
+      for (int j = 0; j < kMixVectors; ++j) sum[i][j] = fma<C>(w, v[j], sum[i][j]);
+    }
+    for (int i = 0; i < kPointers; ++i) ++at[i];
+  }
+}
+// A block of D, out [kMixRows][P]. Of channels that are rows W is a, packed, and u is b; of pixels
+// that are rows u is a, its rows `stride` apart, and W is b. Not inlined: all registers are for the
+// sums, and compilers would keep what surrounds a product in some.
+template <class C, Orientation O>
+[[gnu::noinline]] void mix_block(const C* a, Index stride, const C* start, const C* b, Index depth,
+                                 C* out) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
   Vec<C> sum[kMixRows][kMixVectors];
   for (int i = 0; i < kMixRows; ++i) {
-    for (int j = 0; j < kMixVectors; ++j) sum[i][j] = start ? splat(start[i]) : Vec<C>{};
+    for (int j = 0; j < kMixVectors; ++j) {
+      sum[i][j] = !start ? Vec<C>{} : O == kRows ? splat(start[i]) : load(start + j * N, Full{});
+    }
   }
-  multiply_block<C>(a, b, depth, sum);
+  if constexpr (O == kRows) {
+    multiply_block<C>(a, b, depth, sum);
+  } else {
+    multiply_rows<C>(a, stride, b, depth, sum);
+  }
   for (int i = 0; i < kMixRows; ++i) {
     for (int j = 0; j < kMixVectors; ++j) store(out + i * P + j * N, sum[i][j], Full{});
   }
@@ -141,7 +168,7 @@ template <class C>
 template <class C>
 void mix(const C* packed, const C* start, Index rows, Index depth, const C* in, C* out) {
   for (Index i = 0; i < rows; i += kMixRows, packed += depth * kMixRows) {
-    mix_block<C>(packed, start ? start + i : nullptr, in, depth, out + i * kPixels<C>);
+    mix_block<C, kRows>(packed, 0, start ? start + i : nullptr, in, depth, out + i * kPixels<C>);
   }
 }
 
@@ -198,6 +225,10 @@ SI void extend(Ends* ends, F32 size) {
   if constexpr (Z == Zeros::kDoNot) low = size > 0 ? size : splat(__builtin_inff());
   ends->low = low < ends->low ? low : ends->low;
   ends->high = size > ends->high ? size : ends->high;
+}
+SI void extend(Ends* ends, const Ends& more) {
+  ends->low = more.low < ends->low ? more.low : ends->low;
+  ends->high = more.high > ends->high ? more.high : ends->high;
 }
 // Of the numbers of all channels, a vector of pixels of each.
 template <Zeros Z>
@@ -300,39 +331,31 @@ bool denominators(const Mixture<C>& f, const C* x, const C* dy, C* u, C* d, bool
   }
 }
 
-// Rows [first, first + kMixRows) of the next tile: read, their powers, and the ends of their sizes.
+// Rows [first, end) of the next tile: read, their powers, and the ends of their sizes. A row has
+// `count` elements, and is filled up with 1 to `width`.
 template <class T>
-SI void bring_rows(const Mixture<Compute<T>>& f, Compute<T> a, In x, Index first,
+SI void bring_rows(Compute<T> a, In x, Index first, Index end, Index count, Index width,
                    const MixingTile<Compute<T>>& tile) {
   using C = Compute<T>;
-  constexpr Index N = kLanes<C>, P = kPixels<C>;
-  const Index end = first + kMixRows < f.channels ? first + kMixRows : f.channels;
-  // What comes two blocks later, of the tile behind this one in the end.
-  for (Index r = end + kMixRows; r < end + 2 * kMixRows; ++r) {
-    const bool wraps = r >= f.channels;
-    const Index here = wraps ? r - f.channels : r;
-    if (here >= f.channels) break;
-    const T* line = row<T>(x, here) + (wraps ? x.ahead : 0);
-    for (Index i = 0; i < P; i += 64 / Index(sizeof(T))) prefetch(line + i);
-    prefetch(line + P - 1);
+  constexpr Index N = kLanes<C>;
+  [[maybe_unused]] Ends ends;
+  if constexpr (sizeof(C) == 4) {
+    ends = {load(tile.ends, Full{}), load(tile.ends + N, Full{})};
   }
-  for (Index i = 0; i < P; i += N) {
-    [[maybe_unused]] Ends ends;
-    if constexpr (sizeof(C) == 4) {
-      ends = {load(tile.ends + i, Full{}), load(tile.ends + P + i, Full{})};
-    }
+  for (Index i = 0; i < width; i += N) {
+    [[maybe_unused]] Ends here;  // its own, so that vectors need not wait for each other
     auto bring = [&](auto read) __attribute__((always_inline)) {
       for (Index r = first; r < end; ++r) {
         const Vec<C> v = read(row<T>(x, r) + i), size = abs_of<C>(v);
-        store(tile.x + r * P + i, v, Full{});
-        store(tile.u + r * P + i, power<C>(size, a), Full{});
-        if constexpr (sizeof(C) == 4) extend<Zeros::kDoNot>(&ends, size);
+        store(tile.x + r * width + i, v, Full{});
+        store(tile.u + r * width + i, power<C>(size, a), Full{});
+        if constexpr (sizeof(C) == 4) extend<Zeros::kDoNot>(&here, size);
       }
     };
-    if (i + N <= tile.count) {
+    if (i + N <= count) {
       bring([](const T* from) __attribute__((always_inline)) { return load(from, Full{}); });
-    } else if (i < tile.count) {
-      const Part part{int(tile.count - i)};
+    } else if (i < count) {
+      const Part part{int(count - i)};
       Words<C> holds{};
       for (int l = 0; l < part.lanes; ++l) holds[l] = -1;
       bring([=](const T* from) __attribute__((always_inline)) {
@@ -342,90 +365,131 @@ SI void bring_rows(const Mixture<Compute<T>>& f, Compute<T> a, In x, Index first
     } else {
       bring([](const T*) __attribute__((always_inline)) { return splat(C(1)); });
     }
-    if constexpr (sizeof(C) == 4) {
-      store(tile.ends + i, ends.low, Full{});
-      store(tile.ends + P + i, ends.high, Full{});
+    if constexpr (sizeof(C) == 4) extend(&ends, here);
+  }
+  if constexpr (sizeof(C) == 4) {
+    store(tile.ends, ends.low, Full{});
+    store(tile.ends + N, ends.high, Full{});
+  }
+}
+// Asks for as many rows as were brought last, that many behind `end`; of the tile behind this one
+// in the end, which is further along the rows or below them.
+template <class T>
+SI void ask_for_rows(In x, Index end, Index many, Index rows, Index count) {
+  for (Index r = end + many; r < end + 2 * many; ++r) {
+    const bool wraps = x.ahead != 0 && r >= rows;
+    const Index here = wraps ? r - rows : r;
+    if (wraps && here >= rows) break;
+    const T* line = row<T>(x, here) + (wraps ? x.ahead : 0);
+    for (Index i = 0; i < count; i += 64 / Index(sizeof(T))) prefetch(line + i);
+    prefetch(line + count - 1);
+  }
+}
+
+// Writes a block of kMixRows x P, of which n rows and `count` columns are there.
+template <class T>
+SI void store_block(const Compute<T>* block, Out y, Index n, Index count) {
+  using C = Compute<T>;
+  constexpr Index N = kLanes<C>, P = kPixels<C>;
+  if (count == P) {  // tails and heads that are not there cost up to a twentieth
+    auto store_rows = [&](auto tag) __attribute__((always_inline)) {
+      for (Index i = 0; i < n; ++i) {
+        const C* from = block + i * P;
+        int j = 0;
+        for (; j + 2 <= kMixVectors; j += 2) {
+          store_pair(row<T>(y, i) + j * N, load(from + j * N, Full{}),
+                     load(from + (j + 1) * N, Full{}), tag);
+        }
+        if (j < kMixVectors) store(row<T>(y, i) + j * N, load(from + j * N, Full{}), Full{});
+      }
+    };
+    if (streams<T>(y, P)) {
+      store_rows(Stream{});
+    } else {
+      store_rows(Full{});
     }
+  } else {
+    sweep_tile<1, T>(y, n, count, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
+      const C* from = block + r * P;
+      run([=](Index i, auto tag)
+              __attribute__((always_inline)) { return one(load(from + i, tag)); });
+    });
   }
 }
 
 // `kUsual`: the exponents are those of GDN as it is meant, known when this is compiled: 0.96 to
 // 0.99 of the time.
-template <class T, bool kUsual>
+template <class T, Orientation O, bool kUsual>
 bool mix_tile_of(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& tile, Out y,
                  const MixingTile<Compute<T>>& next, In x) {
   using C = Compute<T>;
   const C a = kUsual ? C(2) : f.a, p = kUsual ? C(1) : f.p, e = kUsual ? C(0.5) : f.e;
   constexpr Index N = kLanes<C>, P = kPixels<C>;
+  // Of the tile, of the next one, and of their buffers.
+  const Index rows = O == kRows ? f.channels : tile.count;
+  const Index columns = O == kRows ? tile.count : f.channels;
+  const Index next_rows = O == kRows ? f.channels : next.count;
+  const Index next_columns = O == kRows ? next.count : f.channels;
+  const Index width = O == kRows ? P : f.rows;
+  const Index blocks = (O == kRows || rows > next_rows ? rows : next_rows) + kMixRows - 1;
+  const Index down = blocks / kMixRows * kMixRows;
   if constexpr (sizeof(C) == 4) {
     const Ends none;
-    for (Index i = 0; next.count > 0 && i < P; i += N) {
-      store(next.ends + i, none.low, Full{});
-      store(next.ends + P + i, none.high, Full{});
-    }
+    if (next.count > 0) store(next.ends, none.low, Full{}), store(next.ends + N, none.high, Full{});
   }
   [[maybe_unused]] Ends d_ends[kMixVectors];
   alignas(64) C room[kMixRows * P];
-  const C* packed = f.weights;
-  for (Index i0 = 0; i0 < f.rows; i0 += kMixRows, packed += f.channels * kMixRows) {
-    if (next.count > 0) bring_rows<T>(f, a, x, i0, next);
-    if (tile.count == 0) continue;
-    mix_block<C>(packed, f.offset + i0, tile.u, f.channels, room);
-    const Index n = i0 + kMixRows < f.channels ? kMixRows : f.channels - i0;
-    for (Index i = 0; i < n; ++i) {
-      const Vec<C> gain = splat(f.gain[i0 + i]);
-      for (int j = 0; j < kMixVectors; ++j) {
-        C* d = room + i * P + j * N;
-        const Vec<C> v = load(tile.x + (i0 + i) * P + j * N, Full{}), den = load(d, Full{});
-        store(d, mixing::y<VectorMath<C>>(v, den, gain, p, e), Full{});
-        if constexpr (sizeof(C) == 4) extend<Zeros::kCount>(&d_ends[j], abs_of<float>(den));
+  // The next tile comes in as many steps as there are products.
+  const Index steps = down / kMixRows * (width / P), each = (next_rows + steps - 1) / steps;
+  Index brought = 0;
+  for (Index j0 = 0; j0 < width; j0 += P) {
+    for (Index i0 = 0; i0 < down; i0 += kMixRows) {
+      if (next.count > 0 && brought < next_rows) {
+        const Index end = brought + each < next_rows ? brought + each : next_rows;
+        ask_for_rows<T>(x, end, each, next_rows, O == kRows ? P : next_columns);
+        bring_rows<T>(a, x, brought, end, next_columns, width, next);
+        brought = end;
       }
-    }
-    const Out to{row<T>(y, i0), y.stride, y.stream};
-    if (tile.count == P) {  // tails and heads that are not there cost up to a twentieth
-      auto store_rows = [&](auto tag) __attribute__((always_inline)) {
-        for (Index i = 0; i < n; ++i) {
-          const C* from = room + i * P;
-          int j = 0;
-          for (; j + 2 <= kMixVectors; j += 2) {
-            store_pair(row<T>(to, i) + j * N, load(from + j * N, Full{}),
-                       load(from + (j + 1) * N, Full{}), tag);
-          }
-          if (j < kMixVectors) store(row<T>(to, i) + j * N, load(from + j * N, Full{}), Full{});
-        }
-      };
-      if (streams<T>(to, P)) {
-        store_rows(Stream{});
+      if (tile.count == 0 || i0 >= rows) continue;
+      const Index n = i0 + kMixRows < rows ? kMixRows : rows - i0;
+      const C* gain = f.gain + (O == kRows ? i0 : j0);
+      const C* start = f.offset + (O == kRows ? i0 : j0);
+      if constexpr (O == kRows) {
+        mix_block<C, O>(f.weights + i0 * f.channels, 0, start, tile.u, f.channels, room);
       } else {
-        store_rows(Full{});
+        mix_block<C, O>(tile.u + i0 * width, width, start, f.weights + j0 * f.channels, f.channels,
+                        room);
       }
-    } else {
-      sweep_tile<1, T>(
-          to, n, tile.count, [&]<int R>(Index r, auto run) __attribute__((always_inline)) {
-            const C* from = room + r * P;
-            run([=](Index i, auto tag)
-                    __attribute__((always_inline)) { return one(load(from + i, tag)); });
-          });
+      for (Index i = 0; i < n; ++i) {
+        for (int j = 0; j < kMixVectors; ++j) {
+          C* d = room + i * P + j * N;
+          const Vec<C> v = load(tile.x + (i0 + i) * width + j0 + j * N, Full{});
+          const Vec<C> den = load(d, Full{});
+          const Vec<C> g = O == kRows ? splat(gain[i]) : load(gain + j * N, Full{});
+          store(d, mixing::y<VectorMath<C>>(v, den, g, p, e), Full{});
+          if constexpr (sizeof(C) == 4) extend<Zeros::kCount>(&d_ends[j], abs_of<float>(den));
+        }
+      }
+      store_block<T>(room, {row<T>(y, i0) + j0, y.stride, y.stream}, n,
+                     j0 + P < columns ? P : columns - j0);
     }
   }
   if constexpr (sizeof(C) == 4) {
-    Words<float> any{};
-    for (int j = 0; tile.count > 0 && j < kMixVectors; ++j) {
-      const Ends x_ends{load(tile.ends + j * N, Full{}), load(tile.ends + P + j * N, Full{})};
-      any |= outside_range(f.range, x_ends, d_ends[j]);
-    }
-    return any_of(any);
+    if (tile.count == 0) return false;
+    const Ends x_ends{load(tile.ends, Full{}), load(tile.ends + N, Full{})};
+    for (int j = 1; j < kMixVectors; ++j) extend(&d_ends[0], d_ends[j]);
+    return any_of(outside_range(f.range, x_ends, d_ends[0]));
   } else {
     return false;
   }
 }
 
-template <class T>
+template <class T, Orientation O>
 bool mix_tile(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& tile, Out y,
               const MixingTile<Compute<T>>& next, In x) {
   const bool usual = f.a == 2 && f.p == 1 && f.e == Compute<T>(0.5);
-  return usual ? mix_tile_of<T, true>(f, tile, y, next, x)
-               : mix_tile_of<T, false>(f, tile, y, next, x);
+  return usual ? mix_tile_of<T, O, true>(f, tile, y, next, x)
+               : mix_tile_of<T, O, false>(f, tile, y, next, x);
 }
 
 template <class C>

@@ -50,6 +50,7 @@ static_assert(kXIn < kMaxOperands && kDh < kMaxOperands);
 // Divisions whose answer is mostly known beforehand: a small call would spend a fifth of its time
 // on them.
 inline Index ceil_div(Index a, Index b) { return a <= b ? Index(a > 0) : (a + b - 1) / b; }
+inline Index round_up(Index a, Index unit) { return ceil_div(a, unit) * unit; }
 struct Split {
   Index quotient, rest;
 };

@@ -71,11 +71,12 @@ cpu::MixingRange range_of(const MixingCall& call, const C* gain, const C* weight
   return range;
 }
 
-// The parameters as the kernels want them, in memory of the scope.
+// The parameters as the kernels want them, in memory of the scope, by blocks of so many rows.
 template <class C>
-cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope& scope) {
-  const Index block = mixing_kernels<C>().block, n = call.channels();
-  const Index rows = ceil_div(n, block) * block;
+cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Index block,
+                     Scope& scope) {
+  const Index n = call.channels();
+  const Index rows = round_up(n, block);
   auto per_channel = [&](const ConstTensor& t, double power) {
     C* out = scope.take_filled<C>(rows, C(1));
     if (!t) return out;
@@ -111,6 +112,12 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope&
           C(call.p),
           C(call.e),
           range_of(call, gain, w)};
+}
+
+// As kernels want them that work on channels as rows.
+template <class C>
+cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope& scope) {
+  return pack<C>(call, backward, stride, mixing_kernels<C>().block, scope);
 }
 
 // Buffers of a task, [rows][stride] and [rows][pixels].
@@ -179,7 +186,7 @@ void fill_pixels(float* to, Index stride, const bool* chosen, Index rows, float 
   }
 }
 
-// No more pixels than a tile has, in any format.
+// No more pixels than a tile has whose rows are channels, in any format.
 constexpr Index kMostPixels = 64;
 
 template <class C>
@@ -234,39 +241,79 @@ Index tiles_together(const MixingCall& call, Index most) {
   return std::clamp<Index>(tiles / tuning::kMixingTasks, 1, most);
 }
 
-// Tile by tile of a product's pixels, each of them read while the one before is mixed: the cores
-// never wait for memory alone.
+// Pixels of a tile in which they are rows: whole blocks.
 template <class C>
-void forward_in_place(const MixingCall& call, const Pixels& pixels, const Tensor& y,
-                      const Context& context) {
+Index pixels_across(const MixingCall& call) {
+  const auto& k = mixing_kernels<C>();
+  const Index row_bytes = round_up(call.channels(), k.pixels) * Index(sizeof(C));
+  const Index most = tuning::kMixingTileBytes / (4 * row_bytes);
+  const Index share = call.x.size() / (call.channels() * tuning::kMixingTasks);
+  return std::max<Index>(1, std::min(most, share) / k.block) * k.block;
+}
+
+// A tile of which something left the range of float, from its buffer to y.
+template <class C>
+void mix_again(const MixingCall& call, bool rows, const cpu::MixingTile<C>& tile, Index width,
+               const cpu::Out& y) {
+  const auto& k = mixing_kernels<C>();
+  const auto& from = cpu::kernel_set<C>(cpu::kernels(), DTypeOf<C>::value).pixels;
+  const auto& to = cpu::kernel_set<C>(cpu::kernels(), call.x.dtype()).pixels;
+  const int o = static_cast<int>(rows ? Layout::rows : Layout::columns);
+  const Index element = static_cast<Index>(size_of(call.x.dtype()));
+  Scope scope(Workspace::local());
+  const cpu::Mixture<C> f = pack<C>(call, false, k.pixels, scope);
+  const Buffers<C> b(f.rows, k.pixels, false, scope);
+  for (Index p = 0; p < tile.count; p += k.pixels) {
+    const Index n = std::min(k.pixels, tile.count - p);
+    const Index step = rows ? 1 : width, y_step = rows ? 1 : y.stride;
+    from.load[o]({tile.x + p * step, width, 0}, f.channels, n, C(1), b.x, k.pixels, b.scratch);
+    forward_tile(call, f, b);
+    char* here = static_cast<char*>(y.data) + p * y_step * element;
+    to.store[o](b.x, k.pixels, {here, y.stride, y.stream}, f.channels, n, b.scratch);
+  }
+}
+
+// Tile by tile, each of them read while the one before is mixed: the cores never wait for memory
+// alone.
+template <class C>
+void forward_in_one_loop(const MixingCall& call, const Pixels& pixels, const Tensor& y,
+                         const Context& context) {
   const auto& k = mixing_kernels<C>();
   const DType dtype = call.x.dtype();
-  const auto& kernels = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
+  const auto mix = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels.mix[pixels.orientation()];
   const int threads = threads_of(pixels, context);
   explain(call.op, pixels.plan(), threads);
   Scope scope(Workspace::local());
-  const cpu::Mixture<C> f = pack<C>(call, false, k.pixels, scope);
-  const Index element = static_cast<Index>(size_of(dtype));
-  const Schedule schedule{pixels.tiles(),
-                          std::max<Index>(1, tuning::kUnitBytes / (pixels.scratch() * element))};
+  const cpu::Mixture<C> f =
+      pack<C>(call, false, k.pixels, pixels.rows() ? k.block : k.pixels, scope);
+  const Index element = static_cast<Index>(size_of(dtype)), tile_bytes = pixels.scratch() * element;
+  const Schedule schedule{pixels.tiles(), std::max<Index>(1, tuning::kUnitBytes / tile_bytes)};
+  const Index width = pixels.rows() ? k.pixels : f.rows;
+  const Index size = width * (pixels.rows() ? f.rows : round_up(pixels.most(), k.block));
   cpu::parallel_for(schedule.tasks(), threads, deal(pixels), [&](Index i) {
     Scope task_scope(Workspace::local());
-    const Buffers<C> b(f.rows, k.pixels, false, task_scope),
-        other(f.rows, k.pixels, false, task_scope);
-    C* ends = task_scope.take<C>(4 * k.pixels);
-    cpu::MixingTile<C> now{0, b.x, b.u, ends}, next{0, other.x, other.u, ends + 2 * k.pixels};
+    auto take = [&] {
+      C *x = task_scope.take<C>(size), *u = task_scope.take<C>(size);
+      return cpu::MixingTile<C>{0, x, u, task_scope.take<C>(2 * k.lanes)};
+    };
+    cpu::MixingTile<C> now = take(), next = take();
+    void* x_scratch = task_scope.take<char>(tile_bytes);
+    void* y_scratch = task_scope.take<char>(tile_bytes);
     Pixels::Tile at{};
     const Task task = schedule[i];
     for (Index j = task.first; j <= task.last; ++j) {
       cpu::RunningCall::check();  // of thousands of channels a task takes seconds
       const Pixels::Tile coming = j < task.last ? pixels.tile(j) : Pixels::Tile{at.first, 0};
       next.count = coming.count;
-      const cpu::Out out = pixels.out(kY, y.data(), dtype, at, nullptr);
-      const cpu::In in = pixels.in(kX, call.x.data(), dtype, coming, nullptr);
-      if (kernels.mix(f, now, out, next, in)) {
-        forward_tile(call, f, Buffers<C>(now.x, nullptr, now.u, b.d, b.scratch));
-        kernels.store[cpu::kRows](now.x, k.pixels, out, f.channels, now.count, b.scratch);
+      if (!pixels.rows()) {  // what a last block has no pixels for is multiplied as well
+        const Index missing = round_up(next.count, k.block) - next.count;
+        std::fill_n(next.u + next.count * width, missing * width, C(1));
       }
+      const cpu::Out out = pixels.out(kY, y.data(), dtype, at, y_scratch);
+      const cpu::In in =
+          coming.count > 0 ? pixels.in(kX, call.x.data(), dtype, coming, x_scratch) : cpu::In{};
+      if (mix(f, now, out, next, in)) mix_again(call, pixels.rows(), now, width, out);
+      if (at.count > 0) pixels.commit(kY, y.data(), dtype, at, out);
       std::swap(now, next);
       at = coming;
     }
@@ -279,13 +326,14 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
   const ConstTensor y_view = y;
   const DType dtype = call.x.dtype();
   {
-    Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, /*together=*/1);
-    if (pixels.rows_in_place(2) && pixels.begin_on_lines(kY, y.data(), dtype)) {
-      return forward_in_place<C>(call, pixels, y, context);
-    }
+    Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, pixels_across<C>(call));
+    const bool in_one_loop =
+        pixels.rows() ? pixels.rows_in_place(2) && pixels.begin_on_lines(kY, y.data(), dtype)
+                      : 3 * round_up(call.channels(), k.pixels) <= 4 * call.channels();
+    if (in_one_loop) return forward_in_one_loop<C>(call, pixels, y, context);
   }
-  const Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels,
-                      tiles_together<C>(call, tuning::kMixingTilesForward));
+  const Pixels pixels({&call.x, &y_view}, call.channel_axis,
+                      k.pixels * tiles_together<C>(call, tuning::kMixingTilesForward), k.pixels);
   const Index stride = pixels.most();
   const auto& transfer = cpu::kernel_set<C>(cpu::kernels(), dtype).pixels;
   const int o = pixels.orientation(), threads = threads_of(pixels, context);
@@ -337,12 +385,12 @@ void move_products(const cpu::Mixture<C>& f, Index first, Index last, C* from, d
 template <class C>
 Index products_size(const cpu::Mixture<C>& f) {
   const Index pixels = mixing_kernels<C>().pixels;
-  return f.rows * ceil_div(f.rows, pixels) * pixels;
+  return f.rows * round_up(f.rows, pixels);
 }
 template <class C>
 Index turned_size(const cpu::Mixture<C>& f) {
   const Index pixels = mixing_kernels<C>().pixels;
-  return (f.rows + ceil_div(f.rows, pixels) * pixels) * pixels;
+  return (f.rows + round_up(f.rows, pixels)) * pixels;
 }
 
 // What the gradients of the parameters are summed in over a run of tiles: numbers of the compute
@@ -522,7 +570,7 @@ void backward_in_waves(const MixingCall& call, const ConstTensor& dy, const Tens
                        const MixingGradients& gradients, const Context& context) {
   const auto& k = mixing_kernels<C>();
   const ConstTensor dx_view = dx;
-  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels, /*together=*/1);
+  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels, k.pixels);
   const int threads = threads_of(pixels, context);
   explain(call.op, pixels.plan(), threads);
   const Index n = call.channels(), flush = tiles_until_flush(k.pixels);
@@ -576,8 +624,8 @@ void backward(const MixingCall& call, const ConstTensor& dy, const Tensor& dx,
               const MixingGradients& gradients, const Context& context) {
   const auto& k = mixing_kernels<C>();
   const ConstTensor dx_view = dx;
-  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis, k.pixels,
-                      tiles_together<C>(call, tuning::kMixingTilesBackward));
+  const Pixels pixels({&call.x, &dy, &dx_view}, call.channel_axis,
+                      k.pixels * tiles_together<C>(call, tuning::kMixingTilesBackward), k.pixels);
   const Index stride = pixels.most();
   const Index n = call.channels();
   // The sums of all runs together are kept far smaller than the tensor.

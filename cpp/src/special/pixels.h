@@ -18,10 +18,10 @@ class Pixels {
     Index first, count;
   };
 
-  // Operands are of x's shape, x first. A tile has at most `width` pixels, or `together` times as
-  // many where they lie along the rows of memory, which are better read in longer runs.
-  Pixels(std::initializer_list<const ConstTensor*> operands, int channel_axis, Index width,
-         Index together) {
+  // Operands are of x's shape, x first. A tile has at most `along` pixels where they lie along the
+  // rows of memory, and `across` where they are such rows.
+  Pixels(std::initializer_list<const ConstTensor*> operands, int channel_axis, Index along,
+         Index across) {
     const ConstTensor& x = **operands.begin();
     Role roles[kMaxDims];
     std::fill_n(roles, x.ndim(), Role::space);
@@ -30,7 +30,7 @@ class Pixels {
     request.set_operands(operands);
     make_plan(request, &plan_);
     run_ = plan_.space_dims > 0 ? plan_.space_sizes[plan_.space_dims - 1] : 1;
-    most_ = rows() ? width * together : width;
+    most_ = rows() ? along : across;
     // Short runs are taken together: a tile of few pixels is no less work than a full one.
     const bool by_run = run_ >= 4 * most_ || run_ % most_ == 0;
     if (!by_run) run_ = plan_.count;
