@@ -179,10 +179,14 @@ def test_rows_in_place_are_as_gathered_ones(rng, method, options, dtype, offset,
 
 @each_case
 @each_dtype
-@pytest.mark.parametrize("channels", [(1, 24), (24, 200)], ids=["few", "many"])
-def test_channels_last_is_as_channels_first(rng, method, options, dtype, channels, isa):
+@pytest.mark.parametrize(
+    "channels, pixels",
+    [((1, 24), (1, 300)), ((24, 200), (1, 300)), ((24, 64), (1500, 3000))],
+    ids=["few channels", "many channels", "many pixels"],
+)
+def test_channels_last_is_as_channels_first(rng, method, options, dtype, channels, pixels, isa):
     """The same sums in the same order; of some pixels what is squared leaves float."""
-    channels, pixels = int(rng.integers(*channels)), int(rng.integers(1, 300))
+    channels, pixels = int(rng.integers(*channels)), int(rng.integers(*pixels))
     x, _, own = make(rng, method, (2, channels, pixels), dtype)
     if dtype in (np.float32, bfloat16):
         odd = rng.random((2, 1, pixels)) < 0.02
@@ -198,10 +202,25 @@ def test_channels_last_is_as_channels_first(rng, method, options, dtype, channel
     guarded = GuardedOut(last)
     run(gaps[..., :channels], out=guarded.view)
     assert bits(guarded.view) == bits(want) and guarded.guards_intact()
+    rows = run(np.concatenate([last, last], 1)[:, 1 : pixels + 1])  # runs with gaps between
+    assert bits(rows[:, :-1]) == bits(want[:, 1:])
     for offset in (0, 16):
         y = at_offset(last, offset)
         run(y, out=y)
         assert bits(y) == bits(want)
+
+
+@each_method
+@pytest.mark.parametrize("channels", [48, 96, 100])
+@pytest.mark.parametrize("offset", [0, 16])
+def test_streamed_channels_last(rng, method, options, channels, offset, isa):
+    """So many pixels that y is stored past the caches."""
+    x, _, own = make(rng, method, (1, channels, 4_000_000 // channels), np.float32)
+    want = np.moveaxis(getattr(nc, method)(x, **own, **options), 1, -1)
+    last = at_offset(np.ascontiguousarray(np.moveaxis(x, 1, -1)), offset)
+    y = at_offset(np.full_like(last, np.nan), offset)
+    getattr(nc, method)(last, **own, **{**options, "channel_axis": -1}, out=y)
+    assert bits(y) == bits(want)
 
 
 @each_method

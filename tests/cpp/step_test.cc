@@ -51,7 +51,7 @@ std::vector<double> gradient(const Elements& e, double weight, bool by_element) 
   if (by_element) {
     share = Share::by_element<kRaw>(d[0].var, dy_1, stats[0], f.a);
   } else {
-    share.add<kRaw>(d[0], stats[0].mean, 1 / stats[0].count);
+    share.add<kRaw>(d[0], stats[0]);
   }
   std::vector<double> dx;
   for (std::size_t i = 0; i < e.x.size(); ++i) {

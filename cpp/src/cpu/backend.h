@@ -43,7 +43,7 @@ class Backend {
   int threads() const { return threads_; }
   static Workspace& workspace() { return Workspace::local(); }
 
-  // f(task) for every task, with `backwards` from the last one on.
+  // f(task) for every task, with `backwards` from the last one on where that pays.
   template <class F>
   void parallel(Index tasks, F&& f, bool backwards = false) const {
     // Neighbouring strips of columns share a cache line in every row: two threads that go down them
@@ -628,7 +628,8 @@ class Backend {
   }
   // Whether the runs of a block are far apart: planes of the same channels of all samples.
   bool across_samples() const { return rows() && plan_.extent == Extent::column; }
-  // While a block in cache is applied, the next one is on its way.
+  // While a block in cache is applied, the next one is on its way; past the caches, the rows
+  // further down.
   In with_prefetch(int operand, In tile) const {
     const Access& a = plan_.access[operand];
     if (!plan_.fused) return next_columns_ ? with_what_follows(operand, tile) : tile;
@@ -653,7 +654,8 @@ class Backend {
            plan.bytes >= tuning::kAskBytes;
   }
   // Of planes of channels this pays where 16 bits are converted, up to a third. Where memory is all
-  // that a core waits for it would take up to 1.3 of the time, but for short runs far apart.
+  // that a core waits for it would take up to 1.3 of the time, but for short runs far apart;
+  // columns 0.95 to 1.07.
   bool grad_asks() const {
     return plan_.affinity == Affinity::element || tiles_.element_bytes() < Index(sizeof(C)) ||
            (across_samples() && plan_.count * tiles_.element_bytes() < tuning::kPage);

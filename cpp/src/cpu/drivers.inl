@@ -345,7 +345,8 @@ SI bool share_places(In x) {
 // Calls f.template operator()<R, J, kRolled>(r, i, tag) for R rows and J vectors of columns from i
 // on: many vectors where rows are short or the caller wants them `together`, as one vector of each
 // row at a time would be more streams than a core follows, or evict its own lines. Rows are then
-// taken in a loop (kRolled): to find the addresses of all would be as much work as what they hold.
+// taken in a loop (kRolled), and so is what is left of a row: to find the addresses of all would be
+// as much work as what they hold.
 template <class C, class F>
 SI void row_groups(bool together, Index rows, Index cols, F f) {
   constexpr Index N = kLanes<C>;

@@ -149,7 +149,8 @@ struct PixelKernels {
   void (*store[2])(const C* buffer, Index stride, Out y, Index channels, Index pixels, C* scratch);
   // In one loop y of a tile, and `next`, which is read from x: products are enough to wait for
   // both. True where something of y left the range: it is to be done again. Of pixels that are rows
-  // the buffers have room for whole blocks of them.
+  // the buffers have room for whole blocks of them, and u of those that are missing is to be
+  // filled.
   bool (*mix[2])(const Mixture<C>& f, const MixingTile<C>& tile, Out y, const MixingTile<C>& next,
                  In x);
 };

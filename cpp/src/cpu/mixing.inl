@@ -1,7 +1,9 @@
 // Channel mixing, y_i = g_i sgn(x_i) |x_i|^p D_i^(-e) of every pixel, with
-// D_i = b_i + sum_j W_ij |x_j|^a over its channels. All of it happens in buffers [rows][P] of the
-// compute type: P pixels side by side, a row for every channel, and more of them up to a multiple
-// of kMixRows. A matrix product keeps kMixRows x P sums in registers.
+// D_i = b_i + sum_j W_ij |x_j|^a over its channels. It happens in buffers [rows][P] of the compute
+// type: P pixels side by side, a row for every channel, and more of them up to a multiple of
+// kMixRows. Forward of pixels that are rows in memory leaves them rows: a row for every pixel, its
+// channels side by side, up to a multiple of P. A matrix product keeps kMixRows x P sums in
+// registers.
 #pragma once
 
 #include "arrays.inl"
@@ -403,7 +405,9 @@ SI void store_block(const Compute<T>* block, Out y, Index n, Index count) {
         if (j < kMixVectors) store(row<T>(y, i) + j * N, load(from + j * N, Full{}), Full{});
       }
     };
-    if (streams<T>(y, P)) {
+    // Of half a line the other half would come later, and write all of it again.
+    constexpr bool kLines = P * Index(sizeof(T)) % 64 == 0;
+    if (kLines && streams<T>(y, P)) {
       store_rows(Stream{});
     } else {
       store_rows(Full{});
@@ -431,11 +435,14 @@ bool mix_tile_of(const Mixture<Compute<T>>& f, const MixingTile<Compute<T>>& til
   const Index next_rows = O == kRows ? f.channels : next.count;
   const Index next_columns = O == kRows ? next.count : f.channels;
   const Index width = O == kRows ? P : f.rows;
-  const Index blocks = (O == kRows || rows > next_rows ? rows : next_rows) + kMixRows - 1;
-  const Index down = blocks / kMixRows * kMixRows;
+  const Index most = rows > next_rows ? rows : next_rows;
+  const Index down = (most + kMixRows - 1) / kMixRows * kMixRows;
   if constexpr (sizeof(C) == 4) {
     const Ends none;
-    if (next.count > 0) store(next.ends, none.low, Full{}), store(next.ends + N, none.high, Full{});
+    if (next.count > 0) {
+      store(next.ends, none.low, Full{});
+      store(next.ends + N, none.high, Full{});
+    }
   }
   [[maybe_unused]] Ends d_ends[kMixVectors];
   alignas(64) C room[kMixRows * P];

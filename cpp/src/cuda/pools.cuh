@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(512)
   Method::pullback(stats, params, pools.channel(entry, 0),
                    coefficient_gradient(w, double(sums[0]), double(sums[1]), unit), ds, none);
   Share share;
-  share.add<Method::raw>(ds[0], stats[0].mean, 1 / stats[0].count);
+  share.add<Method::raw>(ds[0], stats[0]);
   const bool zero = is_always_zero<Method>(stats[0].count);
   const C q = zero ? C(0) : C(share.q * inverse_of_unit(unit)), r = zero ? C(0) : C(share.r);
 #pragma unroll

@@ -65,7 +65,8 @@ struct Units {
 };
 
 // Within a fused block everything runs on one thread; otherwise the one block is spread over them.
-// A second sweep goes backwards: it begins where the first one ended, which is still in cache.
+// A second sweep goes backwards: it begins where the first one ended, which is still in cache; if
+// it is not, a backend may go forwards.
 template <class Backend, class F>
 void for_units(const Backend& be, Index units, F&& f, bool backwards = false) {
   if (be.plan().fused) {

@@ -80,6 +80,10 @@ struct Share {
     q += share;
     if (!kRaw) r += d.mean * part - share * mean;
   }
+  template <bool kRaw>
+  NORMCORE_HD void add(const StatsGrad& d, const Stats& pool) {
+    add<kRaw>(d, pool.mean, 1 / pool.count);
+  }
   // With weights by element. Moving all of x moves no y, so that dx has the mean 0: r is that of
   // weight * dy, exactly where all of them are equal, and of what u lacks to one.
   template <bool kRaw>

@@ -117,7 +117,7 @@ inline constexpr Index kMixingWave = 16;
 inline constexpr Index kMixingTilesForward = 8;
 inline constexpr Index kMixingTilesBackward = 4;
 inline constexpr Index kMixingTasks = 32;  // but only where so many are left
-// Buffers of two tiles whose pixels are rows: the more of these, the longer W stays where it is.
+// x and u of two tiles whose pixels are rows: the more of these, the longer W stays where it is.
 inline constexpr Index kMixingTileBytes = Index(1) << 18;
 
 // A block of a matrix from which both products are taken while a core's own cache holds it.

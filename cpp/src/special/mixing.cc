@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -124,8 +125,6 @@ cpu::Mixture<C> pack(const MixingCall& call, bool backward, Index stride, Scope&
 template <class C>
 struct Buffers {
   C *x, *dy, *u, *d, *scratch;
-  Buffers(C* x_, C* dy_, C* u_, C* d_, C* scratch_)
-      : x(x_), dy(dy_), u(u_), d(d_), scratch(scratch_) {}
   Buffers(Index rows, Index stride, bool backward, Scope& scope) {
     const Index n = rows * mixing_kernels<C>().pixels;
     x = scope.take_filled<C>(rows * stride, C(1));
@@ -251,17 +250,17 @@ Index pixels_across(const MixingCall& call) {
   return std::max<Index>(1, std::min(most, share) / k.block) * k.block;
 }
 
-// A tile of which something left the range of float, from its buffer to y.
+// A tile of which something left the range of float, from its buffer to y; f as forward_tile wants
+// it.
 template <class C>
-void mix_again(const MixingCall& call, bool rows, const cpu::MixingTile<C>& tile, Index width,
-               const cpu::Out& y) {
+void mix_again(const MixingCall& call, const cpu::Mixture<C>& f, bool rows,
+               const cpu::MixingTile<C>& tile, Index width, const cpu::Out& y) {
   const auto& k = mixing_kernels<C>();
   const auto& from = cpu::kernel_set<C>(cpu::kernels(), DTypeOf<C>::value).pixels;
   const auto& to = cpu::kernel_set<C>(cpu::kernels(), call.x.dtype()).pixels;
   const int o = static_cast<int>(rows ? Layout::rows : Layout::columns);
   const Index element = static_cast<Index>(size_of(call.x.dtype()));
   Scope scope(Workspace::local());
-  const cpu::Mixture<C> f = pack<C>(call, false, k.pixels, scope);
   const Buffers<C> b(f.rows, k.pixels, false, scope);
   for (Index p = 0; p < tile.count; p += k.pixels) {
     const Index n = std::min(k.pixels, tile.count - p);
@@ -273,8 +272,8 @@ void mix_again(const MixingCall& call, bool rows, const cpu::MixingTile<C>& tile
   }
 }
 
-// Tile by tile, each of them read while the one before is mixed: the cores never wait for memory
-// alone.
+// Tile by tile, each of them read while the one before is mixed: the cores do not wait for memory
+// alone, but where a tile has to be gathered.
 template <class C>
 void forward_in_one_loop(const MixingCall& call, const Pixels& pixels, const Tensor& y,
                          const Context& context) {
@@ -299,6 +298,8 @@ void forward_in_one_loop(const MixingCall& call, const Pixels& pixels, const Ten
     cpu::MixingTile<C> now = take(), next = take();
     void* x_scratch = task_scope.take<char>(tile_bytes);
     void* y_scratch = task_scope.take<char>(tile_bytes);
+    std::optional<cpu::Mixture<C>> by_rows;  // packed once, where it is wanted
+    if (pixels.rows()) by_rows = f;
     Pixels::Tile at{};
     const Task task = schedule[i];
     for (Index j = task.first; j <= task.last; ++j) {
@@ -312,7 +313,10 @@ void forward_in_one_loop(const MixingCall& call, const Pixels& pixels, const Ten
       const cpu::Out out = pixels.out(kY, y.data(), dtype, at, y_scratch);
       const cpu::In in =
           coming.count > 0 ? pixels.in(kX, call.x.data(), dtype, coming, x_scratch) : cpu::In{};
-      if (mix(f, now, out, next, in)) mix_again(call, pixels.rows(), now, width, out);
+      if (mix(f, now, out, next, in)) {
+        if (!by_rows) by_rows = pack<C>(call, false, k.pixels, task_scope);
+        mix_again(call, *by_rows, pixels.rows(), now, width, out);
+      }
       if (at.count > 0) pixels.commit(kY, y.data(), dtype, at, out);
       std::swap(now, next);
       at = coming;
@@ -326,7 +330,7 @@ void forward(const MixingCall& call, const Tensor& y, const Context& context) {
   const ConstTensor y_view = y;
   const DType dtype = call.x.dtype();
   {
-    Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, pixels_across<C>(call));
+    Pixels pixels({&call.x, &y_view}, call.channel_axis, k.pixels, pixels_across<C>(call), k.block);
     const bool in_one_loop =
         pixels.rows() ? pixels.rows_in_place(2) && pixels.begin_on_lines(kY, y.data(), dtype)
                       : 3 * round_up(call.channels(), k.pixels) <= 4 * call.channels();

@@ -19,9 +19,10 @@ class Pixels {
   };
 
   // Operands are of x's shape, x first. A tile has at most `along` pixels where they lie along the
-  // rows of memory, and `across` where they are such rows.
+  // rows of memory, and `across` where they are such rows; less of these by `unit`, if it is given,
+  // where runs are short.
   Pixels(std::initializer_list<const ConstTensor*> operands, int channel_axis, Index along,
-         Index across) {
+         Index across, Index unit = 0) {
     const ConstTensor& x = **operands.begin();
     Role roles[kMaxDims];
     std::fill_n(roles, x.ndim(), Role::space);
@@ -31,8 +32,12 @@ class Pixels {
     make_plan(request, &plan_);
     run_ = plan_.space_dims > 0 ? plan_.space_sizes[plan_.space_dims - 1] : 1;
     most_ = rows() ? along : across;
+    auto divides = [&](Index n) { return run_ >= 4 * n || run_ % n == 0; };
+    Index less = most_;
+    while (unit > 0 && !rows() && less > unit && !divides(less)) less -= unit;
+    if (divides(less)) most_ = less;
     // Short runs are taken together: a tile of few pixels is no less work than a full one.
-    const bool by_run = run_ >= 4 * most_ || run_ % most_ == 0;
+    const bool by_run = divides(most_);
     if (!by_run) run_ = plan_.count;
     in_memory_ = by_run || plan_.space_dims <= 1;
     tiles_per_run_ = (run_ + most_ - 1) / most_;
