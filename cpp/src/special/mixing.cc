@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <type_traits>
@@ -272,6 +273,14 @@ void mix_again(const MixingCall& call, const cpu::Mixture<C>& f, bool rows,
   }
 }
 
+// Whether a tile of y whose pixels are rows is stored past the caches as a whole: without a gap
+// between these, and with blocks of channels that do not begin on lines.
+bool streams_by_room(const cpu::Out& y, Index row_bytes, Index channels) {
+  const auto address = reinterpret_cast<std::uintptr_t>(y.data);
+  const bool lines = (address | static_cast<std::uintptr_t>(row_bytes)) % 64 == 0;
+  return y.stream && y.stride == channels && !lines && address % sizeof(float) == 0;
+}
+
 // Tile by tile, each of them read while the one before is mixed: the cores do not wait for memory
 // alone, but where a tile has to be gathered.
 template <class C>
@@ -310,14 +319,22 @@ void forward_in_one_loop(const MixingCall& call, const Pixels& pixels, const Ten
         const Index missing = round_up(next.count, k.block) - next.count;
         std::fill_n(next.u + next.count * width, missing * width, C(1));
       }
-      const cpu::Out out = pixels.out(kY, y.data(), dtype, at, y_scratch);
+      const cpu::Out tile = pixels.out(kY, y.data(), dtype, at, y_scratch);
+      const bool by_room =
+          !pixels.rows() && streams_by_room(tile, f.channels * element, f.channels);
+      const cpu::Out out = by_room ? cpu::Out{y_scratch, tile.stride, false} : tile;
       const cpu::In in =
           coming.count > 0 ? pixels.in(kX, call.x.data(), dtype, coming, x_scratch) : cpu::In{};
       if (mix(f, now, out, next, in)) {
         if (!by_rows) by_rows = pack<C>(call, false, k.pixels, task_scope);
         mix_again(call, *by_rows, pixels.rows(), now, width, out);
       }
-      if (at.count > 0) pixels.commit(kY, y.data(), dtype, at, out);
+      if (by_room) {
+        const auto bytes = static_cast<std::size_t>(at.count * f.channels * element);
+        cpu::kernels().copy(y_scratch, tile.data, bytes, /*stream=*/true);
+      } else if (at.count > 0) {
+        pixels.commit(kY, y.data(), dtype, at, out);
+      }
       std::swap(now, next);
       at = coming;
     }
