@@ -372,6 +372,7 @@ SI void row_groups(bool together, Index rows, Index cols, F f) {
     if (i < cols) f.template operator()<R, 1, true>(r, i, Part{int(cols - i)});
   });
 }
+// f(k) for R rows, in a loop that stays one if kRolled.
 template <int R, bool kRolled, class F>
 SI void each_row(F f) {
   if constexpr (kRolled) {

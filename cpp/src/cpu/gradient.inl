@@ -153,36 +153,33 @@ SI void sums_cols(In dy, In x, Index rows, Index cols, Centering<Compute<T>> f,
     const T* xp = row<T>(x, 0) + j0;
     const T* dyp = row<T>(dy, 0) + j0;
     for (Index j = 0; j < n; ++j) products[j] = sums[j] = 0;
+    auto group = [&]<int R, int J, bool kRolled>(Index r, Index first,
+                                                 auto tag) __attribute__((always_inline)) {
+      Vec<C> products_of[J] = {}, sums_of[J] = {};  // of these rows alone, as in moments
+      const T* xr = xp + r * x.stride + first;
+      const T* dyr = dyp + r * dy.stride + first;
+      each_row<R, kRolled>([&](int k) __attribute__((always_inline)) {
+        for (int j = 0; j < J; ++j) {
+          const Index i = j * kLanes<C>;
+          if (x.ahead != 0) prefetch(xr + i + x.ahead), prefetch(dyr + i + dy.ahead);
+          Vec<C> g = load(dyr + i, tag);
+          if constexpr (kWeighted) g *= splat(weight[r + k]);
+          const Vec<C> center = load(f.center + j0 + first + i, tag);
+          const Vec<C> u = (load(xr + i, tag) - center) * load(f.unit + j0 + first + i, tag);
+          products_of[j] = fma<C>(g, u, products_of[j]);
+          sums_of[j] += g;
+        }
+        xr += x.stride;
+        dyr += dy.stride;
+      });
+      for (int j = 0; j < J; ++j) {
+        const Index i = first + j * kLanes<C>;
+        store(products + i, load(products + i, tag) + products_of[j], tag);
+        store(sums + i, load(sums + i, tag) + sums_of[j], tag);
+      }
+    };
     // Without a gap: backward channels-last 256 channels 0.92 to 0.97. (Moments 1.0 to 1.03.)
-    row_groups<C>(share_places<T>(x) || x.stride == cols, rows, n,
-                  [&]<int R, int J, bool kRolled>(Index r, Index first, auto tag)
-                      __attribute__((always_inline)) {
-                        Vec<C> products_of[J] = {},
-                               sums_of[J] = {};  // of these rows alone, as in moments
-                        const T* xr = xp + r * x.stride + first;
-                        const T* dyr = dyp + r * dy.stride + first;
-                        each_row<R, kRolled>([&](int k) __attribute__((always_inline)) {
-                          for (int j = 0; j < J; ++j) {
-                            const Index i = j * kLanes<C>;
-                            if (x.ahead != 0)
-                              prefetch(xr + i + x.ahead), prefetch(dyr + i + dy.ahead);
-                            Vec<C> g = load(dyr + i, tag);
-                            if constexpr (kWeighted) g *= splat(weight[r + k]);
-                            const Vec<C> center = load(f.center + j0 + first + i, tag);
-                            const Vec<C> u =
-                                (load(xr + i, tag) - center) * load(f.unit + j0 + first + i, tag);
-                            products_of[j] = fma<C>(g, u, products_of[j]);
-                            sums_of[j] += g;
-                          }
-                          xr += x.stride;
-                          dyr += dy.stride;
-                        });
-                        for (int j = 0; j < J; ++j) {
-                          const Index i = first + j * kLanes<C>;
-                          store(products + i, load(products + i, tag) + products_of[j], tag);
-                          store(sums + i, load(sums + i, tag) + sums_of[j], tag);
-                        }
-                      });
+    row_groups<C>(share_places<T>(x) || x.stride == cols, rows, n, group);
     for (Index j = 0; j < n; ++j) {
       dy_u[j0 + j] = double(products[j]);
       dy_1[j0 + j] = double(sums[j]);

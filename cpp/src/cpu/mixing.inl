@@ -110,38 +110,37 @@ void store_pixels(const Compute<T>* buffer, Index stride, Out y, Index channels,
 
 // ---- matrix products
 
-// sum += a b: a[k][i] for kMixRows rows i, b[k][p] for P columns.
-template <class C>
-SI void multiply_block(const C* a, const C* b, Index depth, Vec<C> (&sum)[kMixRows][kMixVectors]) {
+// sum += a b, for a(k, i) of kMixRows rows i, and b[k][p] of P columns.
+template <class C, class A>
+SI void multiply_block(A a, const C* b, Index depth, Vec<C> (&sum)[kMixRows][kMixVectors]) {
   constexpr Index N = kLanes<C>, P = kPixels<C>;
-  for (Index k = 0; k < depth; ++k, a += kMixRows, b += P) {
-    Vec<C> v[kMixVectors];
-    for (int j = 0; j < kMixVectors; ++j) v[j] = load(b + j * N, Full{});
-    for (int i = 0; i < kMixRows; ++i) {
-      const Vec<C> w = splat(a[i]);
-      for (int j = 0; j < kMixVectors; ++j) sum[i][j] = fma<C>(w, v[j], sum[i][j]);
-    }
-  }
-}
-// The same of a[i][k], rows that are `stride` apart: of three rows two are a multiple of it behind
-// the first, so that a pointer for each three is enough.
-template <class C>
-SI void multiply_rows(const C* a, Index stride, const C* b, Index depth,
-                      Vec<C> (&sum)[kMixRows][kMixVectors]) {
-  constexpr Index N = kLanes<C>, P = kPixels<C>;
-  constexpr int kPointers = (kMixRows + 2) / 3;
-  const C* at[kPointers];
-  for (int i = 0; i < kPointers; ++i) at[i] = a + 3 * i * stride;
   for (Index k = 0; k < depth; ++k, b += P) {
     Vec<C> v[kMixVectors];
     for (int j = 0; j < kMixVectors; ++j) v[j] = load(b + j * N, Full{});
     for (int i = 0; i < kMixRows; ++i) {
-      const Vec<C> w = splat(at[i / 3][i % 3 * stride]);
+      const Vec<C> w = splat(a(k, i));
       for (int j = 0; j < kMixVectors; ++j) sum[i][j] = fma<C>(w, v[j], sum[i][j]);
     }
-    for (int i = 0; i < kPointers; ++i) ++at[i];
   }
 }
+// a[k][i], packed.
+template <class C>
+SI auto packed_rows(const C* a) {
+  return [=](Index k, int i) __attribute__((always_inline)) { return a[k * kMixRows + i]; };
+}
+// a[i][k], in rows that are `stride` apart: of three of them two are a multiple of it behind the
+// first, so that a pointer for each three is enough.
+template <class C>
+SI auto rows_apart(const C* a, Index stride) {
+  constexpr int kPointers = (kMixRows + 2) / 3;
+  struct {
+    const C* of_three[kPointers];
+  } at;
+  for (int i = 0; i < kPointers; ++i) at.of_three[i] = a + 3 * i * stride;
+  return [=](Index k, int i)
+             __attribute__((always_inline)) { return at.of_three[i / 3][i % 3 * stride + k]; };
+}
+
 // A block of D, out [kMixRows][P]. Of channels that are rows W is a, packed, and u is b; of pixels
 // that are rows u is a, its rows `stride` apart, and W is b. Not inlined: all registers are for the
 // sums, and compilers would keep what surrounds a product in some.
@@ -156,9 +155,9 @@ template <class C, Orientation O>
     }
   }
   if constexpr (O == kRows) {
-    multiply_block<C>(a, b, depth, sum);
+    multiply_block<C>(packed_rows(a), b, depth, sum);
   } else {
-    multiply_rows<C>(a, stride, b, depth, sum);
+    multiply_block<C>(rows_apart(a, stride), b, depth, sum);
   }
   for (int i = 0; i < kMixRows; ++i) {
     for (int j = 0; j < kMixVectors; ++j) store(out + i * P + j * N, sum[i][j], Full{});
@@ -205,7 +204,7 @@ void outer_product(const C* turned, Index rows, Index first, Index last, C* dw) 
       for (int r = 0; r < kMixRows; ++r) {
         for (int v = 0; v < kMixVectors; ++v) sum[r][v] = load(dw + r * P + v * N, Full{});
       }
-      multiply_block<C>(left + i * P, right + j * (P * P), P, sum);
+      multiply_block<C>(packed_rows(left + i * P), right + j * (P * P), P, sum);
       for (int r = 0; r < kMixRows; ++r) {
         for (int v = 0; v < kMixVectors; ++v) store(dw + r * P + v * N, sum[r][v], Full{});
       }

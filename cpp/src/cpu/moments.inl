@@ -275,32 +275,31 @@ SI void moments_cols_impl(In x, Index rows, Index cols, double* mean, double* m2
       const C inverse = C(1) / C(sample);
       for (Index j = 0; j < n; ++j) center[j] *= inverse;
     }
-    row_groups<C>(share_places<T>(x), rows, n,
-                  [&]<int R, int J, bool kRolled>(Index r, Index first, auto tag)
-                      __attribute__((always_inline)) {
-                        // Of these rows alone: fewer roundings at the size of the whole sums.
-                        Vec<C> s[J] = {}, q[J] = {};
-                        const T* xr = p + r * x.stride;
-                        each_row<R, kRolled>([&](int) __attribute__((always_inline)) {
-                          for (int j = 0; j < J; ++j) {
-                            const Index i = first + j * kLanes<C>;
-                            const T* at = xr + i;
-                            if (x.ahead != 0) prefetch(at + x.ahead);
-                            Vec<C> d = load(at, tag);
-                            if constexpr (kCentred) {
-                              d -= load(center + i, tag);
-                              s[j] += d;
-                            }
-                            q[j] = fma<C>(d, d, q[j]);
-                          }
-                          xr += x.stride;
-                        });
-                        for (int j = 0; j < J; ++j) {
-                          const Index i = first + j * kLanes<C>;
-                          if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s[j], tag);
-                          store(squares + i, load(squares + i, tag) + q[j], tag);
-                        }
-                      });
+    auto group = [&]<int R, int J, bool kRolled>(Index r, Index first, auto tag)
+                     __attribute__((always_inline)) {
+                       // Of these rows alone: fewer roundings at the size of the whole sums.
+                       Vec<C> s[J] = {}, q[J] = {};
+                       const T* xr = p + r * x.stride;
+                       each_row<R, kRolled>([&](int) __attribute__((always_inline)) {
+                         for (int j = 0; j < J; ++j) {
+                           const Index i = first + j * kLanes<C>;
+                           if (x.ahead != 0) prefetch(xr + i + x.ahead);
+                           Vec<C> d = load(xr + i, tag);
+                           if constexpr (kCentred) {
+                             d -= load(center + i, tag);
+                             s[j] += d;
+                           }
+                           q[j] = fma<C>(d, d, q[j]);
+                         }
+                         xr += x.stride;
+                       });
+                       for (int j = 0; j < J; ++j) {
+                         const Index i = first + j * kLanes<C>;
+                         if constexpr (kCentred) store(rest + i, load(rest + i, tag) + s[j], tag);
+                         store(squares + i, load(squares + i, tag) + q[j], tag);
+                       }
+                     };
+    row_groups<C>(share_places<T>(x), rows, n, group);
     // Constant columns are common: channels that died, padding of zeros.
     bool done = true;
     Index tested = 0;

@@ -254,18 +254,18 @@ Index pixels_across(const MixingCall& call) {
 // A tile of which something left the range of float, from its buffer to y; f as forward_tile wants
 // it.
 template <class C>
-void mix_again(const MixingCall& call, const cpu::Mixture<C>& f, bool rows,
+void mix_again(const MixingCall& call, const cpu::Mixture<C>& f, const Pixels& pixels,
                const cpu::MixingTile<C>& tile, Index width, const cpu::Out& y) {
   const auto& k = mixing_kernels<C>();
   const auto& from = cpu::kernel_set<C>(cpu::kernels(), DTypeOf<C>::value).pixels;
   const auto& to = cpu::kernel_set<C>(cpu::kernels(), call.x.dtype()).pixels;
-  const int o = static_cast<int>(rows ? Layout::rows : Layout::columns);
+  const int o = pixels.orientation();
   const Index element = static_cast<Index>(size_of(call.x.dtype()));
+  const Index step = pixels.rows() ? 1 : width, y_step = pixels.rows() ? 1 : y.stride;
   Scope scope(Workspace::local());
   const Buffers<C> b(f.rows, k.pixels, false, scope);
   for (Index p = 0; p < tile.count; p += k.pixels) {
     const Index n = std::min(k.pixels, tile.count - p);
-    const Index step = rows ? 1 : width, y_step = rows ? 1 : y.stride;
     from.load[o]({tile.x + p * step, width, 0}, f.channels, n, C(1), b.x, k.pixels, b.scratch);
     forward_tile(call, f, b);
     char* here = static_cast<char*>(y.data) + p * y_step * element;
@@ -327,7 +327,7 @@ void forward_in_one_loop(const MixingCall& call, const Pixels& pixels, const Ten
           coming.count > 0 ? pixels.in(kX, call.x.data(), dtype, coming, x_scratch) : cpu::In{};
       if (mix(f, now, out, next, in)) {
         if (!by_rows) by_rows = pack<C>(call, false, k.pixels, task_scope);
-        mix_again(call, *by_rows, pixels.rows(), now, width, out);
+        mix_again(call, *by_rows, pixels, now, width, out);
       }
       if (by_room) {
         const auto bytes = static_cast<std::size_t>(at.count * f.channels * element);

@@ -32,12 +32,13 @@ class Pixels {
     make_plan(request, &plan_);
     run_ = plan_.space_dims > 0 ? plan_.space_sizes[plan_.space_dims - 1] : 1;
     most_ = rows() ? along : across;
-    auto divides = [&](Index n) { return run_ >= 4 * n || run_ % n == 0; };
-    Index less = most_;
-    while (unit > 0 && !rows() && less > unit && !divides(less)) less -= unit;
-    if (divides(less)) most_ = less;
     // Short runs are taken together: a tile of few pixels is no less work than a full one.
-    const bool by_run = divides(most_);
+    auto fits = [&](Index n) { return run_ >= 4 * n || run_ % n == 0; };
+    bool by_run = fits(most_);
+    for (Index n = most_; !by_run && unit > 0 && !rows() && n > unit;) {
+      by_run = fits(n -= unit);
+      if (by_run) most_ = n;
+    }
     if (!by_run) run_ = plan_.count;
     in_memory_ = by_run || plan_.space_dims <= 1;
     tiles_per_run_ = (run_ + most_ - 1) / most_;
