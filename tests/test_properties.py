@@ -156,8 +156,10 @@ def pool_mask(problem, index):
     ones = np.ones(problem.x.shape)
     touched = ones.copy()
     touched[index] = 2
+    # Not the drawn weight: where weight + weight_offset rounds to 0, nothing would move.
+    params = {k: np.ones_like(v) if k == "weight" else v for k, v in problem.params.items()}
     # A lone 2 among ones moves the oracle's output in its own pool, and no bit elsewhere.
-    y, moved = (replace(problem, x=x).forward(reference) for x in (ones, touched))
+    y, moved = (replace(problem, x=x, params=params).forward(reference) for x in (ones, touched))
     return y != moved
 
 
