@@ -9,6 +9,11 @@ namespace {
 
 Index magnitude(Index stride) { return stride < 0 ? -stride : stride; }
 
+Index operands_of(const PlanRequest& r) {
+  return std::count_if(r.operands.begin(), r.operands.end(),
+                       [](const ConstTensor* t) { return t != nullptr; });
+}
+
 // Whether axis `inner` continues axis `outer` in every operand.
 bool mergeable(const PlanRequest& r, int outer, int inner) {
   for (const ConstTensor* t : r.operands) {
@@ -91,7 +96,7 @@ struct WideCells {
   int planes = 0;
   Index columns = 1;
 };
-WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
+WideCells wide_cells(const PlanRequest& r, const int* axes, int n, Index most_bytes) {
   const ConstTensor& x = *r.operands[kX];
   WideCells w;
   while (w.planes < n && r.roles[axes[n - 1 - w.planes]] == Role::space) {
@@ -106,7 +111,7 @@ WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
   Index samples = 1;
   for (int i = 0; i < before; ++i) samples *= x.shape(axes[i]);
   const Index plane_bytes = w.columns * static_cast<Index>(size_of(x.dtype()));
-  if (w.columns == 1 || plane_bytes > tuning::kMostPlaneBytes) return {};
+  if (w.columns == 1 || plane_bytes > most_bytes) return {};
   if (double(samples) < tuning::fewest_wide_samples(w.columns)) return {};
   if (merge(r, axes, before).count != 1) return {};
   for (const ConstTensor* t : r.operands) {
@@ -117,6 +122,12 @@ WideCells wide_cells(const PlanRequest& r, const int* axes, int n) {
     }
   }
   return w;
+}
+
+// Of a plane that is the columns of a cell.
+Index most_plane_bytes(const PlanRequest& r) {
+  return r.pools.empty() || operands_of(r) > 2 ? tuning::kMostPlaneBytes
+                                               : tuning::kMostPlaneBytesOfMoments;
 }
 
 Index round_down(Index n, Index unit) { return std::max(unit, n / unit * unit); }
@@ -135,28 +146,27 @@ Index evened(Index cells, Index most, Index unit, Index cell_bytes) {
 void plan_work(const PlanRequest& r, Plan* p) {
   const Index element = static_cast<Index>(size_of(r.operands[kX]->dtype()));
   const bool rows = p->layout == Layout::rows;
-  Index inputs = 0, packed = 0;
+  Index packed = 0;
   for (int i = 0; i < kMaxOperands; ++i) {
-    inputs += r.operands[i] != nullptr;
     packed += r.operands[i] != nullptr && !p->access[i].direct;
   }
   const Index column_bytes = p->cell_columns * element;  // of a row of a cell
   const Index cell_bytes = p->count * column_bytes;
-  const Index total = p->outer * p->cells * cell_bytes;
-  p->bytes = total * inputs;
-  const bool two = inputs == 2 && r.affinity != Affinity::element;
+  p->bytes = p->outer * p->cells * cell_bytes * operands_of(r);
+  const bool two = operands_of(r) == 2 && r.affinity != Affinity::element;
   p->stream = p->bytes >= (two ? tuning::kStreamBytesOfTwo : tuning::kStreamBytes);
-  // Measured: planes gain a seventh; columns, long rows and what is swept once lose up to a half to
-  // prefetchers that look ahead.
   const bool computed = !r.pools.empty();
   p->second_sweep = computed;
-  p->backwards = computed && rows && r.affinity == Affinity::channel;
 
   // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
   p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;
   p->piece_space = p->chunk * (rows ? tuning::kRowChunksPerPiece : tuning::kColChunksPerPiece);
-  p->piece_outer =
-      p->merged_outer ? std::max<Index>(1, p->chunk / std::max<Index>(1, p->count)) : 1;
+  p->piece_outer = p->merged_outer ? std::max<Index>(1, p->chunk / p->count) : 1;
+  if (rows && p->merged_outer) {
+    const Index least = computed ? ceil_div(tuning::kLeastPiece, p->count) : 1;
+    const Index even = std::max(least, ceil_div(p->outer, tuning::kSweptPieces));
+    p->piece_outer = std::min(p->piece_outer, even);
+  }
 
   const Index together = packed > 0 ? cells_of_lines(r, *p, element) : 1;
 
@@ -187,6 +197,10 @@ void plan_work(const PlanRequest& r, Plan* p) {
     p->block_cells =
         evened(p->cells, std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes)),
                closure, closed_rows * cell_bytes);
+    // A block of short runs that are far apart costs more than it saves.
+    const bool apart = p->merged_outer && closed_rows > 1 && p->block_cells < p->cells;
+    const Index run = p->stream ? tuning::kBlockRunBytes : tuning::kBlockRunBytesInCache;
+    p->fused = p->fused && !(apart && p->block_cells * cell_bytes < run);
   } else if (row_bytes > tuning::kSampleBytes || closed_rows > 1) {
     // Column tiles, as wide as a block allows and no narrower than the memory bus likes. A sample
     // that the shared cache holds is better taken whole, if not all samples are closed together.
@@ -221,22 +235,31 @@ void plan_work(const PlanRequest& r, Plan* p) {
   }
   p->fused = p->fused && !r.one_block;
   if (!p->fused) {
-    if (computed) p->reason = "closed blocks exceed the cache: two sweeps";
+    if (computed) p->reason = "no closed blocks in cache: two sweeps";
     p->block_outer = p->outer;
     p->block_cells = p->cells;
   }
 
   if (rows) {
+    // A sweep follows memory, through whole samples: that is where prefetchers are ahead of it.
+    const bool in_order = !p->fused && p->merged_outer;
+    const Index most_bytes = in_order ? tuning::kSweptBytes : tuning::kUnitBytes;
     const Index unit_bytes = p->piece_outer * std::min(p->count, p->piece_space) * element;
-    p->unit_cells = at_most(p->block_cells, tuning::kUnitBytes, unit_bytes);
+    p->unit_cells = at_most(p->block_cells, most_bytes, unit_bytes);
+    if (in_order && p->bytes >= tuning::kSerialBytes) {
+      const Index pieces = ceil_div(p->outer, p->piece_outer) * p->space_pieces();
+      const Index strips = ceil_div(tuning::kFewestSweptTasks, pieces);
+      p->unit_cells = std::min(p->unit_cells, ceil_div(p->cells, strips));
+    }
     // Rows that stay in the first-level cache from one kernel to the next, four at a time.
     p->tile_cells = p->fused ? p->block_cells : p->unit_cells;
     if (p->count > p->chunk) {
       // Rows that go chunk by chunk share what runs along them.
       const Index most = r.affinity == Affinity::element ? tuning::kRowsOfChunks : 1;
       p->tile_cells = std::min(p->tile_cells, most);
-    } else if (p->tile_cells * cell_bytes > tuning::kRowTileBytes) {
-      p->tile_cells = std::min(p->tile_cells, round_down(tuning::kRowTileBytes / cell_bytes, 4));
+    } else if (const Index most = in_order ? tuning::kUnitBytes : tuning::kRowTileBytes;
+               p->tile_cells * cell_bytes > most) {
+      p->tile_cells = std::min(p->tile_cells, round_down(most / cell_bytes, 4));
     }
     if (packed > 0) {
       const Index length = std::max<Index>(1, std::min(p->count, p->chunk));
@@ -253,6 +276,10 @@ void plan_work(const PlanRequest& r, Plan* p) {
     p->unit_cells = p->tile_cells;
   }
   if (p->fused) p->unit_cells = p->block_cells;
+  // Measured, of closed blocks and past the caches: planes gain a seventh. In the shared cache they
+  // take up to 1.4 of the time; columns, long rows and what is swept once lose up to a half to
+  // prefetchers that look ahead.
+  p->backwards = computed && rows && r.affinity == Affinity::channel && (p->fused || p->stream);
 }
 
 // Without elements the table has no rows: one block, in which the pools that are columns, and may
@@ -325,7 +352,7 @@ void make_plan(const PlanRequest& r, Plan* p) {
 
   // Where statistics are of the whole batch, or given, batch and space may be one.
   WideCells wide;
-  if (r.wide_cells && p->merged_outer) wide = wide_cells(r, axes, n);
+  if (r.wide_cells && p->merged_outer) wide = wide_cells(r, axes, n, most_plane_bytes(r));
   p->cell_columns = wide.columns;
   n -= wide.planes;
   Role role_of[kMaxDims];

@@ -133,7 +133,7 @@ struct Plan {
   Index tile_cells;    // cells side by side in one tile
   bool second_sweep;   // applying is one: statistics come from x
   bool stream;         // the output is too large to stay in cache
-  bool backwards;      // tiles of the second sweep: the last ones are still in the nearest cache
+  bool backwards;      // tiles of the second sweep: the last ones are still in a near cache
   Index bytes;         // of all operands, for the choice of threads
   const char* reason;  // for NORMCORE_VERBOSE
 

@@ -40,6 +40,21 @@ inline constexpr Index kTileBytes = Index(1) << 17;
 // times that, and twice the tile, in 8192 rows, would gain 0.86 to 0.94.
 inline constexpr Index kTallTileRun = 512;
 inline constexpr Index kTallTileBytes = Index(1) << 21;
+// What such a block shall have of each sample at least. Of shorter runs far apart it costs more
+// than it saves: in the shared cache batch norm of planes of 14x14 to 28x28 takes 0.6 to 0.93 of
+// its time in two sweeps that follow memory (where runs have 32 KB 0.9 to 1.1), and past the caches
+// 0.7 to 0.8, 0.9 to 1.0 with two threads (where they have 12 KB 0.9, and 1.2).
+inline constexpr Index kBlockRunBytes = Index(1) << 13;
+inline constexpr Index kBlockRunBytesInCache = Index(3) << 13;
+// A sweep over planes goes through whole samples: over strips of their channels batch norm
+// evaluation of 7x7 to 14x14 takes 0.66 to 0.9 of its time, the backward of that 0.6 to 0.9. It has
+// up to so many pieces, of so many elements of a channel at least where these have partial sums
+// (512: backward 32x512x7x7 would take 1.15 of the time with two threads, and small calls gain 3 in
+// 100). A task has up to so many bytes; where tasks would be few, they are strips.
+inline constexpr Index kSweptPieces = 32;
+inline constexpr Index kLeastPiece = 128;
+inline constexpr Index kSweptBytes = Index(1) << 21;
+inline constexpr Index kFewestSweptTasks = 8;
 // Enough closed blocks to keep the threads busy without splitting them.
 inline constexpr Index kManyBlocks = 16;
 // A sample, or a channel, that is worked on whole although only the shared cache holds it.
@@ -47,12 +62,14 @@ inline constexpr Index kSharedBytes = Index(1) << 23;
 // Narrowest column tile: shorter segments waste the memory bus.
 inline constexpr Index kMinTileBytes = 256;
 // Planes of up to so many bytes are the columns of a cell, where there are samples enough to pay
-// for what is done once for every column. Time over that of planes as rows, training forward and
-// backward, float32 and bfloat16: 5x5, 5 samples 2.0; 7x7, 8 samples 1.1 to 1.6, 16 samples 0.80 to
-// 0.93; 8x8, 16 samples 1.2 to 2.0; 10x10, 24 samples 0.84 to 1.1; 14x14, 32 samples 0.76 to 1.03,
-// 256 samples 0.37 to 0.53; 20x20, 128 samples 0.37 to 0.74. 28x28 in 16 bits, 128 samples 0.66,
-// but in float32 it loses.
-inline constexpr Index kMostPlaneBytes = 1600;
+// for what is done once for every column. Time of planes as rows that follow memory over that:
+// training forward 5x5, 64 samples 1.75 to 1.95, 16 samples 1.5; 7x7, 16 samples 1.1; 8x8 1.2 to
+// 1.3; 10x10 1.2 to 1.3, bfloat16 1.4 to 1.5; 14x14 0.62 to 0.9, bfloat16 0.8 to 1.16. Backward 4x4
+// 1.2 to 1.36; 7x7 0.8 to 1.0, bfloat16 1.27 to 1.38; 8x8 0.87, bfloat16 0.84 to 1.1; 14x14 0.6 to
+// 0.9, past the caches with two threads 0.91 to 1.04. Given statistics 5x5 in bfloat16 1.57 to 1.7;
+// 7x7 1.0 to 1.09, bfloat16 1.43 to 1.54 backward; 8x8 0.9.
+inline constexpr Index kMostPlaneBytesOfMoments = 400;
+inline constexpr Index kMostPlaneBytes = 124;
 constexpr double fewest_wide_samples(Index columns) {
   return std::max(4.0, std::min(double(columns) / 3.2, 10 + double(columns) / 9));
 }
