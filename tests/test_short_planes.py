@@ -7,7 +7,7 @@ cells, for strides that only seem to fit, and for a shape at which two ways of s
 import numpy as np
 import pytest
 import reference
-from support import DTYPES, VARIANTS, make_problem
+from support import DTYPES, VARIANTS, assert_same_bits, make_problem
 
 import normcore as nc
 
@@ -120,6 +120,31 @@ def test_groups_do_not_mind_the_other_samples(rng, plane, groups):
         np.testing.assert_array_equal(whole[i : i + 1], one)
         back = nc.group_norm_backward(x[32 - i : 33 - i], x[i : i + 1], groups, weight).dx
         np.testing.assert_array_equal(dx[i : i + 1], back)
+
+
+# Blocks that are closed or not, in cache or past it, planes that are rows or columns: how many
+# channels there are decides on none of what a channel is summed by.
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 64, 14, 14), (40, 96, 7, 7), (32, 128, 14, 14), (9, 256, 32, 32), (64, 300, 17, 19)],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_channel_does_not_mind_the_others(rng, shape, training, dtype):
+    x, dy = (rng.normal(3, 1, shape).astype(dtype) for _ in range(2))
+    mean, var, weight, bias = (rng.uniform(1, 2, shape[1]) for _ in range(4))
+
+    def results(k):
+        given = {} if training else {"running_mean": mean[k], "running_var": var[k]}
+        options = {"weight": weight[k], "bias": bias[k], "training": training, **given}
+        xk, dyk = (np.ascontiguousarray(a[:, k]) for a in (x, dy))
+        y = nc.batch_norm(xk, **options)
+        back = nc.batch_norm_backward(dyk, xk, **options)
+        return y, back.dx, back.dweight, back.dbias
+
+    y, dx, dweight, dbias = results(slice(None))
+    for k in (slice(5, 6), slice(20, 33)):
+        assert_same_bits(results(k), (y[:, k], dx[:, k], dweight[k], dbias[k]), f"channels {k}")
 
 
 @pytest.mark.parametrize("n", [4, 40])
