@@ -158,7 +158,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
   const bool computed = !r.pools.empty();
   p->second_sweep = computed;
 
-  // Chunks and pieces: constants, so that a cell's bits depend on nothing but the cell.
+  // Chunks are constants, and pieces go by the cell alone, so that its bits do: of planes of a
+  // batch by its samples.
   p->chunk = rows ? (element == 8 ? tuning::kRowChunk / 2 : tuning::kRowChunk) : tuning::kColChunk;
   p->piece_space = p->chunk * (rows ? tuning::kRowChunksPerPiece : tuning::kColChunksPerPiece);
   p->piece_outer = p->merged_outer ? std::max<Index>(1, p->chunk / p->count) : 1;

@@ -30,6 +30,12 @@ inline constexpr Index kUnitBytes = Index(1) << 18;
 inline constexpr Index kColumnBlockBytes = Index(3) << 17;
 // They come in multiples of this: two or four threads then have as much to do.
 inline constexpr Index kEvenBlocks = 4;
+// And have so much of each sample at least. Of shorter runs far apart they cost more than they
+// save: in the shared cache batch norm of planes of 14x14 to 28x28 takes 0.6 to 0.93 of its time in
+// two sweeps that follow memory (where runs have 32 KB 0.9 to 1.1), and past the caches 0.7 to 0.8,
+// with two threads 0.64 to 1.05 (where they have 12 KB 0.9, and 1.2).
+inline constexpr Index kBlockRunBytes = Index(1) << 13;
+inline constexpr Index kBlockRunBytesInCache = Index(3) << 13;
 // A channels-last sample that is worked on whole, in a core's own cache.
 inline constexpr Index kSampleBytes = Index(3) << 18;
 // A tile of its columns, where it is larger.
@@ -40,12 +46,6 @@ inline constexpr Index kTileBytes = Index(1) << 17;
 // times that, and twice the tile, in 8192 rows, would gain 0.86 to 0.94.
 inline constexpr Index kTallTileRun = 512;
 inline constexpr Index kTallTileBytes = Index(1) << 21;
-// What such a block shall have of each sample at least. Of shorter runs far apart it costs more
-// than it saves: in the shared cache batch norm of planes of 14x14 to 28x28 takes 0.6 to 0.93 of
-// its time in two sweeps that follow memory (where runs have 32 KB 0.9 to 1.1), and past the caches
-// 0.7 to 0.8, 0.9 to 1.0 with two threads (where they have 12 KB 0.9, and 1.2).
-inline constexpr Index kBlockRunBytes = Index(1) << 13;
-inline constexpr Index kBlockRunBytesInCache = Index(3) << 13;
 // A sweep over planes goes through whole samples: over strips of their channels batch norm
 // evaluation of 7x7 to 14x14 takes 0.66 to 0.9 of its time, the backward of that 0.6 to 0.9. It has
 // up to so many pieces, of so many elements of a channel at least where these have partial sums
@@ -67,7 +67,8 @@ inline constexpr Index kMinTileBytes = 256;
 // 1.3; 10x10 1.2 to 1.3, bfloat16 1.4 to 1.5; 14x14 0.62 to 0.9, bfloat16 0.8 to 1.16. Backward 4x4
 // 1.2 to 1.36; 7x7 0.8 to 1.0, bfloat16 1.27 to 1.38; 8x8 0.87, bfloat16 0.84 to 1.1; 14x14 0.6 to
 // 0.9, past the caches with two threads 0.91 to 1.04. Given statistics 5x5 in bfloat16 1.57 to 1.7;
-// 7x7 1.0 to 1.09, bfloat16 1.43 to 1.54 backward; 8x8 0.9.
+// 7x7 1.0 to 1.09, bfloat16 1.43 to 1.54 backward; 8x8 0.9. Past the caches 20x20 takes 0.96, and
+// with two threads 1.2. The first bound is for statistics that forward computes.
 inline constexpr Index kMostPlaneBytesOfMoments = 400;
 inline constexpr Index kMostPlaneBytes = 124;
 constexpr double fewest_wide_samples(Index columns) {
