@@ -36,6 +36,19 @@ LAYOUTS = (
 )
 
 
+def every_isa():
+    """Those that are available, and levels without what this CPU has beyond them."""
+    isas, initial = list(nc.available_isas()), nc.get_isa()
+    for base in [f"{isa}-base" for isa in isas]:
+        try:
+            nc.set_isa(base)
+        except ValueError:  # there is nothing beyond it
+            continue
+        isas.append(base)
+    nc.set_isa(initial)
+    return isas
+
+
 def stat_dtype(dtype):
     """Statistics, and all computing but tables, happen in float32, for float64 in float64."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from support import assert_same_bits, bfloat16, every_isa
 
 import normcore as nc
 
@@ -116,6 +117,36 @@ def test_available_isas_are_those_of_the_cpu_as_the_system_sees_it():
 
 def test_set_isa_is_read_back(isa):
     assert nc.get_isa() == isa
+
+
+def test_what_a_cpu_has_beyond_a_level_changes_no_bit(rng):
+    bases = [isa for isa in every_isa() if isa.endswith("-base")]
+    if not bases:
+        pytest.skip("this CPU has nothing beyond its level that kernels use")
+    previous = nc.get_isa()
+    # Rows of pairs of vectors, of single ones and of parts; subnormals, infinities, NaN.
+    x = (rng.standard_normal((37, 157)) * 2.0 ** rng.integers(-140, 120, (37, 1))).astype(bfloat16)
+    x[3, 5:60], x[4, 70], x[5, 33] = 0, np.inf, np.nan
+    dy = rng.standard_normal(x.shape).astype(bfloat16)
+    channels = np.arange(1, 158, dtype=np.float32) * 2.0**-126
+
+    def results():
+        yield nc.layer_norm(x)
+        yield from nc.layer_norm_backward(dy, x)[:1]
+        yield nc.normalize(x, ord=1)
+        yield nc.batch_norm(x, weight=channels)
+        yield nc.batch_norm_backward(dy, x, weight=channels)[0]
+        yield nc.instance_norm(x[None].copy())
+
+    try:
+        for base in bases:
+            nc.set_isa(base)
+            expected = list(results())
+            nc.set_isa(base.removesuffix("-base"))
+            for got, want in zip(results(), expected, strict=True):
+                assert_same_bits(got, want, base)
+    finally:
+        nc.set_isa(previous)
 
 
 @pytest.mark.parametrize("name", ["", "v9", "avx", "x86-64-v5"])

@@ -45,7 +45,8 @@ constexpr const ProbeTable* kTables[] = {&generic::kTable};
 const ProbeTable& probes() {
   const std::string_view isa = cpu::kernels().isa;
   for (const ProbeTable* table : kTables) {
-    if (table->isa == isa) return *table;
+    // A level alone, without what the CPU has beyond it, is another table of kernels.
+    if (isa.starts_with(table->isa)) return *table;
   }
   throw value_error("no probes of " + std::string(isa));
 }

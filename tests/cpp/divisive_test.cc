@@ -218,7 +218,7 @@ TEST_P(Divisive, ThreadsDoNotChangeABit) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const std::string& isa : available_isas()) {
+  for (const std::string& isa : testing::every_isa()) {
     for (const DType t : testing::kDTypes) all.push_back({isa, t});
   }
   return all;

@@ -770,16 +770,17 @@ TEST_P(Kernels, NaNStaysNaNThroughConversions) {
   with_set([&]<class C>(const KernelSet<C>& set) {
     // Payloads at both ends: a careless rounding turns the one into infinity, the other into zero.
     for (const std::uint64_t payload : {0x1ull, 0x7fffffull, 0x400000ull, 0x1000ull}) {
-      C nan[3];
+      constexpr Index n = 71;  // vectors in pairs, one alone, and a part
+      C nan[n];
       for (C& v : nan) {
         const std::uint64_t wide = 0x7ff0000000000000ull | payload << 29 | 1;
         const std::uint32_t narrow = std::uint32_t(0x7f800000u | payload);
         std::memcpy(&v, sizeof(C) == 8 ? static_cast<const void*>(&wide) : &narrow, sizeof(C));
       }
-      alignas(8) unsigned char stored[3 * 8];
-      C loaded[3] = {};
-      set.store(nan, stored, 3);
-      set.load(stored, loaded, 3);
+      alignas(8) unsigned char stored[n * 8];
+      C loaded[n] = {};
+      set.store(nan, stored, n);
+      set.load(stored, loaded, n);
       for (const C v : loaded) EXPECT_TRUE(std::isnan(v)) << payload;
     }
   });
@@ -787,7 +788,7 @@ TEST_P(Kernels, NaNStaysNaNThroughConversions) {
 
 std::vector<KernelCase> kernel_cases() {
   std::vector<KernelCase> cases;
-  for (const std::string& isa : available_isas()) {
+  for (const std::string& isa : testing::every_isa()) {
     for (const DType t : testing::kDTypes) cases.push_back({isa, t});
   }
   return cases;
@@ -925,7 +926,7 @@ TEST_P(Tables, ParallelCopyMovesEveryByte) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Tables, ::testing::ValuesIn(available_isas()),
+INSTANTIATE_TEST_SUITE_P(All, Tables, ::testing::ValuesIn(testing::every_isa()),
                          [](const auto& info) { return testing::test_name(info.param); });
 
 }  // namespace

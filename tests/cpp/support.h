@@ -276,7 +276,23 @@ struct Array {
 // "f32" and the like: names of tests must be identifiers.
 inline std::string test_name(DType t) { return name_of(t); }
 inline std::string test_name(std::string isa) {
-  return isa.rfind("x86-64-", 0) == 0 ? isa.substr(7) : isa;
+  if (isa.rfind("x86-64-", 0) == 0) isa = isa.substr(7);
+  std::replace(isa.begin(), isa.end(), '-', '_');
+  return isa;
+}
+// Those that are available, and levels without what this CPU has beyond them.
+inline std::vector<std::string> every_isa() {
+  const std::string initial = get_isa();
+  std::vector<std::string> all = available_isas();
+  for (const std::string& isa : available_isas()) {
+    try {
+      set_isa(isa + "-base");
+      all.push_back(isa + "-base");
+    } catch (const value_error&) {  // there is nothing beyond it
+    }
+  }
+  set_isa(initial);
+  return all;
 }
 
 }  // namespace testing

@@ -27,6 +27,9 @@ extern const KernelTable kTable;
 namespace v4 {
 extern const KernelTable kTable;
 }
+namespace v4_bf16 {
+extern const KernelSet<float> kBf16;
+}
 #elif defined(NORMCORE_NEON_KERNELS)
 namespace neon {
 extern const KernelTable kTable;
@@ -48,6 +51,7 @@ class Features {
     unsigned eax = 0, ebx = 0, edx = 0;
     __get_cpuid(1, &eax, &ebx, &first_, &edx);
     __get_cpuid_count(7, 0, &eax, &seventh_, &ebx, &edx);
+    __get_cpuid_count(7, 1, &more_, &ebx, &ebx, &edx);
     __get_cpuid(0x80000001, &eax, &ebx, &extended_, &edx);
     if (first_ & bit_OSXSAVE) asm("xgetbv" : "=a"(kept_), "=d"(edx) : "c"(0));
   }
@@ -62,13 +66,35 @@ class Features {
         bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
     return v3() && has(seventh_, bits) && has(kept_, kAvx512Registers);
   }
+  bool v4_bf16() const { return v4() && has(more_, kAvx512Bf16); }
 
  private:
   // Of the registers that the system saves when it changes threads.
   static constexpr unsigned kAvxRegisters = 0x6, kAvx512Registers = 0xe6;
+  static constexpr unsigned kAvx512Bf16 = 1u << 5;
   static bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
-  unsigned first_ = 0, seventh_ = 0, extended_ = 0, kept_ = 0;
+  unsigned first_ = 0, seventh_ = 0, more_ = 0, extended_ = 0, kept_ = 0;
 };
+#endif
+
+#if defined(NORMCORE_X86_V4)
+// With what the CPU has beyond the level, and the level alone.
+const KernelTable& v4_with_bf16() {
+  static const KernelTable table = [] {
+    KernelTable t = v4::kTable;
+    t.bf16 = v4_bf16::kBf16;
+    return t;
+  }();
+  return table;
+}
+const KernelTable& v4_base() {
+  static const KernelTable table = [] {
+    KernelTable t = v4::kTable;
+    t.isa = "x86-64-v4-base";
+    return t;
+  }();
+  return table;
+}
 #endif
 
 // Best first. Empty on a CPU below all that were built.
@@ -77,7 +103,7 @@ std::vector<const KernelTable*> supported_tables() {
 #if defined(NORMCORE_X86_KERNELS)
   [[maybe_unused]] const Features cpu;
 #if defined(NORMCORE_X86_V4)
-  if (cpu.v4()) tables.push_back(&v4::kTable);
+  if (cpu.v4()) tables.push_back(cpu.v4_bf16() ? &v4_with_bf16() : &v4::kTable);
 #endif
 #if defined(NORMCORE_X86_V3)
   if (cpu.v3()) tables.push_back(&v3::kTable);
@@ -93,8 +119,18 @@ std::vector<const KernelTable*> supported_tables() {
   return tables;
 }
 
+// Beside those: levels without what this CPU has beyond them.
+std::vector<const KernelTable*> base_tables() {
+#if defined(NORMCORE_X86_KERNELS) && defined(NORMCORE_X86_V4)
+  if (Features().v4_bf16()) return {&v4_base()};
+#endif
+  return {};
+}
+
 const KernelTable* find_table(const std::string& name) {
-  for (const KernelTable* t : supported_tables()) {
+  auto tables = supported_tables();
+  for (const KernelTable* t : base_tables()) tables.push_back(t);
+  for (const KernelTable* t : tables) {
     const std::string isa = t->isa;
     if (isa == name || isa == "x86-64-" + name) return t;
   }

@@ -229,24 +229,34 @@ struct Rows {
 };
 
 // Calls f(i, j, tag) over [i, n), with j in 0..3 naming one of four independent accumulators; i is
-// a multiple of four vectors.
-template <class C, class F>
+// a multiple of four vectors. In any order: nothing else runs along the elements.
+template <class C, bool kAnyOrder, class F>
+SI void four_from(Index i, F f) {
+  constexpr Index N = kLanes<C>;
+  auto four = [&](auto first, auto second) __attribute__((always_inline)) {
+    f(i, 0, first);
+    f(i + N, 1, second);
+    f(i + 2 * N, 2, first);
+    f(i + 3 * N, 3, second);
+  };
+  if constexpr (kAnyOrder) {
+    four(FirstOfTwo{}, SecondOfTwo{});
+  } else {
+    four(Full{}, Full{});
+  }
+}
+template <class C, bool kAnyOrder = false, class F>
 SI void fold_from(Index i, Index n, F f) {
   constexpr Index N = kLanes<C>;
-  for (; i + 4 * N <= n; i += 4 * N) {
-    f(i, 0, Full{});
-    f(i + N, 1, Full{});
-    f(i + 2 * N, 2, Full{});
-    f(i + 3 * N, 3, Full{});
-  }
+  for (; i + 4 * N <= n; i += 4 * N) four_from<C, kAnyOrder>(i, f);
   if (i + N <= n) f(i, 0, Full{}), i += N;
   if (i + N <= n) f(i, 1, Full{}), i += N;
   if (i + N <= n) f(i, 2, Full{}), i += N;
   if (i < n) f(i, 3, Part{int(n - i)});
 }
-template <class C, class F>
+template <class C, bool kAnyOrder = false, class F>
 SI void fold(Index n, F f) {
-  fold_from<C>(0, n, f);
+  fold_from<C, kAnyOrder>(0, n, f);
 }
 template <class C>
 SI Vec<C> join(const Vec<C> (&acc)[4]) {

@@ -31,25 +31,26 @@ SI void long_sums(In dy, In x, Index r, Index cols, Centering<Compute<T>> f,
   const Coefficient<kRows, R, C> a(kParameters ? to.xhat.a : f.unit, r);
   const Coefficient<kRows, R, C> b(kParameters ? to.xhat.b : f.unit, r);
   Vec<C> products[R][4] = {}, sums[R][4] = {};
-  fold<C>(cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
-    Vec<C> w{}, dw{}, db{};
-    if constexpr (kWeighted) w = load(weight + i, tag);
-    if constexpr (kParameters) dw = load(to.dweight + i, tag), db = load(to.dbias + i, tag);
-    for (int k = 0; k < R; ++k) {
-      Vec<C> g = dyr.load(k, i, tag);
-      const Vec<C> d = xr.load(k, i, tag) - center.in_row[k];
-      if constexpr (kParameters) {
-        dw = fma<C>(g, fma<C>(a.in_row[k], d, b.in_row[k]), dw);
-        db += g;
-      }
-      if constexpr (kWeighted) g *= w;
-      // Beyond the row it is a centre times the unit, which may be infinite, and 0 times that is
-      // NaN.
-      products[k][j] = fma<C>(g, keep<C>(d * unit.in_row[k], tag), products[k][j]);
-      sums[k][j] += g;
-    }
-    if constexpr (kParameters) store(to.dweight + i, dw, tag), store(to.dbias + i, db, tag);
-  });
+  fold<C, !kWeighted && !kParameters>(
+      cols, [&](Index i, int j, auto tag) __attribute__((always_inline)) {
+        Vec<C> w{}, dw{}, db{};
+        if constexpr (kWeighted) w = load(weight + i, tag);
+        if constexpr (kParameters) dw = load(to.dweight + i, tag), db = load(to.dbias + i, tag);
+        for (int k = 0; k < R; ++k) {
+          Vec<C> g = dyr.load(k, i, tag);
+          const Vec<C> d = xr.load(k, i, tag) - center.in_row[k];
+          if constexpr (kParameters) {
+            dw = fma<C>(g, fma<C>(a.in_row[k], d, b.in_row[k]), dw);
+            db += g;
+          }
+          if constexpr (kWeighted) g *= w;
+          // Beyond the row it is a centre times the unit, which may be infinite, and 0 times that
+          // is NaN.
+          products[k][j] = fma<C>(g, keep<C>(d * unit.in_row[k], tag), products[k][j]);
+          sums[k][j] += g;
+        }
+        if constexpr (kParameters) store(to.dweight + i, dw, tag), store(to.dbias + i, db, tag);
+      });
   Vec<C> lanes[4] = {};
   for (int k = 0; k < R; ++k) {
     lanes[2 * k] = join<C>(products[k]);

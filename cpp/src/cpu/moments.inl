@@ -184,10 +184,8 @@ struct RowMoments {
       }
       sums.squares[j] = fma<C>(d, d, sums.squares[j]);
     };
-    for (; i + 4 * N <= end && beside(); i += 4 * N) {
-      for (int j = 0; j < 4; ++j) add(i + j * N, j, Full{});
-    }
-    fold_from<C>(i, end, add);
+    for (; i + 4 * N <= end && beside(); i += 4 * N) four_from<C, true>(i, add);
+    fold_from<C, true>(i, end, add);
   }
   SI void take(int k, const Sums& sums) {
     rest[k] = join<C>(sums.rest);

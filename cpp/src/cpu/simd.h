@@ -71,6 +71,10 @@ struct Stream {};
 struct Part {
   int lanes;  // 1 .. kLanes - 1
 };
+// The first and the second of two neighbouring vectors that may share out their elements in any
+// way, as sums of all of them do.
+struct FirstOfTwo : Full {};
+struct SecondOfTwo : Full {};
 
 template <class C>
 SI Vec<C> splat(C v) {
@@ -169,8 +173,10 @@ SI void hsum4(const Vec<C> (&v)[4], C (&out)[4]) {
         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
     s += __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     s += __builtin_shufflevector(s, s, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-    const typename VecOf<C, 4>::reg sums = __builtin_shufflevector(s, s, 0, 4, 8, 12);
-    __builtin_memcpy(out, &sums, sizeof(sums));
+    // The four in front; GCC 11 shuffles to vectors of as many lanes alone.
+    const Vec<C> sums =
+        __builtin_shufflevector(s, s, 0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    __builtin_memcpy(out, &sums, sizeof(out));
   } else if constexpr (N >= 4) {
     using Quad = typename VecOf<C, 4>::reg;
     Quad q[4];
@@ -407,6 +413,15 @@ SI Vec<float> load(const float* p, Full) { return *(const VecOf<float, kLanes<fl
 SI Vec<double> load(const double* p, Full) { return *(const VecOf<double, kLanes<double>>::mem*)p; }
 SI F32 load(const BF16* p, Full) { return load_bf16(&p->bits); }
 SI F32 load(const F16* p, Full) { return load_f16(&p->bits); }
+// Of the pairs of elements the lower halves and the upper ones: without a shuffle. Layer norm's
+// sums in cache take 0.9 of the time, those of backward without a weight 0.67.
+using PairsMem = typename VecOf<std::uint16_t, 2 * kLanes<float>>::mem;
+SI F32 load(const BF16* p, FirstOfTwo) {
+  return bitcast<F32>(bitcast<U32>(*(const PairsMem*)p) << 16);
+}
+SI F32 load(const BF16* p, SecondOfTwo) {
+  return bitcast<F32>(bitcast<U32>(*(const PairsMem*)(p - kLanes<float>)) & 0xffff0000u);
+}
 
 template <class T>
 SI Vec<Compute<T>> load(const T* p, Stream) {
@@ -513,30 +528,42 @@ SI void put_patterns(std::uint16_t* p, Patterns v, Full) { _mm256_storeu_si256((
 SI void put_patterns(std::uint16_t* p, Patterns v, Stream) { _mm256_stream_si256((__m256i*)p, v); }
 #endif
 #if defined(NORMCORE_X86) && defined(__AVX2__)
-// As two single stores, with the care for NaN taken out of the common path.
+// As two single stores, with the care for what is rare taken out of the common path.
 template <class Tag>
 SI void store_pair_bf16(BF16* p, F32 a, F32 b, Tag t) {
-  if (__builtin_expect(any_nan(a, b), 0)) {
+#if defined(__AVX512BF16__)
+  // One instruction, which rounds to nearest even too but takes subnormals for zeros. In cache the
+  // whole of an apply takes 0.74 of the time.
+  constexpr int kSubnormal = 0x20;
+  const bool rare = !_kortestz_mask16_u8(_mm512_fpclass_ps_mask((__m512)a, kSubnormal),
+                                         _mm512_fpclass_ps_mask((__m512)b, kSubnormal));
+  auto nearest = [=]() __attribute__((always_inline)) {
+    return (Patterns)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+  };
+#else
+  const bool rare = any_nan(a, b);
+  auto nearest = [=]() __attribute__((always_inline)) { return nearest_bf16(a, b); };
+#endif
+  if (__builtin_expect(rare, 0)) {
     store(p, a, t);
     store(p + kLanes<float>, b, t);
   } else {
-    put_patterns(&p->bits, nearest_bf16(a, b), t);
+    put_patterns(&p->bits, nearest(), t);
   }
 }
 SI void store_pair(BF16* p, F32 a, F32 b, Full t) { store_pair_bf16(p, a, b, t); }
 SI void store_pair(BF16* p, F32 a, F32 b, Stream t) { store_pair_bf16(p, a, b, t); }
 #elif defined(NORMCORE_NEON)
-using TwoU16Mem = typename VecOf<std::uint16_t, 2 * kLanes<float>>::mem;
 // Both with one choice for NaN each: to look for one first would take as many instructions.
 template <class Tag>
 SI void store_pair(BF16* p, F32 a, F32 b, Tag) {
   const uint16x8_t low = (uint16x8_t)round_or_quiet(a), high = (uint16x8_t)round_or_quiet(b);
-  *(TwoU16Mem*)p = (TwoU16Mem)vuzp2q_u16(low, high);
+  *(PairsMem*)p = (PairsMem)vuzp2q_u16(low, high);
 }
 template <class Tag>
 SI void store_pair(F16* p, F32 a, F32 b, Tag) {
   const float16x4_t low = vcvt_f16_f32((float32x4_t)a);
-  *(TwoU16Mem*)p = (TwoU16Mem)vcvt_high_f16_f32(low, (float32x4_t)b);
+  *(PairsMem*)p = (PairsMem)vcvt_high_f16_f32(low, (float32x4_t)b);
 }
 #endif
 

@@ -8,6 +8,7 @@ after the others ran. The ratio of two contenders is the median over rounds of t
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ except ImportError:  # Windows
 SLOW_CALL = 0.1  # seconds; a contender this slow is timed in every third round only
 WARM_CALL = 0.03  # seconds; above this no data stays warm, so the untimed call is skipped
 DISTURBED = 1.5  # median over minimum of a contender that something else on the machine held up
-PREEMPTED = 50.0  # per second of timing; a thread that waits its turn is preempted 100 times
+WAITED = 0.05  # of the time of timing: threads were ready, and something else had their CPU
+PREEMPTED = 50.0  # per second, where nothing tells how long that took; one that waits has 100
 EXTRA_SETS = 2  # of rounds, for cases with a disturbed contender
 PAUSE = 0.001  # seconds, again and again, until the last contender's threads have stopped spinning
 MOST_PAUSES = 50
@@ -59,15 +61,17 @@ class Contender:
     calls: int = 0
     faults: int = 0  # page faults of the process during those calls
     preempted: int = 0  # times that another thread took a CPU from one of this process
+    waited: float = 0.0  # seconds that its threads waited for a CPU, NaN where that is not told
     crowded: bool = False  # it has more threads than CPUs, which preempt each other
 
     def run_timed(self) -> None:
         """One timing."""
-        faults, preempted = process_events()
+        before = process_events()
         self.seconds.append(run_loop(self.call, self.repeats))
         after = process_events()
-        self.faults += after[0] - faults
-        self.preempted += after[1] - preempted
+        self.faults += after[0] - before[0]
+        self.preempted += after[1] - before[1]
+        self.waited += after[2] - before[2]
         self.calls += self.repeats
 
     @property
@@ -84,13 +88,17 @@ class Contender:
     def disturbed(self) -> bool:
         """Whether its times tell of a busy machine, not of the code.
 
-        Half of the timings are far from the best; or threads were preempted all the time. The
-        latter matters most: with one CPU taken, every parallel region waits for a time slice, and
-        the ratio of two contenders that both wait looks like 1.
+        Half of the timings are far from the best; or threads waited for a CPU. The latter matters
+        most: with one CPU taken, every parallel region waits for a time slice, and the ratio of two
+        contenders that both wait looks like 1. How often they were preempted says less: a task of
+        the system that runs for microseconds does that a hundred times a second too.
         """
         timed = [s for s in self.seconds if not math.isnan(s)]
-        rate = 0 if self.crowded else self.preempted / (statistics.fmean(timed) * self.calls)
-        return self.median > DISTURBED * min(timed) or rate > PREEMPTED
+        if self.median > DISTURBED * min(timed):
+            return True
+        total = statistics.fmean(timed) * self.calls
+        lost = self.preempted / PREEMPTED if math.isnan(self.waited) else self.waited / WAITED
+        return not self.crowded and lost > total
 
     def ratios(self, other: Contender) -> list[float]:
         """Our time over the other's, round by round."""
@@ -102,12 +110,31 @@ class Contender:
         return statistics.median(self.ratios(other))
 
 
-def process_events() -> tuple[int, int]:
-    """Page faults and preemptions of this process so far; 0 where the system does not tell."""
+def process_events() -> tuple[int, int, float]:
+    """Page faults of this process so far, preemptions, and the seconds that its threads waited.
+
+    The first two are 0 where the system does not tell, the last is NaN.
+    """
     if not resource:
-        return 0, 0
+        return 0, 0, math.nan
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt, usage.ru_nivcsw
+    return usage.ru_minflt, usage.ru_nivcsw, waited_for_cpu()
+
+
+def waited_for_cpu() -> float:
+    """Seconds in which threads of this process were ready to run and did not, as Linux counts."""
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return math.nan
+    total = 0
+    for thread in threads:
+        try:
+            with open(f"/proc/self/task/{thread}/schedstat") as stat:
+                total += int(stat.read().split()[1])
+        except FileNotFoundError:  # it has ended, or the kernel keeps no account
+            continue
+    return total * 1e-9 if total else math.nan
 
 
 def run_loop(call: Callable[[], Any], repeats: int) -> float:
