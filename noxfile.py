@@ -544,7 +544,7 @@ def oldest(session: nox.Session) -> None:
     if not there:
         session.skip("neither GCC 11 nor Clang 14 is installed")
     for c, cxx in there:
-        session.env |= {"CC": c, "CXX": cxx}
+        session.env.update(CC=c, CXX=cxx)
         options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-O0", "-DNORMCORE_WERROR=ON"]
         cmake(session, ".", f"build/oldest-{c}", *options, targets=("normcore",))
 

@@ -86,6 +86,23 @@ def test_long_pools(rng, shape):
     np.testing.assert_allclose(x[..., -1000:].astype(np.float64), want, atol=5e-3)
 
 
+@pytest.mark.parametrize("shape", [(32, 600_000), (1030, 9_000)], ids=str)
+def test_many_parameters(rng, shape):
+    """Whose partial sums are more than a thread keeps from call to call: the calls are alike."""
+    dy, x = (rng.standard_normal(shape, dtype=np.float32).astype(np.float16) for _ in range(2))
+    weight = rng.standard_normal(shape[1]).astype(np.float32)
+    first = nc.layer_norm_backward(dy, x, weight)
+    for _ in range(3):
+        again = nc.layer_norm_backward(dy, x, weight)
+        assert [bits(a) for a in again] == [bits(a) for a in first]
+    # Of a few columns, in double.
+    columns = slice(100, 110)
+    wide = x.astype(np.float64)
+    mean, deviation = wide.mean(1, keepdims=True), np.sqrt(wide.var(1, keepdims=True) + 1e-5)
+    terms = dy[:, columns].astype(np.float64) * ((wide[:, columns] - mean) / deviation)
+    np.testing.assert_allclose(first.dweight[columns], terms.sum(0), rtol=0, atol=2e-4)
+
+
 EMPTY = [(0,), (0, 3), (3, 0), (0, 4, 5), (2, 4, 0), (2, 0, 5), (0, 0, 0), (2, 4, 0, 3)]
 
 

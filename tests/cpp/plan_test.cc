@@ -34,6 +34,7 @@ struct Request {
   DType dtype = DType::kFloat32;
   int parameter_axis = -1;
   bool wide_cells = false;
+  bool backward = false;  // a third operand, like x
 };
 
 Plan plan_of(const Request& r) {
@@ -48,7 +49,7 @@ Plan plan_of(const Request& r) {
                       .parameter_axis = r.parameter_axis,
                       .groups = r.groups,
                       .wide_cells = r.wide_cells,
-                      .operands = {&x, r.out.empty() ? nullptr : &y}};
+                      .operands = {&x, r.out.empty() ? nullptr : &y, r.backward ? &x : nullptr}};
   for (const Pool pool : r.pools) {
     if (r.computed) request.pools.add(extent_of(pool, r.affinity));
   }
@@ -439,6 +440,18 @@ TEST(PlanWork, LongRowsThatShareParametersAreTakenTogether) {
   EXPECT_EQ(plan_of({"ns", {64, 8192}, {}, {}, {Pool::sample}, kElement}).tile_cells, 4);
   EXPECT_EQ(plan_of({"ns", {3, 8192}, {}, {}, {Pool::sample}, kElement}).tile_cells, 3);
   EXPECT_EQ(plan_of({"ncs", {4, 16, 8192}, {}, {}, kInstance}).tile_cells, 1);
+}
+
+TEST(PlanWork, RowsThatNoNearCacheHoldsShareTheSumsOfParameters) {
+  auto rows_of_block = [](Index rows, Index width, bool backward) {
+    Request r{"ns", {rows, width}, {}, {width, 1}, {Pool::sample}, kElement};
+    r.backward = backward;
+    return plan_of(r).block_cells;
+  };
+  EXPECT_EQ(rows_of_block(64, 262144, true), 4);
+  EXPECT_EQ(rows_of_block(3, 262144, true), 3);
+  EXPECT_EQ(rows_of_block(64, 262144, false), 1);
+  EXPECT_EQ(rows_of_block(64, 65536, true), 1);
 }
 
 TEST(PlanFusion, ManySamplesAreWorkedOnOneByOneHoweverLongTheyAre) {

@@ -77,6 +77,45 @@ TEST(Workspace, OnlyWhatIsTakenMayBeTouched) {
 }
 #endif
 
+// Scopes within scopes at random, of small arrays and of some that are more than what is kept.
+class Nested {
+ public:
+  explicit Nested(unsigned seed) : random_(seed) {}
+
+  void scope(int depth) {
+    Scope scope(workspace_);
+    const std::size_t before = taken_.size();
+    auto inner = [&] {
+      if (depth < 5 && random_.integer(0, 1)) this->scope(depth + 1);
+    };
+    inner();
+    for (Index i = random_.integer(0, 3); i > 0; --i) {
+      const Index sizes[] = {random_.integer(1, 100'000), Index(1) << 20, Index(1) << 24};
+      const Index n = sizes[std::max<Index>(0, random_.integer(-4, 2))];
+      char* const p = scope.take<char>(n);
+      for (const auto& other : taken_) {
+        ASSERT_TRUE(p + n <= other.first || other.second <= p) << "an array lies in another";
+      }
+      taken_.emplace_back(p, p + n);
+      inner();
+    }
+    for (const auto& array : taken_) *array.first = array.second[-1] = 1;
+    taken_.resize(before);
+  }
+
+ private:
+  Workspace workspace_;
+  testing::Random random_;
+  std::vector<std::pair<char*, char*>> taken_;
+};
+
+TEST(Workspace, ScopesWithinScopesHoldWhatIsNotKept) {
+  for (unsigned seed = 0; seed < 5; ++seed) {
+    Nested nested(seed);
+    for (int call = 0; call < 2000; ++call) ASSERT_NO_FATAL_FAILURE(nested.scope(0));
+  }
+}
+
 TEST(Workspace, AScopeGivesBackWhatItTookAndNothingElse) {
   Workspace w;
   Scope outer(w);

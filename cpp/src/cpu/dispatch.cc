@@ -28,7 +28,7 @@ namespace v4 {
 extern const KernelTable kTable;
 }
 namespace v4_bf16 {
-extern const KernelSet<float> kBf16;
+extern const KernelSet<float> kTable;
 }
 #elif defined(NORMCORE_NEON_KERNELS)
 namespace neon {
@@ -82,7 +82,7 @@ class Features {
 const KernelTable& v4_with_bf16() {
   static const KernelTable table = [] {
     KernelTable t = v4::kTable;
-    t.bf16 = v4_bf16::kBf16;
+    t.bf16 = v4_bf16::kTable;
     return t;
   }();
   return table;

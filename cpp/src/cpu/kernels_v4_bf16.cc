@@ -4,7 +4,7 @@
 
 namespace normcore::cpu::NORMCORE_ISA {
 
-extern const KernelSet<float> kBf16;
-const KernelSet<float> kBf16 = kSet<BF16>;
+extern const KernelSet<float> kTable;
+const KernelSet<float> kTable = kSet<BF16>;
 
 }  // namespace normcore::cpu::NORMCORE_ISA

@@ -30,13 +30,15 @@ class Workspace {
     if (chunks_.empty()) Scope(*this).take<char>(1);
   }
 
-  // Everything taken while a Scope lives is given back at its end.
+  // Everything taken while a Scope lives is given back at its end. It begins at a place in a chunk
+  // and not at an address: one within it that began at the same place may have left another chunk
+  // there.
   class Scope {
    public:
-    explicit Scope(Workspace& w) : w_(w), chunk_(w.chunk_), next_(w.next_) {}
+    explicit Scope(Workspace& w) : w_(w), chunk_(w.chunk_), used_(w.used()) {}
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
-    ~Scope() { w_.release(chunk_, next_); }
+    ~Scope() { w_.release(chunk_, used_); }
 
     template <class T>
     T* take(Index n) {
@@ -51,8 +53,7 @@ class Workspace {
 
    private:
     Workspace& w_;
-    std::size_t chunk_;
-    std::byte* next_;
+    std::size_t chunk_, used_;
   };
 
  private:
@@ -73,6 +74,10 @@ class Workspace {
     return p;
   }
   std::size_t room() const { return static_cast<std::size_t>(end_ - next_); }
+  // Of the current chunk.
+  std::size_t used() const {
+    return next_ ? static_cast<std::size_t>(next_ - chunks_[chunk_].data.get()) : 0;
+  }
 
   // Goes on to the next chunk that is large enough.
   [[gnu::noinline]] void make_room(std::size_t bytes) {
@@ -93,17 +98,17 @@ class Workspace {
     end_ = next_ + chunks_[chunk].size;
   }
 
-  void release(std::size_t chunk, std::byte* next) {
-    if constexpr (kRedZone > 0) poison_from(chunk, next);
-    if (chunk == 0 && (!next || next == chunks_.front().data.get())) return reset();
+  void release(std::size_t chunk, std::size_t used) {
+    if constexpr (kRedZone > 0) poison_from(chunk, used);
+    if (chunk == 0 && used == 0) return reset();
     if (chunk_ != chunk) go_to(chunk);
-    next_ = next;
+    next_ = chunks_[chunk].data.get() + used;
   }
-  // What was taken since `next` in that chunk.
-  void poison_from(std::size_t chunk, const std::byte* next) const {
+  // What was taken behind the first `used` bytes of that chunk.
+  void poison_from(std::size_t chunk, std::size_t used) const {
     for (std::size_t i = chunk; i <= chunk_ && i < chunks_.size(); ++i) {
       const std::byte* data = chunks_[i].data.get();
-      const std::byte* first = i == chunk && next ? next : data;
+      const std::byte* first = data + (i == chunk ? used : 0);
       const std::byte* end = i == chunk_ ? next_ : data + chunks_[i].size;
       poison(first, static_cast<std::size_t>(end - first));
     }

@@ -110,24 +110,31 @@ class Backward {
     const Index strips = rows > 1 ? plan_.cell_blocks() : plan_.blocks();
     Index runs = 1;
     if (plan_.fused) {
-      runs =
-          std::clamp<Index>((cells + tuning::kParameterTaskCells - 1) / tuning::kParameterTaskCells,
-                            1, std::min(tuning::kParameterTasks, strips));
+      const bool share =
+          plan_.count >= tuning::kLongParameters && 2 * cells >= tuning::kParameterTaskCells;
+      const Index least = share ? 2 : 1;
+      const Index most = std::max(tuning::kFewParameterTasks,
+                                  tuning::kParameterSumBytes / (n * 2 * Index(sizeof(C))));
+      runs = std::min(std::clamp(ceil_div(cells, tuning::kParameterTaskCells), least,
+                                 std::min(tuning::kParameterTasks, most)),
+                      strips);
     }
     const bool wanted = args_.dweight || args_.dweight_here || args_.dbias || args_.dbias_here;
     // The sums of a single run are the gradients.
     auto table = [&](C* here) -> C* {
       if (!wanted) return nullptr;
-      if (!here || runs > 1) return scope.template take_filled<C>(runs * n, 0);
-      std::fill_n(here, n, C(0));
-      return here;
+      return here && runs == 1 ? here : scope.template take<C>(runs * n);
     };
     C* dweight = table(args_.dweight_here);
     C* dbias = table(args_.dbias_here);
+    auto of_run = [&](Index run, C* sums) -> C* {  // by the thread that adds to them
+      if (wanted) std::fill_n(sums + run * n, n, C(0));
+      return wanted ? sums + run * n : nullptr;
+    };
     if (plan_.fused) {
       be_.parallel(runs, [&](Index run) {
-        C* dw = wanted ? dweight + run * n : nullptr;
-        C* db = wanted ? dbias + run * n : nullptr;
+        C* dw = of_run(run, dweight);
+        C* db = of_run(run, dbias);
         Scope inner(be_.workspace());
         double* wide_dw = nullptr;
         double* wide_db = nullptr;
@@ -156,7 +163,7 @@ class Backward {
         }
       });
     } else {
-      block(block_at(plan_, 0), {}, dweight, dbias);
+      block(block_at(plan_, 0), {}, of_run(0, dweight), of_run(0, dbias));
     }
     if (wanted) {
       finish(dweight, runs, n, args_.dweight_here, args_.dweight);

@@ -198,6 +198,8 @@ void plan_work(const PlanRequest& r, Plan* p) {
     p->block_cells =
         evened(p->cells, std::min(p->cells, closure * at_most(p->cells, wanted, closed_bytes)),
                closure, closed_rows * cell_bytes);
+    if (r.affinity == Affinity::element && operands_of(r) > 2 && cell_bytes >= tuning::kFarRowBytes)
+      p->block_cells = std::min(p->cells, tuning::kRowsOfChunks);
     // A block of short runs that are far apart costs more than it saves.
     const bool apart = p->merged_outer && closed_rows > 1 && p->block_cells < p->cells;
     const Index run = p->stream ? tuning::kBlockRunBytes : tuning::kBlockRunBytesInCache;

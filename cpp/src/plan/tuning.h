@@ -87,6 +87,10 @@ inline constexpr Index kRowTileBytes = Index(1) << 14;
 // 1024x8192 0.72 to 0.84 of the time, backward 0.87 to 0.91 (512x8192 bfloat16 0.76 to 0.82),
 // 256x16384 0.95 to 0.99, backward 0.87; with blocks of four rows of 262144 up to 1.4.
 inline constexpr Index kRowsOfChunks = 4;
+// In backward they are a block where a core's own cache holds no row of two operands and what runs
+// along them: rows of 262144 0.92 of the time, bfloat16 0.74 to 0.77; of 65536 up to 1.07. (Forward
+// 0.63 to 0.99 where that cache has 2 MB; not where it has one.)
+inline constexpr Index kFarRowBytes = Index(1) << 19;
 // Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time,
 // and of the tile that is made of such runs.
 inline constexpr Index kGatherRun = 256;
@@ -121,6 +125,12 @@ inline constexpr Index kStickyBytes = Index(1) << 22;
 // Row blocks over which the gradients of elementwise parameters are summed separately.
 inline constexpr Index kParameterTasks = 64;
 inline constexpr Index kParameterTaskCells = 16;
+// Of so many parameters half as many rows are two tasks: 16x65536 takes 0.6 of the time with two
+// threads, 1.1 with one. The sums of all shall not outgrow what a thread keeps from call to call,
+// but for a few tasks.
+inline constexpr Index kLongParameters = Index(1) << 14;
+inline constexpr Index kParameterSumBytes = Index(1) << 24;
+inline constexpr Index kFewParameterTasks = 8;
 // Cells after which such a sum in the compute type moves on to double.
 inline constexpr Index kParameterFlushCells = 256;
 // Pixels per channel of a run over which the gradients of mixing weights are summed: what all runs
