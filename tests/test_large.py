@@ -88,7 +88,7 @@ def test_long_pools(rng, shape):
 
 @pytest.mark.parametrize("shape", [(32, 600_000), (1030, 9_000)], ids=str)
 def test_many_parameters(rng, shape):
-    """Whose partial sums are more than a thread keeps from call to call: the calls are alike."""
+    """Of long rows and of many: the tasks that sum them leave the same in every call."""
     dy, x = (rng.standard_normal(shape, dtype=np.float32).astype(np.float16) for _ in range(2))
     weight = rng.standard_normal(shape[1]).astype(np.float32)
     first = nc.layer_norm_backward(dy, x, weight)
