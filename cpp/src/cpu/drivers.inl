@@ -229,7 +229,8 @@ struct Rows {
 };
 
 // Calls f(i, j, tag) over [i, n), with j in 0..3 naming one of four independent accumulators; i is
-// a multiple of four vectors. In any order: nothing else runs along the elements.
+// a multiple of four vectors. kAnyOrder: nothing else runs along the elements, which two
+// neighbouring vectors may then share out as is cheapest to load.
 template <class C, bool kAnyOrder, class F>
 SI void four_from(Index i, F f) {
   constexpr Index N = kLanes<C>;

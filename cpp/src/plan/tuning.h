@@ -88,8 +88,8 @@ inline constexpr Index kRowTileBytes = Index(1) << 14;
 // 256x16384 0.95 to 0.99, backward 0.87; with blocks of four rows of 262144 up to 1.4.
 inline constexpr Index kRowsOfChunks = 4;
 // In backward they are a block where a core's own cache holds no row of two operands and what runs
-// along them: rows of 262144 0.92 of the time, bfloat16 0.74 to 0.77; of 65536 up to 1.07. (Forward
-// 0.63 to 0.99 where that cache has 2 MB; not where it has one.)
+// along them: rows of 262144 0.90 to 0.92 of the time, bfloat16 0.76 to 0.79; of 65536 up to 1.07.
+// (Forward with 2 MB of that cache 0.63 to 0.99, but of 65536 up to 1.7.)
 inline constexpr Index kFarRowBytes = Index(1) << 19;
 // Where the cells of rows lie side by side in memory: bytes of a run that is gathered at a time,
 // and of the tile that is made of such runs.

@@ -127,14 +127,16 @@ def waited_for_cpu() -> float:
         threads = os.listdir("/proc/self/task")
     except OSError:
         return math.nan
-    total = 0
+    waited = turns = 0
     for thread in threads:
         try:
             with open(f"/proc/self/task/{thread}/schedstat") as stat:
-                total += int(stat.read().split()[1])
-        except FileNotFoundError:  # it has ended, or the kernel keeps no account
+                fields = stat.read().split()
+        except OSError:  # it has ended, or the kernel keeps no account
             continue
-    return total * 1e-9 if total else math.nan
+        waited += int(fields[1])
+        turns += int(fields[2])
+    return waited * 1e-9 if turns else math.nan  # without an account all is zero
 
 
 def run_loop(call: Callable[[], Any], repeats: int) -> float:
